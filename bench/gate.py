@@ -1,0 +1,146 @@
+"""What the gate costs: the same requests straight to a server on loopback and through the gate, taking turns, in one run.
+
+    python bench/gate.py [--rounds N] [--json]
+
+The server is Python's own, so absolute times say little; what the gate adds, and the ratios, are the result. TLS on both sides, and method, path,
+headers and credential are checked on every request. Uses the harness of the gate's tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import random
+import socket
+import ssl
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SIZE = 32 << 20  # bytes of a large download or upload
+HOST = "api.localhost"
+
+
+class Route:
+    """A way to the server: direct, or through the gate's proxy port."""
+
+    def __init__(self, name: str, ca: Path, port: int, proxy_port: int = 0, key: str = "") -> None:
+        self.name, self.port, self.proxy_port = name, port, proxy_port
+        self.context = ssl.create_default_context(cafile=str(ca))
+        self.headers = {"x-api-key": key, "content-type": "application/json"}
+
+    def connect(self) -> http.client.HTTPSConnection:
+        connection = http.client.HTTPSConnection(HOST, self.port, timeout=30, context=self.context)
+        if self.proxy_port:
+            connection = http.client.HTTPSConnection("127.0.0.1", self.proxy_port, timeout=30, context=self.context)
+            connection.set_tunnel(HOST, self.port)
+            connection.connect()
+        else:  # the name need not be known to this machine's resolver
+            plain = socket.create_connection(("127.0.0.1", self.port), 30)
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sock = self.context.wrap_socket(plain, server_hostname=HOST)
+        return connection
+
+    def ask(self, connection: http.client.HTTPSConnection, method: str, path: str, body: bytes | None = None) -> None:
+        connection.request(method, path, body=body, headers=self.headers)
+        answer = connection.getresponse()
+        got = len(answer.read())
+        if answer.status != 200:
+            raise SystemExit(f"{self.name}: {method} {path}: status {answer.status} ({got} bytes)")
+
+
+def kept(route: Route) -> float:
+    """Milliseconds for a small request on a connection that is open already (mean of ten)."""
+    connection = route.connect()
+    route.ask(connection, "GET", "/v1/small")
+    began = time.perf_counter()
+    for _ in range(10):
+        route.ask(connection, "GET", "/v1/small")
+    took = time.perf_counter() - began
+    connection.close()
+    return took * 100
+
+
+def fresh(route: Route) -> float:
+    """Milliseconds for a small request on a new connection, TLS included."""
+    began = time.perf_counter()
+    connection = route.connect()
+    route.ask(connection, "GET", "/v1/small")
+    took = time.perf_counter() - began
+    connection.close()
+    return took * 1000
+
+
+def moved(method: str) -> Callable[[Route], float]:
+    """Megabytes a second of one large body."""
+
+    def measure(route: Route) -> float:
+        connection = route.connect()
+        began = time.perf_counter()
+        route.ask(connection, method, f"/v1/big/{SIZE}" if method == "GET" else "/v1/put", None if method == "GET" else bytes(SIZE))
+        took = time.perf_counter() - began
+        connection.close()
+        return SIZE / took / 1e6
+
+    return measure
+
+
+KINDS: dict[str, tuple[Callable[[Route], float], int]] = {  # measure, and every how many rounds
+    "request on an open connection, ms": (kept, 1),
+    "request on a new connection, ms": (fresh, 1),
+    "download, MB/s": (moved("GET"), 5),
+    "upload, MB/s": (moved("PUT"), 5),
+}
+
+
+def run(routes: list[Route], rounds: int) -> dict[str, dict[str, float]]:
+    """Medians by kind and route."""
+    values: dict[str, dict[str, list[float]]] = {kind: {route.name: [] for route in routes} for kind in KINDS}
+    for number in range(rounds + 1):  # the first round only warms up
+        turns = [(kind, route) for kind, (_, every) in KINDS.items() for route in routes if number % every == 0]
+        random.shuffle(turns)
+        for kind, route in turns:
+            value = KINDS[kind][0](route)
+            if number:
+                values[kind][route.name].append(value)
+    return {kind: {name: round(statistics.median(found), 2) for name, found in row.items() if found} for kind, row in values.items()}
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=20)
+    options.add_argument("--json", action="store_true")
+    given = options.parse_args()
+    sys.path.insert(0, str(ROOT / "tests"))
+    from gateway import harness
+
+    with tempfile.TemporaryDirectory(prefix="stockade-bench-") as scratch:
+        upstream = harness.Upstream(Path(scratch))
+        try:
+            with harness.running(Path(scratch), upstream) as gate:
+                routes = [
+                    Route("direct", upstream.ca, upstream.port, key=harness.SECRET),
+                    Route("gate", gate.ca_file, upstream.port, gate.ports["http-proxy"], harness.PLACEHOLDER),
+                ]
+                medians = run(routes, max(given.rounds, 5))
+                ready = round(gate.times["ready"] * 1000)
+        finally:
+            upstream.close()
+    if given.json:
+        print(json.dumps({"rounds": given.rounds, "ready_ms": ready, "medians": medians}, indent=2))
+    else:
+        width = max(map(len, KINDS))
+        print(f"{'':{width}}  {'direct':>9}  {'gate':>9}  gate / direct")
+        for kind, row in medians.items():
+            print(f"{kind:{width}}  {row['direct']:9.2f}  {row['gate']:9.2f}  {row['gate'] / row['direct']:13.2f}")
+        print(f"the gate was ready {ready} ms after its start; medians of {max(given.rounds, 5)} rounds, both taking turns")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,7 @@
+"""`python -m stockade`."""
+
+import sys
+
+from stockade.cli import main
+
+sys.exit(main())

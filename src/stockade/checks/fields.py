@@ -1,0 +1,141 @@
+"""Fields of known model APIs that make the server fetch, connect, run or deliver elsewhere (the other half of the approved-domain incident).
+
+The API is recognised by its path, on every host: a company's relay in front of it is the same attack surface. Tools and sources are allowlists; field names
+are compared without case, and a body that readers could read in two ways (duplicate names, other encodings) is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from stockade.checks.normalise import Ambiguous, normalise_path
+
+# The same test as a regular expression for the engine that must buffer these bodies (gateway/config.py takes it from here by way of the wiring).
+INSPECTED_PATH = r".*/(v1/messages(/count_tokens|/batches)?|chat/completions|responses(/compact)?)/?"
+_ANTHROPIC = ("/v1/messages", "/v1/messages/count_tokens", "/v1/messages/batches")
+_OPENAI = ("/chat/completions", "/responses", "/responses/compact")
+
+_ANTHROPIC_FIELDS = {"mcp_servers": "makes the server connect to MCP servers", "container": "runs code on the server"}
+_OPENAI_FIELDS = {"web_search_options": "makes the server search the web", "prompt": "loads a stored prompt with tools of its own"}
+_ANTHROPIC_TOOLS = ("bash_", "text_editor_", "computer_", "memory_")  # carried out by the client; any other typed tool by the server
+_OPENAI_TOOLS = frozenset({"function", "custom", "local_shell", "apply_patch", "computer_use_preview"})
+_INLINE_SOURCES = frozenset({"base64", "text", "content"})
+_OPAQUE = frozenset({"input_schema", "parameters", "arguments", "schema", "json_schema"})  # the client's own data, never acted on
+
+
+def inspected(path: str) -> bool:
+    """Is this the path of an API whose bodies must be read? `path` without its query."""
+    return _api(path) != ""
+
+
+def forbidden_fields(host: str, path: str, json_body: bytes) -> str | None:
+    """Why this body may not leave, or None. `json_body` is the whole body, not compressed; `host` is for the message only. Never raises."""
+    api = _api(path)
+    if not api or not json_body:
+        return None
+    try:
+        body = json.loads(json_body.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        return f"{host} takes JSON here, and the body is not JSON that every reader reads alike ({str(error)[:80]})"
+    if not isinstance(body, dict):
+        return f"{host} takes a JSON object here"
+    try:
+        return _anthropic(body) if api == "anthropic" else _openai(body)
+    except RecursionError:
+        return "the body is nested too deeply to be read"
+
+
+def _api(path: str) -> str:
+    try:
+        settled = normalise_path(path).rstrip("/").lower()
+    except Ambiguous:
+        return ""
+    return "anthropic" if settled.endswith(_ANTHROPIC) else "openai" if settled.endswith(_OPENAI) else ""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = {name.casefold(): value for name, value in pairs}
+    if len(found) != len(pairs):
+        raise ValueError("a field name comes twice")
+    return found
+
+
+def _anthropic(body: dict[str, Any]) -> str | None:
+    batch = body.get("requests")
+    if isinstance(batch, list):
+        for item in batch:
+            params = item.get("params") if isinstance(item, dict) else None
+            if isinstance(params, dict) and (reason := _anthropic(params)):
+                return reason
+    for name, why in _ANTHROPIC_FIELDS.items():
+        if body.get(name):
+            return f"the field {name} {why}"
+    for tool in _listed(body.get("tools")):
+        kind = tool.get("type", "custom")
+        if kind is not None and kind != "custom" and not str(kind).startswith(_ANTHROPIC_TOOLS):
+            return f"the tool type {_show(kind)} is carried out by the server"
+    return _content(body, _anthropic_item)
+
+
+def _anthropic_item(item: dict[str, Any]) -> str | None:
+    source = item.get("source")
+    if isinstance(source, dict) and source.get("type") not in _INLINE_SOURCES:
+        return f"a source of type {_show(source.get('type'))} makes the server fetch"
+    if item.get("type") == "container_upload":
+        return "container_upload hands a file to code on the server"
+    return None
+
+
+def _openai(body: dict[str, Any]) -> str | None:
+    for name, why in _OPENAI_FIELDS.items():
+        if body.get(name):
+            return f"the field {name} {why}"
+    for tool in _listed(body.get("tools")):
+        kind = tool.get("type", "function")
+        cached = kind == "web_search" and tool.get("external_web_access") is False  # answers from the provider's own index, fetches nothing
+        if kind not in _OPENAI_TOOLS and not cached:
+            return f"the tool type {_show(kind)} is carried out by the server"
+    return _content(body, _openai_item)
+
+
+def _openai_item(item: dict[str, Any]) -> str | None:
+    for name in ("image_url", "file_url", "server_url"):
+        found = item.get(name)
+        link = found.get("url") if isinstance(found, dict) else found
+        if found is not None and not (isinstance(link, str) and link.startswith("data:")):
+            return f"the field {name} makes the server fetch"
+    if item.get("file_id"):
+        return "the field file_id hands over a file stored on the server"
+    return None
+
+
+def _content(value: Any, check: Any) -> str | None:
+    """Apply `check` to every object in the body, but not inside what is only data to the API."""
+    if isinstance(value, list):
+        for item in value:
+            if reason := _content(item, check):
+                return str(reason)
+    elif isinstance(value, dict):
+        if reason := check(value):
+            return str(reason)
+        call = value.get("type") in ("tool_use", "server_tool_use")
+        for name, item in value.items():
+            if name not in _OPAQUE and not (call and name == "input") and (reason := _content(item, check)):
+                return str(reason)
+    return None
+
+
+def _listed(value: Any) -> list[dict[str, Any]]:
+    """The objects of a list; anything else counts as one object of an unknown type, which no allowlist holds."""
+    if value is None:
+        return []
+    return (
+        [item if isinstance(item, dict) else {"type": "unreadable"} for item in value]
+        if isinstance(value, list)
+        else [{"type": "unreadable"}]
+    )
+
+
+def _show(value: object) -> str:
+    return ascii(str(value)[:60])

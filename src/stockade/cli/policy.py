@@ -1,0 +1,306 @@
+"""`stockade policy`: write, check, show and explain the rules."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from stockade.core import frozen, places
+from stockade.core.errors import EXIT_FAILED, PolicyError, StockadeError
+from stockade.core.values import ALLOW, Origin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, TextIO
+
+    from stockade.core.values import Grant, Policy, Verdict
+    from stockade.policy.compile import Compiled
+
+_COLOURS = {"red": "31", "green": "32", "yellow": "33", "dim": "2"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `stockade policy`."""
+    parser = argparse.ArgumentParser(prog="stockade policy", description="Write, check, show and explain the rules of a sandbox.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        found = commands.add_parser(name, help=text, description=text)
+        found.add_argument("--json", action="store_true", help="print JSON")
+        return found
+
+    init = command("init", "Write a commented first policy to your configuration. Never overwrites.")
+    init.add_argument("--print", action="store_true", dest="to_stdout", help="print it instead")
+    check = command("check", "Say whether the policy is valid, with warnings. Exit status 1 if it is not.")
+    check.add_argument("file", nargs="?", metavar="FILE", help="a policy file, as `stockade run --policy FILE` would take it")
+    check.add_argument("--managed", action="store_true", help="FILE is meant to become the managed policy")
+    for one in (
+        command("show", "Show the merged policy and where each part of it was written."),
+        explain := command("explain", "Say what the policy says to a request or a path, by which rule. Exit status 0: allowed, 1: denied."),
+    ):
+        one.add_argument("--policy", metavar="FILE", help="a policy file on top of yours (./stockade.toml is never read by itself)")
+    explain.add_argument("question", nargs="+", metavar="QUESTION", help='"POST https://api.example.com/v1/x", "read ~/x" or "write ~/x"')
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `stockade policy` with `argv` (without "policy"). 0: fine, 1: wrong or denied, 2: usage, 125: could not tell."""
+    options = build_parser().parse_args(argv)
+    try:
+        status = {"init": _init, "check": _check, "show": _show, "explain": _explain}[options.command](options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `| head` has seen enough; python would complain again when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except StockadeError as error:
+        if options.json:
+            print(json.dumps({"ok": False, **error.plain()}))
+        else:
+            print(_clean(f"stockade: {_whole(error)}"), file=sys.stderr)
+        return 1 if options.command == "check" else EXIT_FAILED
+
+
+def _init(options: argparse.Namespace) -> int:
+    from stockade.policy.first import TEXT
+
+    if options.to_stdout:
+        print(json.dumps({"ok": True, "text": TEXT}) if options.json else TEXT, end="\n" if options.json else "")
+        return 0
+    path = places.config("policy.toml")
+    hint = "Edit it, or see a fresh one with: stockade policy init --print"
+    try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        raise StockadeError(f"{path} exists already", code="policy.exists", hint=hint) from None
+    except OSError as error:
+        raise StockadeError(f"cannot write {path}: {error.strerror}", code="policy.unwritable", hint="Make the folder writable.") from error
+    with open(opened, "w", encoding="utf-8") as file:
+        file.write(TEXT)
+    print(json.dumps({"ok": True, "file": path}) if options.json else f"wrote {path}; it changes nothing until you uncomment a line")
+    return 0
+
+
+def _compile(policy_file: str | None) -> Compiled:
+    from stockade.policy.compile import compile_policy
+
+    own = os.path.realpath(places.config("policy.toml"))
+    same = policy_file is not None and os.path.realpath(policy_file) in (own, os.path.realpath(places.MANAGED_POLICY))
+    return compile_policy(os.getcwd(), policy_file=None if same else policy_file)
+
+
+def _check(options: argparse.Namespace) -> int:
+    if options.managed:
+        from stockade.policy.compile import compile_policy
+
+        if not options.file or not os.path.exists(options.file):
+            raise PolicyError("--managed needs a FILE that exists", code="policy.no-file")
+        found = compile_policy(os.getcwd(), managed=os.path.abspath(options.file), managed_owner=os.stat(options.file).st_uid)
+    else:
+        found = _compile(options.file)
+    warnings = [*found.warnings, *_sources_missing(found.policy)]
+    if options.json:
+        print(json.dumps({"ok": True, "files": [path for path, _ in found.policy.sources], "warnings": [one.plain() for one in warnings]}))
+        return 0
+    paint = _Paint(sys.stdout)
+    for one in warnings:
+        print(f"{paint('warning', 'yellow')}: {_clean(_whole(one))}")
+    where = ", ".join(path for path, _ in found.policy.sources) or "no policy file, the defaults hold"
+    print(f"{paint('ok', 'green')}: {_clean(where)}")
+    _mention_project(found.policy)
+    return 0
+
+
+def _sources_missing(policy: Policy) -> list[PolicyError]:
+    found = []
+    for one in policy.credentials:
+        kind, _, rest = one.source.partition(":")
+        gone = ""
+        if kind == "env" and not os.environ.get(rest):
+            gone = f"{rest} is not set here"
+        elif kind == "file" and not os.path.isfile(rest if rest.startswith("/") else places.home() + rest[1:]):
+            gone = f"there is no file {rest}"
+        if gone:
+            where = one.origin
+            message = f"the credential {one.name} has no value now: {gone}"
+            hint = "Requests that need it will be refused."
+            found.append(PolicyError(message, code="policy.no-secret", file=where.file, line=where.line, key=where.key, hint=hint))
+    return found
+
+
+def _mention_project(policy: Policy) -> None:
+    if os.path.lexists("stockade.toml") and os.path.abspath("stockade.toml") not in [path for path, _ in policy.sources]:
+        print("note: ./stockade.toml was not read: a project does not set its own rules. If you trust it: --policy stockade.toml")
+
+
+def _show(options: argparse.Namespace) -> int:
+    found = _compile(options.policy)
+    policy = found.policy
+    if options.json:
+        origins = {key: frozen.plain(origin) for key, origin in found.origins}
+        print(
+            json.dumps(
+                {"ok": True, "policy": frozen.plain(policy), "origins": origins, "warnings": [one.plain() for one in found.warnings]}
+            )
+        )
+        return 0
+    paint = _Paint(sys.stdout)
+    for text, origin in _shown(found):
+        note = "" if origin is None else f"  # {origin}" + (f", preset {origin.preset}" if origin.preset else "")
+        head, newline, rest = text.lstrip("\n").partition("\n")
+        gap = "\n" if text.startswith("\n") else ""
+        print(gap + _clean(head) + (paint(_clean(note), "dim") if note else "") + newline + _clean(rest))
+    _mention_project(policy)
+    return 0
+
+
+def _shown(found: Compiled) -> list[tuple[str, Origin | None]]:
+    """Lines of the merged policy with the origin of each."""
+    from stockade.policy.caps import shown
+
+    policy, written, built_in = found.policy, dict(found.origins), Origin()
+    lines: list[tuple[str, Origin | None]] = []
+
+    def single(key: str, text: str) -> None:
+        lines.append((f"{key.rpartition('.')[2]} = {text}", written.get(key, built_in)))
+
+    single("wall", _quote(policy.wall))
+    single("oversight", _quote(policy.oversight))
+    lines.append(("\n[workspace]", None))
+    for name in ("path", "mode", "git", "scan"):
+        single(f"workspace.{name}", _quote(getattr(policy.workspace, name)))
+    for mount in policy.mounts:
+        at = f"\nat = {_quote(mount.target)}" if mount.target != mount.source else ""
+        lines.append((f"\n[[mount]]\npath = {_quote(mount.source)}{at}\nmode = {_quote(mount.mode)}", mount.origin))
+    lines.append(("\n[limits]", None))
+    for name, value in policy.limits.__dict__.items():
+        text = shown(name, value)
+        single(f"limits.{name}", text if text.isdigit() else _quote(text))
+    lines.append(("\n[environment]", None))
+    lines.append((f"pass = {_list(policy.environment.pass_names)}", None))
+    for name, value in policy.environment.set_values:
+        lines.append((f"set.{name} = {_quote(value)}", written.get(f"environment.set.{name}", built_in)))
+    for grant in policy.grants:
+        lines.append((_grant(grant), grant.origin))
+    for one in policy.credentials:
+        text = f"\n[credential.{one.name}]\nsource = {_quote(one.source)}\nheader = {_quote(one.header)}\ntemplate = {_quote(one.template)}"
+        lines.append((f"{text}\nenv = {_quote(one.env)}", one.origin))
+    if not policy.grants:
+        lines.append(("\n# no egress: nothing leaves the sandbox", None))
+    return lines
+
+
+def _grant(grant: Grant) -> str:
+    from stockade.policy.units import show_size
+
+    text = (
+        f"\n[[egress]]\nhost = {_quote(grant.host)}\nport = {grant.port}\nscheme = {_quote(grant.scheme)}\nmethods = {_list(grant.methods)}"
+    )
+    text += f"\npaths = {_list(grant.paths)}\nquery = {_quote(grant.query)}"
+    if grant.headers:
+        text += f"\nheaders = {_list(grant.headers)}"
+    if grant.credential:
+        text += f"\ncredential = {_quote(grant.credential)}"
+    if grant.private:
+        text += "\nprivate = true"
+    if grant.effect != ALLOW:
+        return f'{text}\neffect = "{grant.effect}"'
+    return f"{text}\nmax_upload = {_quote(show_size(grant.max_upload))}"
+
+
+def _explain(options: argparse.Namespace) -> int:
+    question = " ".join(options.question).strip()
+    verb, _, rest = question.partition(" ")
+    found = _compile(options.policy)
+    if verb in ("read", "write") and rest:
+        from stockade.policy.visible import explain_path
+
+        verdict, origin = explain_path("read" if verb == "read" else "write", rest.strip(), found.policy, os.getcwd())
+    elif "://" in rest:
+        verdict, origin = _explain_request(verb, rest.strip(), found.policy)
+    else:
+        hint = 'Ask "POST https://api.example.com/v1/x", "read ~/x" or "write ~/x".'
+        raise StockadeError(f"{question!r} is not a question that a policy answers", code="policy.question", hint=hint)
+    if options.json:
+        print(json.dumps({"ok": True, "question": question, **frozen.plain(verdict), "origin": frozen.plain(origin)}))
+    else:
+        _print_verdict(question, verdict, origin)
+    return 0 if verdict.effect == ALLOW else 1
+
+
+def _explain_request(method: str, url: str, policy: Policy) -> tuple[Verdict, Origin]:
+    from stockade.checks.grants import CredentialInUse, HttpRequest, choose
+    from stockade.checks.normalise import Ambiguous, authority
+
+    scheme = urlsplit(url).scheme
+    rest = url.partition("://")[2].partition("#")[0]
+    end = min((rest.index(mark) for mark in "/?" if mark in rest), default=len(rest))
+    place, target = rest[:end], rest[end:]
+    if scheme not in ("https", "http"):
+        raise StockadeError(f"{scheme}: never leaves a sandbox", code="policy.question", hint="Only http and https can be granted.")
+    try:
+        host, port = authority(place, 443 if scheme == "https" else 80)
+    except Ambiguous as error:
+        from stockade.core.values import DENY, Verdict
+
+        return Verdict(DENY, error.rule, (f"{error}.",)), Origin()
+    request = HttpRequest(
+        method.upper(), host, target if target.startswith("/") else f"/{target}", "https" if scheme == "https" else "http", port
+    )
+    in_use = tuple(CredentialInUse(one.name, one.header, one.template) for one in policy.credentials)
+    verdict, grant = choose(request, policy.grants, in_use)
+    if grant is not None:
+        return verdict, grant.origin
+    if choose(request, (), in_use)[0].rule != verdict.rule:  # some rule had a say: the one that alone says the same
+        for one in policy.grants:
+            if choose(request, (one,), in_use)[0].reasons == verdict.reasons:
+                return verdict, one.origin
+    return verdict, Origin()
+
+
+def _print_verdict(question: str, verdict: Verdict, origin: Origin) -> None:
+    paint = _Paint(sys.stdout)
+    colour = {"allow": "green", "deny": "red"}.get(verdict.effect, "yellow")
+    print(f"{paint(verdict.effect.upper(), colour)}  {_clean(question)}")
+    print(_clean(f"  rule   {verdict.rule}"))
+    default = "built-in: what no rule grants is denied" if verdict.effect != ALLOW else "built-in"
+    via = f", preset {origin.preset}" if origin.preset else ""
+    print(_clean(f"  where  {origin if origin.line or origin.file != 'built-in' else default}{via}"))
+    for reason in verdict.reasons:
+        if reason:
+            print(_clean(f"  why    {reason}"))
+    if verdict.grant:
+        print("  The narrowest rule that would allow it, for " + _clean(places.config("policy.toml")) + ":\n")
+        print(_clean("\n".join(f"    {line}" for line in verdict.grant.strip().splitlines())))
+
+
+class _Paint:
+    """Colours, only on a terminal and only if NO_COLOR is not set (no-color.org)."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.on = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+    def __call__(self, text: str, colour: str) -> str:
+        return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if self.on else text
+
+
+def _clean(text: str) -> str:
+    """Text for a terminal: names in files must not move its cursor."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
+
+
+def _whole(error: StockadeError) -> str:
+    return error.message + (f"\n  {error.hint}" if error.hint else "")
+
+
+def _quote(value: Any) -> str:
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _list(values: Sequence[str]) -> str:
+    return "[" + ", ".join(_quote(value) for value in values) + "]"

@@ -1,0 +1,1 @@
+"""Frozen values, errors and places. Imports nothing of ours; the hot path of `stockade run` loads all of it."""

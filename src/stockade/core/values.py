@@ -1,0 +1,211 @@
+"""The values that rooms exchange. All frozen, all plain data; nothing here does I/O."""
+
+from __future__ import annotations
+
+from stockade.core.frozen import frozen
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Literal, Never, Self
+
+    Effect = Literal["allow", "ask", "deny"]
+    MountMode = Literal["ro", "rw", "rw-no-delete"]
+
+ALLOW: Effect = "allow"
+ASK: Effect = "ask"
+DENY: Effect = "deny"
+STRICTNESS: dict[str, int] = {ALLOW: 0, ASK: 1, DENY: 2}
+
+
+@frozen
+class Origin:
+    """Where a rule was written: file, 1-based line (0 = built in), dotted key, and the preset it came through, if any."""
+
+    file: str = "built-in"
+    line: int = 0
+    key: str = ""
+    preset: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{where} ({self.key})" if self.key else where
+
+
+@frozen
+class Verdict:
+    """What a check says. `rule` names the deciding rule, `reasons` are sentences for people, `grant` the narrowest rule that would allow it."""
+
+    effect: Effect
+    rule: str
+    reasons: tuple[str, ...] = ()
+    grant: str = ""
+
+    def __bool__(self) -> Never:
+        raise TypeError("a Verdict has no truth value: compare verdict.effect")
+
+
+@frozen
+class Request:
+    """Something that a subject wants to do: `action` on `resource`, with what is known about it."""
+
+    subject: str
+    action: str
+    resource: str
+    context: tuple[tuple[str, str], ...] = ()
+
+
+@frozen
+class Mount:
+    """A host path made visible inside. `source` and `target` are absolute; `source` is resolved before it is judged."""
+
+    source: str
+    target: str
+    mode: MountMode = "ro"
+    origin: Origin = Origin()
+
+
+@frozen
+class Overlay:
+    """A host directory shown at `target` through a private layer: reads see `lower`, writes land in `upper` (`work` is overlayfs scratch beside it).
+
+    `lower`, `upper` and `work` are absolute host directories, `upper` and `work` on one file system (kernel: Documentation/filesystems/overlayfs.rst).
+    """
+
+    lower: str
+    upper: str
+    work: str
+    target: str
+    origin: Origin = Origin()
+
+
+@frozen
+class Limits:
+    """What a sandbox may use. Sizes in bytes, times in seconds, 0 = no limit of that kind."""
+
+    processes: int = 1024
+    memory: int = 8 << 30
+    cpu_time: int = 0
+    file_size: int = 16 << 30
+    open_files: int = 65536
+    output: int = 0
+    wall_time: int = 0
+    scratch: int = 4 << 30  # private home and /tmp, each
+
+
+@frozen
+class Environment:
+    """What the sandbox's environment holds: names passed through from the caller, and values set."""
+
+    pass_names: tuple[str, ...] = ()
+    set_values: tuple[tuple[str, str], ...] = ()
+
+
+@frozen
+class Confinement:
+    """What one sandbox may see and use. The default holds nothing: no mounts, no network, an empty environment.
+
+    `network` is "none" (a namespace with nothing listening) or "door" (listeners of the door, no route).
+    """
+
+    mounts: tuple[Mount, ...] = ()
+    overlays: tuple[Overlay, ...] = ()
+    network: Literal["none", "door"] = "none"
+    limits: Limits = Limits()
+    environment: tuple[tuple[str, str], ...] = ()
+    cwd: str = "/"
+    home: str = "/home/user"
+    workspace: str = ""  # the target of the mount that is the workspace, "" = none
+
+
+@frozen
+class Grant:
+    """One egress rule: these methods on these paths of this host, with this credential and none other.
+
+    `host` is exact ("api.example.com") or a suffix ("*.example.com"); `paths` are patterns of whole segments ("/v1/messages", "/simple/*/", "/files/**").
+    `headers` are request headers allowed beyond the common ones; `credential` names a `Credential` ("" = the request must carry none).
+    """
+
+    host: str
+    port: int = 443
+    scheme: Literal["https", "http"] = "https"
+    methods: tuple[str, ...] = ("GET", "HEAD")
+    paths: tuple[str, ...] = ("/**",)
+    query: Literal["any", "none"] = "any"
+    headers: tuple[str, ...] = ()
+    credential: str = ""
+    max_upload: int = 1 << 20
+    effect: Effect = ALLOW
+    private: bool = False  # the operator vouches that this name may resolve to a private or loopback address
+    origin: Origin = Origin()
+
+
+@frozen
+class Credential:
+    """A secret that stays outside. `source` is "env:NAME", "file:PATH", "command:ARGV" or "keyring:SERVICE/USER".
+
+    `header` and `template` say how the gate writes it ("x-api-key", "{}"; "authorization", "Bearer {}"). `env` is the variable that holds the
+    placeholder inside, if any.
+    """
+
+    name: str
+    source: str
+    header: str = "authorization"
+    template: str = "Bearer {}"
+    env: str = ""
+    origin: Origin = Origin()
+
+
+@frozen
+class Workspace:
+    """The folder the agent works in. `git` says how its .git appears; `scan` whether hard links are looked for before the start or behind it."""
+
+    path: str = "."
+    mode: MountMode = "rw"
+    git: Literal["private", "ro"] = "private"
+    scan: Literal["behind", "before"] = "behind"
+    origin: Origin = Origin()
+
+
+@frozen
+class Policy:
+    """Everything the layers decided, merged and validated. `sources` are the (path, sha256) pairs it was compiled from."""
+
+    wall: Literal["auto", "bubblewrap", "gvisor", "vm"] = "auto"
+    oversight: Literal["developer", "none"] = "developer"
+    workspace: Workspace = Workspace()
+    mounts: tuple[Mount, ...] = ()
+    environment: Environment = Environment()
+    limits: Limits = Limits()
+    grants: tuple[Grant, ...] = ()
+    credentials: tuple[Credential, ...] = ()
+    sources: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def from_plain(cls, data: dict[str, Any]) -> Self:
+        """Rebuild a policy from `frozen.plain(policy)`. Only for data that we validated and wrote ourselves."""
+
+        def origin(item: dict[str, Any]) -> dict[str, Any]:
+            lists = {key: tuple(value) for key, value in item.items() if isinstance(value, list)}
+            return {**item, **lists, "origin": Origin(**item["origin"])}
+
+        environment = data["environment"]
+        return cls(
+            wall=data["wall"],
+            oversight=data["oversight"],
+            workspace=Workspace(**origin(data["workspace"])),
+            mounts=tuple(Mount(**origin(item)) for item in data["mounts"]),
+            environment=Environment(tuple(environment["pass_names"]), tuple((name, value) for name, value in environment["set_values"])),
+            limits=Limits(**data["limits"]),
+            grants=tuple(Grant(**origin(item)) for item in data["grants"]),
+            credentials=tuple(Credential(**origin(item)) for item in data["credentials"]),
+            sources=tuple((path, digest) for path, digest in data["sources"]),
+        )
+
+
+@frozen
+class Enforced:
+    """One line of a receipt: what was asked, which mechanism holds it, and any detail worth knowing."""
+
+    rule: str
+    mechanism: str
+    detail: str = ""

@@ -1,0 +1,157 @@
+"""Fetches the real credentials. Runs in the supervisor, outside every sandbox, when a gate starts; a value goes to that gate and nowhere else.
+
+Sources: `env:NAME`, `file:PATH`, `command:ARGV` (split as a shell would, run without one), `keyring:SERVICE/USER`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from stockade.core.errors import CannotEnforce, StockadeError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stockade.core.values import Credential
+
+_LONGEST = 16384  # bytes of a secret
+_COMMAND_TIMEOUT = 30.0  # seconds: it may ask for a touch of a key
+
+
+def resolve(credential: Credential, environment: Mapping[str, str]) -> str:
+    """The secret of `credential`. `environment` is the supervisor's own.
+
+    Raises StockadeError (`credential.*`) if there is none or it could not stand in a header, CannotEnforce if the source's tool is missing. The message
+    names the source and never the value.
+    """
+    kind, _, rest = credential.source.partition(":")
+    match kind:
+        case "env":
+            value = _from_environment(credential, rest, environment)
+        case "file":
+            value = _from_file(credential, rest)
+        case "command":
+            value = _from_command(credential, rest)
+        case "keyring":
+            value = _from_keyring(credential, rest)
+        case _:
+            raise _failed(credential, "has a source of no known kind", "Use env:NAME, file:PATH, command:ARGV or keyring:SERVICE/USER.")
+    return _checked(credential, value)
+
+
+def placeholder(credential: Credential) -> str:
+    """A new stand-in for the sandbox: recognisable, worthless, and different in every session."""
+    return f"stockade-placeholder-{credential.name}-{os.urandom(12).hex()}"
+
+
+def for_gate(
+    credentials: tuple[Credential, ...], placeholders: Mapping[str, str], environment: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """The `credentials` of a gate's configuration. Raises as `resolve`."""
+    return {
+        credential.name: {
+            "header": credential.header,
+            "template": credential.template,
+            "secret": resolve(credential, environment),
+            "placeholder": placeholders[credential.name],
+        }
+        for credential in credentials
+    }
+
+
+def _from_environment(credential: Credential, name: str, environment: Mapping[str, str]) -> str:
+    if name not in environment:
+        raise _failed(credential, f"is not set: the variable {name} does not exist", f"Set it where stockade runs: export {name}=...")
+    return environment[name]
+
+
+def _from_file(credential: Credential, path: str) -> str:
+    full = os.path.expanduser(path)
+    try:
+        with open(full, "rb") as file:
+            data = file.read(_LONGEST + 2)
+    except OSError as error:
+        raise _failed(credential, f"cannot be read from {full}: {error.strerror}", "Check the path and its permissions.") from None
+    return _text(credential, data)
+
+
+def _from_command(credential: Credential, line: str) -> str:
+    import shlex
+    import subprocess
+
+    try:
+        argv = shlex.split(line)
+    except ValueError as error:
+        raise _failed(credential, f"has a command that cannot be split: {error}", "Check its quotes.") from None
+    if not argv:
+        raise _failed(credential, "has an empty command", "Write command:PROGRAM ARGUMENTS.")
+    return _run(credential, argv, subprocess.DEVNULL)
+
+
+def _run(credential: Credential, argv: list[str], stdin: int) -> str:
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            argv, stdin=stdin, stdout=subprocess.PIPE, timeout=_COMMAND_TIMEOUT, check=False
+        )  # its errors go to our stderr
+    except FileNotFoundError:
+        raise _failed(credential, f"needs the program {argv[0]}, which is not there", "Install it, or write its full path.") from None
+    except subprocess.TimeoutExpired:
+        raise _failed(credential, f"was not given within {_COMMAND_TIMEOUT:.0f} s by {argv[0]}", "Run the command by hand.") from None
+    except OSError as error:
+        raise _failed(credential, f"cannot be fetched with {argv[0]}: {error.strerror}", "Run the command by hand.") from None
+    if done.returncode:
+        raise _failed(credential, f"was refused: {argv[0]} ended with status {done.returncode}", "Run the command by hand.")
+    return _text(credential, done.stdout)
+
+
+def _from_keyring(credential: Credential, rest: str) -> str:
+    import importlib.util
+    import shutil
+    import subprocess
+
+    service, slash, user = rest.partition("/")
+    if not (service and slash and user):
+        raise _failed(credential, "has a keyring source that is not SERVICE/USER", "Write keyring:SERVICE/USER.")
+    if importlib.util.find_spec("keyring"):
+        import keyring
+
+        try:
+            value = keyring.get_password(service, user)
+        except Exception as error:  # backends raise what they like
+            raise _failed(credential, f"cannot be read from the keyring ({type(error).__name__})", "Unlock the keyring.") from None
+        if value is None:
+            raise _failed(credential, f"is not in the keyring under {service}/{user}", f"Store it: keyring set {service} {user}")
+        return str(value)
+    if tool := shutil.which("secret-tool"):
+        return _run(credential, [tool, "lookup", "service", service, "username", user], subprocess.DEVNULL)
+    raise CannotEnforce(
+        f"the credential {credential.name!r} comes from a keyring, and nothing here can read one",
+        code="credential.no-keyring",
+        hint="Install one: pip install 'stockade[keyring]', or on Debian: apt install libsecret-tools",
+    )
+
+
+def _text(credential: Credential, data: bytes) -> str:
+    try:
+        return data.decode("ascii")
+    except UnicodeDecodeError:
+        raise _failed(credential, "holds bytes that are not ASCII", "A header cannot carry it.") from None
+
+
+def _checked(credential: Credential, value: str) -> str:
+    """Without one final newline. What else is not visible ASCII could add headers to a request (RFC 9110, section 5.5)."""
+    value = value.removesuffix("\n").removesuffix("\r")
+    if not value:
+        raise _failed(credential, "is empty", "An empty secret would be sent as no secret.")
+    if len(value) > _LONGEST:
+        raise _failed(credential, f"is longer than {_LONGEST} bytes", "A header cannot carry it.")
+    if not all(" " <= letter <= "~" for letter in value) or value != value.strip():
+        raise _failed(credential, "holds a line break, a control character or surrounding space", "Give exactly one line of visible ASCII.")
+    return value
+
+
+def _failed(credential: Credential, what: str, hint: str) -> StockadeError:
+    return StockadeError(f"the credential {credential.name!r} ({credential.origin}) {what}", code="credential.unavailable", hint=hint)

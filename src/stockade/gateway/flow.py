@@ -1,0 +1,201 @@
+"""What a request claims, against how it came: the thinking part of the gate, without I/O.
+
+Engine facts in (headers that Envoy overwrote), judge's verdict and a ledger event out. Whatever is missing, doubled or disagrees is a refusal.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any, ClassVar, Protocol
+
+from stockade.core.frozen import frozen
+from stockade.core.values import ALLOW, DENY, Grant, Verdict
+from stockade.gateway.config import FACTS, UPSTREAM
+
+WAYS = {"proxy": "http", "http": "http", "https": "https", "tunnel": "https", "tunnel-plain": "http"}
+TUNNELS = ("tunnel", "tunnel-plain")
+_SHOWN = 1024  # characters of a client's text that go into an event or a message
+
+
+class Judge(Protocol):
+    """Who decides. The wiring makes one from checks/; `authority` raises ValueError with a `rule` attribute for what it cannot read."""
+
+    inspected_path: ClassVar[str]
+
+    def __init__(self, config: dict[str, Any]) -> None: ...
+    def request(
+        self, *, method: str, scheme: str, host: str, port: int, target: str, headers: tuple[tuple[str, str], ...], length: int
+    ) -> tuple[Verdict, Grant | None]: ...
+    def connect(self, host: str, port: int) -> Verdict: ...
+    def name(self, host: str) -> bool: ...
+    def authority(self, text: str, default_port: int) -> tuple[str, int]: ...
+    def inspected(self, path: str) -> bool: ...
+    def body(self, host: str, path: str, body: bytes) -> str | None: ...
+
+
+@frozen
+class Asked:
+    """What the engine asks about: method as it spoke to us, target, every header (names lower case), the body if it was buffered."""
+
+    method: str
+    target: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes = b""
+
+
+@frozen
+class Outcome:
+    """The answer so far: an allow still needs a receipt, and an address unless it is for a `tunnel`, whose requests are judged one by one."""
+
+    verdict: Verdict
+    event: dict[str, object]
+    host: str = ""
+    port: int = 0
+    grant: Grant | None = None
+    tunnel: bool = False
+
+
+class Synthetic:
+    """Addresses that stand for granted names, stable for the session: 198.18.0.0/15, in the order of first use (RFC 2544)."""
+
+    def __init__(self, most: int = 65536) -> None:
+        self._known: dict[str, str] = {}
+        self._most = most
+
+    def address(self, name: str) -> str:
+        """The address of a name, given out now if need be; "" when there are no more."""
+        if name not in self._known:
+            if len(self._known) >= self._most:
+                return ""
+            self._known[name] = str(ipaddress.IPv4Address("198.18.0.1") + len(self._known))
+        return self._known[name]
+
+    def known(self, name: str) -> str:
+        """The address that was given out, "" if none was."""
+        return self._known.get(name, "")
+
+
+class Flow:
+    """Judges what the engine asks for one session."""
+
+    def __init__(self, session: str, judge: Judge, addresses: Synthetic) -> None:
+        self._session, self._judge, self._addresses = session, judge, addresses
+
+    def examine(self, asked: Asked) -> Outcome:
+        """Never raises for anything a client sent."""
+        facts = {name: [value for key, value in asked.headers if key == name] for name in FACTS}
+        if any(len(values) > 1 for values in facts.values()):
+            return self._refused(asked, {}, "engine-facts", "the engine said twice how this request came")
+        known = {name.removeprefix("x-stockade-"): _fact("".join(values)) for name, values in facts.items()}
+        if known["session"] != self._session:
+            return self._refused(asked, known, "session", "the connection is not this session's")
+        try:
+            return self._connect(asked, known) if known["method"] == "CONNECT" else self._request(asked, known)
+        except ValueError as error:
+            return self._refused(asked, known, str(getattr(error, "rule", "bad-request")), f"{error}")
+
+    def _connect(self, asked: Asked, known: dict[str, str]) -> Outcome:
+        if known["way"] != "proxy":
+            return self._refused(asked, known, "connect", "CONNECT is for the proxy port only")
+        host, port = self._judge.authority(_only(asked.headers, "host"), 443)
+        verdict = self._judge.connect(host, port)
+        event = self._event(known, verdict, host=host, port=port, method="CONNECT")
+        return Outcome(verdict, event, host, port, tunnel=True)
+
+    def _request(self, asked: Asked, known: dict[str, str]) -> Outcome:
+        way = known["way"]
+        scheme = WAYS.get(way, "")
+        if not scheme or known["scheme"] != scheme:
+            reason = f"the request says {known['scheme'][:20]!a} and came by {way!a} (through the proxy, https:// needs CONNECT)"
+            return self._refused(asked, known, "scheme", reason)
+        host, port = self._judge.authority(_only(asked.headers, "host"), 443 if scheme == "https" else 80)
+        if way in TUNNELS:
+            verb, _, target = known["connect"].partition(" ")
+            connect = self._judge.authority(target, 443)
+            if verb != "CONNECT" or connect[0] != host:
+                return self._refused(asked, known, "host-mismatch", f"the tunnel is to {connect[0]}, the request names {host}", host, port)
+            if ":" not in _only(asked.headers, "host"):
+                port = connect[1]  # clients that leave out the port mean the tunnel's
+            if connect[1] != port:
+                return self._refused(
+                    asked, known, "port-mismatch", f"the tunnel is to port {connect[1]}, the request names {port}", host, port
+                )
+        if scheme == "https" and known["sni"].lower().removesuffix(".") != host:
+            return self._refused(asked, known, "sni-mismatch", f"TLS named {known['sni'][:80]!a}, the request names {host}", host, port)
+        if way in ("http", "https"):
+            address, _, number = known["destination"].rpartition(":")
+            if not address or address != self._addresses.known(host):
+                return self._refused(
+                    asked, known, "bare-ip", f"the connection was to {address}, which is not the address given out for {host}", host, port
+                )
+            if number != str(port):
+                return self._refused(
+                    asked, known, "port-mismatch", f"the connection was to port {number}, the request names {port}", host, port
+                )
+        return self._decide(asked, known, scheme, host, port)
+
+    def _decide(self, asked: Asked, known: dict[str, str], scheme: str, host: str, port: int) -> Outcome:
+        path = asked.target.partition("?")[0]
+        declared = known["length"]
+        if declared and not (declared.isascii() and declared.isdigit() and len(declared) < 16):
+            return self._refused(asked, known, "bad-length", "the content-length is not a number", host, port)
+        length = int(declared) if declared else len(asked.body)
+        headers = tuple((name, value) for name, value in asked.headers if name not in FACTS and not _engine_own(name))
+        verdict, grant = self._judge.request(
+            method=known["method"], scheme=scheme, host=host, port=port, target=asked.target, headers=headers, length=length
+        )
+        if verdict.effect == ALLOW and length and self._judge.inspected(path):
+            if reason := self._unreadable(headers, asked.body, length) or self._judge.body(host, path, asked.body):
+                verdict, grant = Verdict(DENY, "server-side-action", (f"{reason}.",)), None
+        if verdict.effect != ALLOW:
+            grant = None
+        event = self._event(known, verdict, host=host, port=port, method=known["method"], path=path, scheme=scheme, length=length)
+        if grant and grant.credential:
+            event["credential"] = grant.credential
+        return Outcome(verdict, event, host, port, grant)
+
+    @staticmethod
+    def _unreadable(headers: tuple[tuple[str, str], ...], body: bytes, length: int) -> str:
+        if any(name == "content-encoding" and value.lower() != "identity" for name, value in headers):
+            return "the body is compressed, and this API's bodies must be readable"
+        return "" if len(body) == length else "the body did not reach the gate whole"
+
+    def _refused(self, asked: Asked, known: dict[str, str], rule: str, reason: str, host: str = "", port: int = 0) -> Outcome:
+        verdict = Verdict(DENY, rule, (f"{reason[:_SHOWN]}.",))
+        host = host or ascii(next((value for name, value in asked.headers if name == "host"), ""))[1:-1]
+        path = asked.target.partition("?")[0]
+        return Outcome(verdict, self._event(known, verdict, host=host, port=port, method=known.get("method", asked.method), path=path))
+
+    def _event(self, known: dict[str, str], verdict: Verdict, **fields: object) -> dict[str, object]:
+        """Paths go in without their query and values never do: a refused request may hold somebody's secret."""
+        fields["way"] = known.get("way", "")
+        shown = {name: ascii(value[:_SHOWN])[1:-1] if isinstance(value, str) else value for name, value in fields.items()}
+        effect = ALLOW if verdict.effect == ALLOW else DENY
+        return {"kind": "egress", "session": self._session, "effect": effect, "rule": verdict.rule, **shown}
+
+
+def refusal_text(outcome: Outcome) -> str:
+    """What the client reads in a 403: the rule, why, and the narrowest grant. Only what the sandbox may know."""
+    event, verdict = outcome.event, outcome.verdict
+    what = f"{event['method']} {outcome.host or event['host']}{event.get('path', '')}"
+    lines = [f"stockade refused this request: {verdict.rule}", what, *verdict.reasons]
+    if verdict.grant:
+        lines += ["", "A person can allow exactly this in the policy file:", "", verdict.grant.rstrip()]
+    return "\n".join(lines) + "\n"
+
+
+def _fact(value: str) -> str:
+    return "" if value == "-" else value  # how Envoy writes "nothing" (access log formatters)
+
+
+def _only(headers: tuple[tuple[str, str], ...], name: str) -> str:
+    values = [value for key, value in headers if key == name]
+    if len(values) != 1:
+        raise ValueError(f"the request holds {len(values)} {name} headers")
+    return values[0]
+
+
+def _engine_own(name: str) -> bool:
+    """What the engine adds to the question and not to the request: its own headers are removed from a request before it asks (gateway/config.py), and the
+    real content-length is among the facts."""
+    return name in ("content-length", UPSTREAM) or name.startswith("x-envoy-")

@@ -1,0 +1,290 @@
+"""From layers to one policy: managed > user > the file that the command line named > the command line itself.
+
+A later layer's single values replace an earlier one's, lists add up, denials always count, and caps bind every layer below (caps.py).
+Relative paths start where stockade is started, whatever file they stand in.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from stockade.core import places
+from stockade.core.errors import PolicyError
+from stockade.core.frozen import frozen, replace
+from stockade.core.values import Credential, Environment, Limits, Mount, Origin, Policy, Workspace
+from stockade.policy import defaults, files, paths
+from stockade.policy import overrides as command_line
+from stockade.policy.caps import Caps
+from stockade.policy.egress import Rules
+from stockade.policy.model import keys_of
+from stockade.policy.problems import each, raise_all
+from stockade.policy.read import Document, parse, validate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, Literal
+
+    from stockade.policy.files import Watch
+    from stockade.policy.model import Wall
+
+_HARMLESS = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PAGER")
+_SECRET_NAME = re.compile(
+    r"(^|_)(API)?KEYS?($|_)|KEY$|TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)(AUTH|PAT|PWD)$|^AWS_|PRIVATE|COOKIE|_DSN$|^SSH_AUTH_SOCK$"
+)
+_SECRET_VALUE = re.compile(
+    r"sk-[A-Za-z0-9_-]{16}|gh[opsu]_[A-Za-z0-9]{20}|github_pat_|glpat-|xox[abpr]-|A[KS]IA[A-Z0-9]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|eyJ[\w-]{8,}\.eyJ"
+)
+_OURS = ("PATH", "HOME", "PWD")
+_LEAST = {"memory": 16 << 20, "file_size": 4096, "scratch": 1 << 20, "processes": 2, "open_files": 16}
+
+
+@frozen
+class Compiled:
+    """A merged policy with what people want to know about it.
+
+    `warnings` are not raised; `origins` says where single values came from (dotted key, origin); `witnesses` is everything that was read for it.
+    """
+
+    policy: Policy
+    warnings: tuple[PolicyError, ...] = ()
+    origins: tuple[tuple[str, Origin], ...] = ()
+    witnesses: tuple[tuple[str, str, str], ...] = ()
+
+
+def looks_secret(name: str) -> bool:
+    """Does a variable of this name usually hold a credential?"""
+    return name not in _HARMLESS and name.upper() != "PWD" and _SECRET_NAME.search(name.upper()) is not None
+
+
+def compile_policy(
+    cwd: str,
+    *,
+    policy_file: str | None = None,
+    overrides: tuple[tuple[str, str], ...] = (),
+    managed: str = "",
+    managed_owner: int = 0,
+) -> Compiled:
+    """Read and merge all layers for a start in `cwd`. Raises PolicyError; several errors come together as problems.PolicyErrors.
+
+    `managed` and `managed_owner` (a uid) are for tests: the managed file has one place and belongs to root.
+    """
+    cwd = os.path.realpath(cwd)
+    watch = files.Watch()
+    wanted = [
+        ("managed", managed or places.MANAGED_POLICY, f"owned:{managed_owner}"),
+        ("user", places.config("policy.toml"), f"owned:{os.geteuid()}"),
+    ]
+    if policy_file is not None:
+        wanted.append(("file", paths.expand(policy_file, cwd), "file"))
+    documents: list[Document] = []
+    sources: list[tuple[str, str]] = []
+    errors: list[PolicyError] = []
+    for layer, path, kind in wanted:
+        kind, _, owner = kind.partition(":")
+        data = files.read(path, owner=int(owner) if owner else None)
+        watch.seen[(f"{kind}:{owner}" if owner else kind, path)] = "" if data is None else files.digest(data)
+        if data is None and layer == "file":
+            raise PolicyError(f"there is no file {path}", code="policy.no-file", hint="Name a policy file, or leave --policy out.")
+        if data is not None:
+            sources.append((path, files.digest(data)))
+            try:
+                documents.append(parse(data, layer=layer, name=path))
+            except PolicyError as error:
+                errors += each(error)
+    raise_all(errors)
+    if overrides:
+        documents.append(command_line.document(overrides))
+    merge = _Merge(documents, cwd, watch, ("egress", "none") in overrides)
+    policy = replace(merge.run(), sources=tuple(sources))
+    return Compiled(policy, tuple(merge.warnings), tuple(sorted(merge.origins.items())), watch.witnesses())
+
+
+class _Merge:
+    """One merge. Collects errors, so that people see all of them."""
+
+    def __init__(self, documents: Sequence[Document], cwd: str, watch: Watch, no_egress: bool) -> None:
+        self.documents, self.cwd, self.watch, self.no_egress = documents, cwd, watch, no_egress
+        self.builtin = validate({"version": 1}, layer="built-in", name="built-in", lines={})
+        self.errors: list[PolicyError] = []
+        self.warnings: list[PolicyError] = []
+        self.origins: dict[str, Origin] = {}
+        # What binds each layer: the caps of the layers above it. The built-in layer is bound by all.
+        self.caps = {id(one): Caps(documents[:index], cwd) for index, one in enumerate(documents)}
+        self.all_caps = Caps(documents, cwd)
+        self.caps[id(self.builtin)] = self.all_caps
+
+    def run(self) -> Policy:
+        for document in self.documents:
+            self._check_caps_table(document)
+        wall, oversight = self._wall(), self._oversight()
+        workspace, limits, mounts = self._workspace(), self._limits(), self._mounts()
+        rules = Rules(self.watch, self.cwd, self.caps, self.errors, self.warnings)
+        grants, credentials, variables = rules.merge(self.documents)
+        if self.no_egress:
+            grants, variables = (), ()
+        environment = self._environment(variables)
+        self._credential_files(credentials, (*mounts, Mount(workspace.path, workspace.path, workspace.mode, workspace.origin)))
+        self._own_writable(workspace, mounts)
+        for caps in self.caps.values():
+            self.errors += caps.errors
+        raise_all(self.errors)
+        return Policy(wall, oversight, workspace, mounts, environment, limits, grants, credentials)
+
+    def _check_caps_table(self, document: Document) -> None:
+        if document.tables.caps is not None and document.layer not in ("managed", "user"):
+            hint = "Caps bind the layers below; they stand in the managed or in your own policy."
+            self.errors.append(document.error("a [caps] table has no effect in this file", "caps", code="policy.caps-here", hint=hint))
+
+    def _wall(self) -> Wall:
+        chosen: Wall | None = None
+        for one in self.documents:
+            if one.tables.wall is not None:
+                self.caps[id(one)].wall(one.tables.wall, one)
+                chosen, self.origins["wall"] = one.tables.wall, one.origin("wall")
+        if chosen is None and (chosen := self.all_caps.default_wall()) is None:
+            by = next(by for by, cap in self.all_caps.all if cap.walls is not None)
+            self.errors.append(by.error("the caps leave no wall to choose", "caps", "walls", code="policy.capped"))
+        return chosen or "auto"
+
+    def _oversight(self) -> Literal["developer", "none"]:
+        chosen: Literal["developer", "none"] = "developer"
+        for one in self.documents:
+            if one.tables.oversight is not None:
+                chosen, self.origins["oversight"] = one.tables.oversight, one.origin("oversight")
+        return chosen
+
+    def _workspace(self) -> Workspace:
+        found: dict[str, Any] = {}
+        holders: dict[str, Document] = {}
+        for one in self.documents:
+            for name in keys_of("workspace"):
+                value = getattr(one.tables.workspace, name, None)
+                if value is not None:
+                    found[name], holders[name] = value, one
+                    self.origins[f"workspace.{name}"] = one.origin("workspace", name)
+                    if name == "mode":
+                        self.caps[id(one)].mode(value, one, ("workspace", "mode"))
+        mode = found.get("mode") or self.all_caps.default_mode("rw")
+        holder = holders.get("path", self.builtin)
+        origin = holder.origin("workspace", "path")
+        real = self._shown(found.get("path", "."), "workspace", mode, holder, ("workspace", "path"))
+        return Workspace(real, mode, found.get("git", "private"), found.get("scan", "behind"), origin)
+
+    def _shown(self, written: str, what: str, mode: str, holder: Document, key: tuple[str | int, ...]) -> str:
+        """Resolve and judge a host path. What is judged is what gets mounted: the resolved path."""
+        path = paths.expand(written, self.cwd)
+        self.watch.note("real", path)
+        real = os.path.realpath(path)
+        try:
+            paths.judge(real, what=what, mode=mode, origin=holder.origin(*key), named=path if written == "." else written)
+        except PolicyError as error:
+            self.errors.append(error)
+        self.caps[id(holder)].path(real, written if written != "." else real, holder, key)
+        return real
+
+    def _mounts(self) -> tuple[Mount, ...]:
+        merged: dict[str, Mount] = {}
+        for one in self.documents:
+            own: set[str] = set()
+            for index, table in enumerate(one.tables.mount):
+                key = ("mount", index)
+                mode = table.mode or self.caps[id(one)].default_mode("ro")
+                if table.mode is not None:
+                    self.caps[id(one)].mode(mode, one, (*key, "mode"))
+                real = self._shown(table.path, "mount", mode, one, (*key, "path"))
+                target = table.at or paths.expand(table.path, self.cwd)
+                if target in own:
+                    self.errors.append(
+                        one.error(f"{target} is mounted twice", *key, code="policy.mounted-twice", hint="Keep one of the two.")
+                    )
+                own.add(target)
+                merged[target] = Mount(real, target, mode, one.origin(*key))
+        return tuple(merged.values())
+
+    def _limits(self) -> Limits:
+        limits, written = Limits(), set()
+        for one in self.documents:
+            for name in keys_of("limits"):
+                value = getattr(one.tables.limits, name, None)
+                if value is None:
+                    continue
+                if 0 < value < _LEAST.get(name, 0):
+                    hint = f'At least {_LEAST[name]}; sizes take a unit, such as "8 GiB".'
+                    message = f"limits.{name} = {value} is too little for any command"
+                    self.errors.append(one.error(message, "limits", name, code="policy.bad-value", hint=hint))
+                self.caps[id(one)].limit(name, value, one)
+                limits = replace(limits, **{name: value})
+                written.add(name)
+                self.origins[f"limits.{name}"] = one.origin("limits", name)
+        return self.all_caps.narrow_limits(limits, written)
+
+    def _environment(self, variables: tuple[tuple[str, str], ...]) -> Environment:
+        names = dict.fromkeys(defaults.PASS_NAMES)
+        values = dict(variables)
+        for one in self.documents:
+            table = one.tables.environment
+            if table is None:
+                continue
+            for index, name in enumerate(table.pass_):
+                self._passed(name, one, index)
+                names |= dict.fromkeys(defaults.LOCALE_NAMES if name == "LC_*" else (name,))
+                self.origins[f"environment.pass.{name}"] = one.origin("environment", "pass")
+            for name, value in table.set.items():
+                self._set(name, value, one)
+                values[name] = value
+                self.origins[f"environment.set.{name}"] = one.origin("environment", "set", name)
+        return Environment(tuple(name for name in names if name not in values), tuple(values.items()))
+
+    def _passed(self, name: str, one: Document, index: int) -> None:
+        key = ("environment", "pass", index)
+        if name in _OURS:
+            hint = f'{name} is made for the sandbox. If you must: set = {{ {name} = "..." }}.'
+            self.errors.append(one.error(f"{name} is not taken from outside", *key, code="policy.not-passed", hint=hint))
+        elif looks_secret(name):
+            short = name.lower().split("_")[0]
+            hint = (
+                f"A credential inside can be stolen; let the gate add it outside:\n"
+                f'    [credential.{short}]\n    source = "env:{name}"\n\n'
+                f'    [[egress]]\n    host = "api.example.com"\n    methods = ["POST"]\n    paths = ["/v1/..."]\n    credential = "{short}"\n'
+                f"  Inside, {name} then holds a stand-in that is worth nothing elsewhere."
+            )
+            self.errors.append(one.error(f"{name} looks like a credential and may not enter", *key, code="policy.secret-passed", hint=hint))
+
+    def _set(self, name: str, value: str, one: Document) -> None:
+        key = ("environment", "set", name)
+        if _SECRET_VALUE.search(value):
+            hint = f'Keep it outside: [credential.NAME] with source = "env:{name}" and an [[egress]] rule that uses it.'
+            self.errors.append(one.error(f"the value of {name} is a credential", *key, code="policy.secret-set", hint=hint))
+        elif looks_secret(name):
+            hint = 'A [credential.NAME] with env = "' + name + '" puts a stand-in there by itself.'
+            self.warnings.append(
+                one.error(f"{name} looks like a credential; is its value harmless?", *key, code="policy.secret-set", hint=hint)
+            )
+
+    def _credential_files(self, credentials: tuple[Credential, ...], shown: tuple[Mount, ...]) -> None:
+        for credential in credentials:
+            kind, _, rest = credential.source.partition(":")
+            if kind != "file":
+                continue
+            real = os.path.realpath(paths.expand(rest, self.cwd))
+            for mount in shown:
+                if paths.within(real, mount.source):
+                    self.errors.append(
+                        PolicyError(
+                            f"the file of the credential {credential.name} lies in {mount.source}, which the sandbox sees",
+                            code="policy.secret-mounted",
+                            hint="Keep the file elsewhere, or mount less.",
+                            file=credential.origin.file,
+                            line=credential.origin.line,
+                            key=credential.origin.key,
+                        )
+                    )
+
+    def _own_writable(self, workspace: Workspace, mounts: tuple[Mount, ...]) -> None:
+        open_places = [mount.source for mount in mounts if mount.mode != "ro"] + ([workspace.path] if workspace.mode != "ro" else [])
+        for one in self.documents:
+            if one.layer == "file" and any(paths.within(os.path.realpath(one.name), place) for place in open_places):
+                hint = "Read it again before the next start, or keep it outside the workspace."
+                self.warnings.append(one.error("the agent can change this policy file", code="policy.writable", hint=hint))

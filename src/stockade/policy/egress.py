@@ -1,0 +1,186 @@
+"""Egress rules and credentials of all layers, merged and checked together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stockade.core.errors import PolicyError
+from stockade.core.values import Credential, Grant
+from stockade.policy.presets import expand
+from stockade.policy.problems import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from stockade.policy.caps import Caps
+    from stockade.policy.files import Watch
+    from stockade.policy.model import CredentialTable, EgressTable
+    from stockade.policy.read import Document
+
+# Listing one of these under `headers` would let any key pass, an attacker's too: the gate alone writes credentials.
+_KEY_HEADERS = frozenset(
+    """authorization proxy-authorization cookie x-api-key api-key apikey x-goog-api-key x-auth-token x-access-token x-amz-security-token
+    private-token job-token x-gitlab-token x-github-token x-vault-token x-functions-key ocp-apim-subscription-key""".split()
+)
+_WITH_PRESET = ("preset", "credential", "max_upload", "private", "files_host")
+_LOCAL = ("localhost", "ip6-localhost")
+
+
+class Rules:
+    """Merges the `[[egress]]` and `[credential.*]` tables. Appends to `errors` and `warnings`."""
+
+    def __init__(self, watch: Watch, cwd: str, caps: Mapping[int, Caps], errors: list[PolicyError], warnings: list[PolicyError]) -> None:
+        self.watch, self.cwd, self.caps, self.errors, self.warnings = watch, cwd, caps, errors, warnings
+
+    def merge(self, documents: Sequence[Document]) -> tuple[tuple[Grant, ...], tuple[Credential, ...], tuple[tuple[str, str], ...]]:
+        """(grants, the credentials they use, variables for clients inside)."""
+        written = self._credentials(documents)
+        credentials = {name: credential for name, (credential, _) in written.items()}
+        grants: list[Grant] = []
+        variables: dict[str, str] = {}
+        for one in documents:
+            for index, table in enumerate(one.tables.egress):
+                key = ("egress", index)
+                if table.preset is not None:
+                    found, more = self._preset(table, one, key, credentials)
+                    variables |= more
+                else:
+                    found = self._rule(table, one, key)
+                for grant in found:
+                    grant = self.caps[id(one)].grant(grant, one, key, upload_written=table.max_upload is not None)
+                    self._use(grant, one, key, credentials, written)
+                    grants.append(grant)
+        used = {grant.credential for grant in grants}
+        for name, (_, one) in written.items():
+            if name not in used:
+                hint = f'Name it in a rule: credential = "{name}". Until then it does nothing.'
+                self.warnings.append(
+                    one.error(f"no rule uses the credential {name}", "credential", name, code="policy.unused-credential", hint=hint)
+                )
+        kept = tuple(credential for name, credential in credentials.items() if name in used)
+        self._stand_ins(kept)
+        return tuple(dict.fromkeys(grants)), kept, tuple(variables.items())
+
+    def _credentials(self, documents: Sequence[Document]) -> dict[str, tuple[Credential, Document]]:
+        found: dict[str, tuple[Credential, Document]] = {}
+        for one in documents:
+            for name, table in one.tables.credential.items():
+                if name in found and found[name][1].layer == "managed":
+                    rule = found[name][0].origin
+                    message, hint = f"the credential {name} is set by {rule.file}:{rule.line}", "Choose another name."
+                    self.errors.append(one.error(message, "credential", name, code="policy.capped", hint=hint))
+                    continue
+                found[name] = (_credential(name, table, one), one)
+        return found
+
+    def _preset(
+        self, table: EgressTable, one: Document, key: tuple[str | int, ...], credentials: dict[str, Credential]
+    ) -> tuple[tuple[Grant, ...], dict[str, str]]:
+        name = table.preset or ""
+        for other in sorted(table.model_fields_set - set(_WITH_PRESET)):
+            hint = f"A preset may stand with {', '.join(_WITH_PRESET[1:])}; for anything else write a rule with host, methods and paths."
+            self.errors.append(one.error(f"{other} cannot stand with a preset", *key, other, code="policy.preset", hint=hint))
+        if table.files_host is not None and name not in ("pypi", "npm"):
+            self.errors.append(one.error(f"files_host means nothing to the preset {name}", *key, "files_host", code="policy.preset"))
+        try:
+            found = expand(table, one.origin(*key, "preset", preset=name), self.watch, self.cwd)
+        except PolicyError as error:
+            self.errors.append(error)
+            return (), {}
+        for text in found.warnings:
+            self.warnings.append(one.error(text, *key, "preset", code="policy.preset"))
+        if table.credential is None:
+            for credential in found.credentials:
+                credentials.setdefault(credential.name, credential)
+        return found.grants, dict(found.variables)
+
+    def _rule(self, table: EgressTable, one: Document, key: tuple[str | int, ...]) -> tuple[Grant, ...]:
+        deny = table.effect == "deny"
+        if table.host is None:
+            hint = 'Write host = "api.example.com" with methods and paths, or preset = "..." alone.'
+            self.errors.append(one.error("this rule names neither a host nor a preset", *key, code="policy.missing-key", hint=hint))
+            return ()
+        if table.files_host is not None:
+            self.errors.append(one.error("files_host needs a preset", *key, "files_host", code="policy.preset"))
+        for name, value in (("paths", table.paths), ("methods", table.methods)):
+            if value == () or (name == "paths" and value is None and not deny):
+                hint = 'Name what is needed, such as paths = ["/v1/messages"]; ["/**"] is every path of the host.'
+                hint = hint if name == "paths" else 'Name what is needed, such as methods = ["GET", "HEAD"].'
+                message = f"this rule has no {name}, so it {'denies' if deny else 'grants'} nothing"
+                self.errors.append(one.error(message, *key, *([name] if value == () else []), code="policy.grants-nothing", hint=hint))
+        for index, header in enumerate(table.headers or ()):
+            name = header.partition(":")[0].strip().lower()
+            if name in _KEY_HEADERS:
+                hint = "Write a [credential.NAME] with this header and name it in the rule: then only your own key passes."
+                message = f"listing the header {name} would let any key pass, an attacker's too"
+                self.errors.append(one.error(message, *key, "headers", index, code="policy.key-header", hint=hint))
+        scheme = table.scheme or "https"
+        fallback = Grant(table.host)
+        return (
+            Grant(
+                table.host,
+                table.port or (443 if scheme == "https" else 80),
+                scheme,
+                table.methods or (("*",) if deny else fallback.methods),
+                table.paths or ("/**",),
+                table.query or fallback.query,
+                table.headers or (),
+                table.credential or "",
+                fallback.max_upload if table.max_upload is None else table.max_upload,
+                table.effect or fallback.effect,
+                bool(table.private),
+                one.origin(*key),
+            ),
+        )
+
+    def _use(
+        self,
+        grant: Grant,
+        one: Document,
+        key: tuple[str | int, ...],
+        credentials: dict[str, Credential],
+        written: dict[str, tuple[Credential, Document]],
+    ) -> None:
+        if grant.host in _LOCAL and not grant.private and grant.effect != "deny":
+            hint = "Write private = true to say that this is meant."
+            self.warnings.append(
+                one.error(f"{grant.host} is not a public address, so the gate refuses it", *key, code="policy.private", hint=hint)
+            )
+        if not grant.credential:
+            return
+        if grant.credential not in credentials:
+            near = nearest(grant.credential, list(credentials))
+            hint = f"Did you mean {near}?" if near else f'Write it: [credential.{grant.credential}] with source = "env:NAME".'
+            message = f"there is no credential {grant.credential}"
+            self.errors.append(one.error(message, *key, "credential", code="policy.no-credential", hint=hint))
+            return
+        if grant.scheme == "http" and not grant.private:
+            hint = "Use https; http with a credential is only for private names (private = true)."
+            message = f"the credential {grant.credential} would go to {grant.host} unencrypted"
+            self.errors.append(one.error(message, *key, "credential", code="policy.cleartext", hint=hint))
+        if grant.host.startswith("*."):
+            hint = "Name each host: whoever owns one name below it would get the key."
+            message = f"the credential {grant.credential} goes to every name below {grant.host[2:]}"
+            self.warnings.append(one.error(message, *key, "credential", code="policy.wide-credential", hint=hint))
+        if one.layer == "file" and grant.credential in written and written[grant.credential][1].layer in ("managed", "user"):
+            hint = "Make sure that this host is the one the key is for."
+            message = f"this file sends your credential {grant.credential} to {grant.host}"
+            self.warnings.append(one.error(message, *key, "credential", code="policy.lent-credential", hint=hint))
+
+    def _stand_ins(self, credentials: tuple[Credential, ...]) -> None:
+        taken: dict[str, Credential] = {}
+        for credential in credentials:
+            other = taken.setdefault(credential.env, credential) if credential.env else credential
+            if other != credential:
+                at = credential.origin
+                message = f"the credentials {other.name} and {credential.name} both want the variable {credential.env}"
+                hint = 'Give one of them another env, or env = "".'
+                self.errors.append(PolicyError(message, code="policy.bad-value", file=at.file, line=at.line, key=at.key, hint=hint))
+
+
+def _credential(name: str, table: CredentialTable, one: Document) -> Credential:
+    header = (table.header or "authorization").lower()
+    template = table.template or ("Bearer {}" if header == "authorization" else "{}")
+    kind, _, rest = table.source.partition(":")
+    inside = table.env if table.env is not None else rest if kind == "env" else ""
+    return Credential(name, table.source, header, template, inside, one.origin("credential", name))

@@ -1,0 +1,302 @@
+"""The shape of a policy file (pydantic, frozen, unknown keys refused). What several keys mean together is judged in compile.py, where lines are known."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from stockade.policy import units
+
+Mode = Literal["ro", "rw", "rw-no-delete"]
+Wall = Literal["auto", "bubblewrap", "gvisor", "vm"]
+MODES: tuple[Mode, ...] = ("ro", "rw-no-delete", "rw")  # from the narrowest to the widest
+PRESETS = ("anthropic", "debian", "github-read", "npm", "openai", "pypi")
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, section 5.6.2
+_SEGMENTS = re.compile(r"(?:/[A-Za-z0-9._~!$&'()+,;=:@%*-]*)+")  # RFC 3986, section 3.3
+
+
+def wrong(message: str, hint: str = "") -> PydanticCustomError:
+    """An error that carries a hint. Never formats `message`, which may hold braces of the user's."""
+    return PydanticCustomError("stockade", "{message}", {"message": message, "hint": hint})
+
+
+def _text(value: str) -> str:
+    if not value.strip():
+        raise wrong("must not be empty")
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in value):
+        raise wrong("holds a control character")
+    return value
+
+
+def _value(value: str) -> str:
+    if "\0" in value:
+        raise wrong("holds a zero character, which no variable can")
+    return value
+
+
+def _unit(parse: Any) -> BeforeValidator:
+    def convert(value: object) -> int:
+        try:
+            return int(parse(value))
+        except ValueError as error:
+            raise wrong(str(error)) from None
+
+    return BeforeValidator(convert)
+
+
+def _no_glob(value: str) -> str:
+    if any(letter in value for letter in "*?[") and not value.startswith("/proc"):
+        raise wrong(f"{value!r} holds a wildcard, and paths are taken as written", "Name each folder in a [[mount]] of its own.")
+    if value.startswith("~") and value != "~" and not value.startswith("~/"):
+        raise wrong(f"{value!r}: only your own home can be written as ~", "Write the whole path.")
+    if "$" in value:
+        raise wrong(f"{value!r}: variables are not replaced in paths", "Write the path itself; ~ stands for your home.")
+    return value
+
+
+def _target(value: str) -> str:
+    if not value.startswith("/") or "//" in value or any(part in (".", "..") for part in value.split("/")):
+        raise wrong(f"{value!r} must be an absolute path without . and ..")
+    if value == "/" or value.split("/")[1] in ("proc", "sys", "dev"):
+        raise wrong(f"nothing can be mounted at {value}")
+    return value.rstrip("/")
+
+
+def _host(value: str) -> str:
+    hint = 'Write host = "api.example.com", or "*.example.com" for every name below it.'
+    if "://" in value or "/" in value:
+        raise wrong(f"{value!r} is a URL; the host alone goes here", f"{hint} Paths go into paths, the scheme into scheme.")
+    name = value.lower()
+    if ":" in name and not name.startswith("[") and name.count(":") == 1:
+        raise wrong(f"{value!r} holds a port", f"Write host = {name.split(':')[0]!r} and port = {name.split(':')[1]}.".replace("'", '"'))
+    labels = name.removeprefix("*.").split(".")
+    if ":" in name or re.fullmatch(r"[0-9]+|0x[0-9a-f]*", labels[-1]):
+        raise wrong(
+            f"{value!r} is an address; grants are for names",
+            "Give it a name (/etc/hosts will do) and set private = true if it is not public.",
+        )
+    if not name.isascii():
+        raise wrong(f"{value!r} is not written in ASCII", "Write the xn-- form of an international name.")
+    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise wrong(f"{value!r} is not a host name", hint)
+    if name.startswith("*.") and len(labels) < 2:
+        raise wrong(f"{value!r} covers a whole top-level domain", hint)
+    return name
+
+
+def _method(value: str) -> str:
+    if not value.isascii() or not (value.isalpha() or value == "*"):
+        raise wrong(f"{value!r} is not an HTTP method", 'Write methods = ["GET", "HEAD"].')
+    if value.upper() in ("CONNECT", "TRACE"):
+        raise wrong(f"{value.upper()} cannot be granted", "The gate opens tunnels by itself; requests inside them are judged one by one.")
+    return value.upper()
+
+
+def _pattern(value: str) -> str:
+    hint = 'Write whole segments: "/v1/messages", "/users/*/keys" (one segment), "/files/**" (everything below).'
+    if not value.startswith("/"):
+        raise wrong(f"the path {value!r} does not start with /", hint)
+    if "?" in value or "#" in value:
+        raise wrong(f"the path {value!r} holds a query or fragment", 'Write query = "any" or "none" for the rule.')
+    if not _SEGMENTS.fullmatch(value) or len(value) > 2000:
+        raise wrong(f"the path {value!r} holds a character that may not stand in a path", "Escape it as in a URL (%20 for a space).")
+    segments = value.split("/")[1:]
+    if any("*" in part and part not in ("*", "**") for part in segments):
+        raise wrong(f"the path {value!r} has a * inside a segment", hint)
+    if "**" in segments[:-1]:
+        raise wrong(f"the path {value!r} has ** before its end", hint)
+    if "" in segments[:-1] or any(part.split(";")[0] in (".", "..") for part in segments):
+        raise wrong(f"the path {value!r} holds an empty or a dot segment", hint)
+    return value
+
+
+def _header(value: str) -> str:
+    if not _TOKEN.fullmatch(value.partition(":")[0].strip()):
+        raise wrong(f"{value!r} is not a header", 'Write its name, or "name: value" to allow that value only.')
+    return value
+
+
+def _variable(value: str) -> str:
+    if value != "LC_*" and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        hint = "Name each variable: a pattern could match a secret that you set next year." if "*" in value else ""
+        raise wrong(f"{value!r} is not the name of an environment variable", hint)
+    return value
+
+
+def _source(value: str) -> str:
+    kind, colon, rest = value.partition(":")
+    hint = "Write env:NAME, file:/path, command:program argument ..., or keyring:service/user."
+    if not colon or kind not in ("env", "file", "command", "keyring"):
+        raise wrong("this does not say where the credential comes from; a secret itself never stands in a policy", hint)
+    if not rest.strip():
+        raise wrong(f"nothing follows {kind}:", hint)
+    if kind == "env" and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", rest):
+        raise wrong("env: must be followed by the name of a variable", hint)
+    if kind == "file" and not rest.startswith(("/", "~/")):
+        raise wrong("file: must be followed by an absolute path or one below ~", hint)
+    if kind == "keyring" and not all(rest.partition("/")[::2]):
+        raise wrong("keyring: must be followed by service/user", hint)
+    return value
+
+
+def _template(value: str) -> str:
+    if value.count("{}") != 1:
+        raise wrong(f"{value[:40]!r} must hold {{}} once, where the credential goes", 'Write template = "Bearer {}" or "{}".')
+    return value
+
+
+def _version(value: object) -> object:
+    if isinstance(value, bool | float):  # Python holds them equal to 1
+        raise wrong("must be a whole number", "Write version = 1.")
+    return value
+
+
+def usable(host: str, path: str) -> bool:
+    """Could a rule name this host and everything below this path (without a last /)?"""
+    try:
+        return bool(_host(host)) and not host.startswith("*") and (path == "" or bool(_pattern(f"{path}/**")))
+    except PydanticCustomError:
+        return False
+
+
+_UNIT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0}]}
+Text = Annotated[str, AfterValidator(_text)]
+Path = Annotated[Text, AfterValidator(_no_glob)]
+Target = Annotated[Text, AfterValidator(_target)]
+Host = Annotated[Text, AfterValidator(_host)]
+Method = Annotated[Text, AfterValidator(_method)]
+Pattern = Annotated[Text, AfterValidator(_pattern)]
+Header = Annotated[Text, AfterValidator(_header)]
+Variable = Annotated[Text, AfterValidator(_variable)]
+Size = Annotated[int, _unit(units.size), WithJsonSchema(_UNIT_SCHEMA)]
+Duration = Annotated[int, _unit(units.duration), WithJsonSchema(_UNIT_SCHEMA)]
+Count = Annotated[int, Field(ge=0, le=1 << 30)]
+
+
+class Table(BaseModel):
+    """Any table of the file: frozen, strict types, unknown keys refused. None = not written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=False)
+
+
+class WorkspaceTable(Table):
+    """The folder the agent works in."""
+
+    path: Path | None = Field(
+        None, description="The folder. Relative paths start where stockade is started; ~ is your home. Default: there."
+    )
+    mode: Mode | None = Field(None, description="ro, rw, or rw-no-delete (nothing that existed before is lost). Default: rw.")
+    git: Literal["private", "ro"] | None = Field(
+        None, description="How .git appears: a private copy (commits come back as data) or read-only."
+    )
+    scan: Literal["behind", "before"] | None = Field(
+        None, description="Look for hard links to files outside behind the start, or before it."
+    )
+
+
+class MountTable(Table):
+    """One more folder or file that is visible inside."""
+
+    path: Path = Field(description="The host's folder or file.")
+    at: Target | None = Field(None, description="Where it appears inside. Default: the same path.")
+    mode: Mode | None = Field(None, description="ro, rw or rw-no-delete. Default: ro.")
+
+
+class EnvironmentTable(Table):
+    """Variables that the sandbox gets. Nothing else of the caller's environment enters."""
+
+    pass_: tuple[Variable, ...] = Field(
+        (), alias="pass", description="Names of the caller's variables that enter, on top of TERM, LANG and the like."
+    )
+    set: dict[Variable, Annotated[str, AfterValidator(_value)]] = Field(default_factory=dict, description="Variables with fixed values.")
+
+
+class LimitsTable(Table):
+    """What a sandbox may use. "none" or 0: no limit of that kind."""
+
+    processes: Count | None = Field(None, description="Processes and threads at once.")
+    memory: Size | None = Field(None, description='Memory of all processes together, such as "8 GiB".')
+    cpu_time: Duration | None = Field(None, description='CPU time of one process, such as "30 min".')
+    file_size: Size | None = Field(None, description="The largest file that may be written.")
+    open_files: Count | None = Field(None, description="Open files of one process.")
+    output: Size | None = Field(None, description="What the command may print.")
+    wall_time: Duration | None = Field(None, description='How long the command may run, such as "2 h".')
+    scratch: Size | None = Field(None, description="Room in the private home and in /tmp, each.")
+
+
+class EgressTable(Table):
+    """One rule about requests that leave: either a preset, or host with methods and paths."""
+
+    preset: Literal["anthropic", "debian", "github-read", "npm", "openai", "pypi"] | None = Field(None, description="A ready set of rules.")
+    files_host: Host | None = Field(None, description="With the presets pypi and npm: the host that the index sends clients to for files.")
+    host: Host | None = Field(None, description="A name, or *.name for every name below it.")
+    port: int | None = Field(None, ge=1, le=65535, description="Default: 443, for http 80.")
+    scheme: Literal["https", "http"] | None = Field(None, description="Default: https.")
+    methods: tuple[Method, ...] | None = Field(None, description="Default: GET and HEAD; for a denial all.")
+    paths: tuple[Pattern, ...] | None = Field(None, description="Whole segments; * is one segment, a last ** everything below.")
+    query: Literal["any", "none"] | None = Field(None, description="May the URL have a query? Default: any.")
+    headers: tuple[Header, ...] | None = Field(None, description='Request headers beyond the common ones: a name, or "name: value".')
+    credential: Text | None = Field(None, description="The [credential.NAME] that the gate adds. Without it a request carries none.")
+    max_upload: Size | None = Field(None, description="The largest body of one request. Default: 1 MiB.")
+    effect: Literal["allow", "deny"] | None = Field(None, description="A denial beats every allow of any file. Default: allow.")
+    private: bool | None = Field(None, description="The name may resolve to a private or loopback address.")
+
+
+class CredentialTable(Table):
+    """A secret that stays outside; the gate writes it into requests."""
+
+    source: Annotated[Text, AfterValidator(_source)] = Field(
+        description="env:NAME, file:/path, command:program argument ..., keyring:service/user."
+    )
+    header: Annotated[Text, AfterValidator(_header)] | None = Field(None, description="The header it goes into. Default: authorization.")
+    template: Annotated[Text, AfterValidator(_template)] | None = Field(
+        None, description='The value; {} is the secret. Default: "Bearer {}" for authorization, else "{}".'
+    )
+    env: str | None = Field(
+        None,
+        pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$",
+        description='The variable inside that holds a placeholder; "" = none. Default: the name of an env: source.',
+    )
+
+
+class CapsTable(Table):
+    """What no lower layer can exceed. A cap that is not written does not bind."""
+
+    walls: tuple[Wall, ...] | None = Field(None, description="Walls that may be chosen; the first is taken where nobody chose.")
+    modes: tuple[Mode, ...] | None = Field(None, description="Modes of workspace and mounts.")
+    mounts: tuple[Path, ...] | None = Field(None, description="Workspace and mounts must lie below one of these.")
+    egress_hosts: tuple[Host, ...] | None = Field(None, description="Hosts that may be granted; [] = none.")
+    egress_methods: tuple[Method, ...] | None = Field(None, description="Methods that may be granted.")
+    private: bool | None = Field(None, description="false: no rule may vouch for private addresses.")
+    max_upload: Size | None = Field(None, description="The most that a rule may let a request carry.")
+    limits: LimitsTable | None = Field(None, description="The most of each limit.")
+
+
+class PolicyFile(Table):
+    """A policy of stockade."""
+
+    version: Annotated[Literal[1], BeforeValidator(_version)] = Field(description="The version of this format.")
+    wall: Wall | None = Field(None, description="Which wall holds the command; auto follows oversight.")
+    oversight: Literal["developer", "none"] | None = Field(None, description="Who is able to judge what the agent asks for.")
+    workspace: WorkspaceTable | None = None
+    mount: tuple[MountTable, ...] = ()
+    environment: EnvironmentTable | None = None
+    limits: LimitsTable | None = None
+    egress: tuple[EgressTable, ...] = ()
+    credential: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")], CredentialTable] = Field(default_factory=dict)
+    caps: CapsTable | None = None
+
+
+TABLES: dict[str, type[Table]] = {
+    "": PolicyFile, "workspace": WorkspaceTable, "mount": MountTable, "environment": EnvironmentTable, "limits": LimitsTable,
+    "egress": EgressTable, "credential": CredentialTable, "caps": CapsTable, "caps.limits": LimitsTable,
+}  # fmt: skip
+
+
+def keys_of(table: str) -> tuple[str, ...]:
+    """The keys of a table, as a file writes them."""
+    return tuple(field.alias or name for name, field in TABLES[table].model_fields.items())

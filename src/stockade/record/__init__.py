@@ -1,0 +1,1 @@
+"""What happened, so that it can be proved: the ledger, its signed checkpoints, receipts. Imports only core."""

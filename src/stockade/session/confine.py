@@ -1,0 +1,159 @@
+"""From a policy to a confinement: paths resolved first and judged then, the environment spelled out, secrets replaced by placeholders."""
+
+from __future__ import annotations
+
+import os
+
+from stockade.core import places
+from stockade.core.errors import CannotEnforce, StockadeError
+from stockade.core.frozen import replace
+from stockade.core.values import Confinement, Mount
+from stockade.walls.system import CA_BUNDLE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from stockade.core.values import Policy
+    from stockade.walls.workspace import View
+
+PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+PROXY = "http://127.0.0.1:3128"
+# How clients are told of the gate's certificate; each of these is read by at least one common program.
+CA_VARIABLES = (
+    "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO", "PIP_CERT", "AWS_CA_BUNDLE", "CARGO_HTTP_CAINFO",
+    "DENO_CERT", "NIX_SSL_CERT_FILE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "HTTPLIB2_CA_CERTS", "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
+)  # fmt: skip
+# Whole trees in which agents, sessions and services leave sockets and secrets: an ssh-agent's socket in /tmp is as good as its keys.
+TOO_WIDE = ("/tmp", "/var/tmp", "/run", "/var", "/var/run", "/home", "/mnt", "/media", "/srv", "/opt", "/boot", "/root")
+NO_PROXY = "localhost,127.0.0.1,::1"
+
+
+def resolve(path: str, cwd: str, rule: str) -> str:
+    """The real, existing path that `path` means. Raises StockadeError (`path.missing`) if there is none, `rule` says what wanted it."""
+    wanted = os.path.join(cwd, path.replace("~", places.home(), 1) if path == "~" or path.startswith("~/") else path)
+    try:
+        return os.path.realpath(wanted, strict=True)
+    except OSError as error:
+        raise StockadeError(
+            f"{rule}: {wanted}: {error.strerror}",
+            code="path.missing",
+            hint="Create it, or change the rule; stockade does not make up an empty one.",
+        ) from error
+
+
+def judge(path: str, rule: str) -> None:
+    """Raises CannotEnforce for a path that would show too much: the root, a home directory or above it, system directories, our own files."""
+    home = os.path.realpath(places.home())
+    if path == "/" or path == home or home.startswith(path + "/"):
+        raise CannotEnforce(
+            f"{rule}: {path} would show your whole home directory to the sandbox",
+            code="mount.too-wide",
+            hint="Run in a project's folder, or name one with --workspace; single folders of your home can be mounted by [[mount]].",
+        )
+    for ours in (places.state(), places.config(), places.cache()):
+        ours = os.path.realpath(ours).rstrip("/")
+        if ours == path or ours.startswith(path + "/") or path.startswith(ours + "/"):
+            raise CannotEnforce(
+                f"{rule}: {path} holds stockade's own files", code="mount.own", hint="Choose another folder; stockade's files stay outside."
+            )
+    if path in TOO_WIDE:
+        raise CannotEnforce(
+            f"{rule}: {path} holds sockets and files of other programs",
+            code="mount.too-wide",
+            hint="Name a folder below it, with only what is needed.",
+        )
+    for system in ("/proc", "/sys", "/dev"):
+        if path == system or path.startswith(system + "/"):
+            raise CannotEnforce(
+                f"{rule}: {path} belongs to the kernel", code="mount.kernel", hint="A sandbox has its own /proc and /dev and no /sys."
+            )
+
+
+def workspace_of(policy: Policy, cwd: str) -> str:
+    """The workspace's real path. Raises StockadeError or CannotEnforce when it is missing, no folder, or shows too much."""
+    path = resolve(policy.workspace.path, cwd, "workspace")
+    if not os.path.isdir(path):
+        raise StockadeError(f"the workspace {path} is not a directory", code="workspace.file", hint="Name a folder with --workspace.")
+    judge(path, "workspace")
+    return path
+
+
+def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders: dict[str, str], bundle: str) -> Confinement:
+    """What the sandbox of `policy` may see and use; `view` is its workspace, `bundle` the host file to show as the CA bundle."""
+    mounts = [*view.mounts]
+    for mount in policy.mounts:
+        source = resolve(mount.source, cwd, f"mount {mount.source}")
+        judge(source, f"mount {mount.source}")
+        mounts.append(replace(mount, source=source, target=mount.target or source))
+    mounts.append(Mount(bundle, CA_BUNDLE, "ro"))
+    environment = base_environment(session)
+    for name in policy.environment.pass_names:
+        for found in matching(name):
+            environment[found] = os.environ[found]
+    environment.update(policy.environment.set_values)
+    environment.update(placeholders)
+    workspace = str(view.facts["target"])
+    return Confinement(
+        mounts=tuple(mounts),
+        overlays=view.overlays,
+        network="door",
+        limits=policy.limits,
+        environment=tuple(environment.items()),
+        cwd=workspace,
+        home=inside_home(),
+        workspace=workspace,
+    )
+
+
+def inside_home() -> str:
+    """Where the private home lies inside: at the same path as outside, or at /home/user for accounts whose home is no home (daemons, `/`)."""
+    home = places.home()
+    return (
+        home if home.startswith(("/home/", "/root", "/Users/", "/tmp/", "/var/lib/")) and os.path.normpath(home) == home else "/home/user"
+    )
+
+
+def base_environment(session: str) -> dict[str, str]:
+    """What every sandbox's environment holds."""
+    user = "root" if os.getuid() == 0 else "user"
+    values = {
+        "PATH": PATH,
+        "HOME": inside_home(),
+        "USER": user,
+        "LOGNAME": user,
+        "SHELL": "/bin/bash",
+        "STOCKADE_SESSION": session,
+        "NO_PROXY": NO_PROXY,
+    }
+    values |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), PROXY)
+    values |= dict.fromkeys(CA_VARIABLES, CA_BUNDLE)
+    values["no_proxy"] = NO_PROXY
+    return values
+
+
+def matching(name: str) -> list[str]:
+    """The caller's variables that a pass rule means: one name, or a prefix ending in `*`."""
+    if name.endswith("*"):
+        return [found for found in os.environ if found.startswith(name[:-1])]
+    return [name] if name in os.environ else []
+
+
+def placeholders(policy: Policy) -> dict[str, str]:
+    """For each credential its placeholder: what the sandbox holds instead of the secret, unguessable and worthless elsewhere.
+
+    Raises CannotEnforce (`credential.missing`) for a variable or file that is plainly not there: better now than at the first request.
+    """
+    if not policy.credentials:
+        return {}
+    from stockade.gateway.broker import placeholder
+
+    for credential in policy.credentials:
+        kind, _, name = credential.source.partition(":")
+        if (kind == "env" and not os.environ.get(name)) or (kind == "file" and not os.access(os.path.expanduser(name), os.R_OK)):
+            raise CannotEnforce(
+                f"credential {credential.name}: there is no {'variable' if kind == 'env' else 'readable file'} {name} ({credential.origin})",
+                code="credential.missing",
+                hint=f"Set it where stockade runs (it never enters the sandbox): export {name}=..."
+                if kind == "env"
+                else "Correct the path.",
+            )
+    return {credential.name: placeholder(credential) for credential in policy.credentials}

@@ -1,0 +1,278 @@
+"""`stockade run`: one session with one command in the foreground, its streams and signals joined to the user's.
+
+One loop serves everything: the sandbox's notes, the streams, the user's signals, the watchdog's timer, the knock on the door and the gate's messages.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from stockade.core.errors import EXIT_FAILED, StockadeError
+from stockade.core.frozen import frozen
+from stockade.core.loop import READ, Loop
+from stockade.session import Session
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from stockade.core.values import Policy
+    from stockade.session.gate import GateKeeper
+    from stockade.walls.box import Child
+    from stockade.walls.streams import Pump
+    from stockade.walls.terminal import Raw
+
+GRACE = 5.0  # seconds between passing on SIGTERM or SIGHUP and ending the sandbox
+
+
+class Foreground:
+    """Runs one command; `outcome` says how it ended, in words, when it was not by itself."""
+
+    def __init__(self, session: Session, *, tty: bool | None) -> None:
+        self.session = session
+        self.loop = Loop()
+        self.tty = tty
+        self.outcome = ""
+        self.output = 0
+        self.child: Child | None = None
+        self._pumps: list[Pump] = []
+        self._out: list[Pump] = []
+        self._gate: GateKeeper | None = None
+        self._raw: Raw | None = None
+        self._given: list[int] = []
+        self._old_signals: dict[int, Any] = {}
+
+    def run(self, argv: Sequence[str]) -> int:
+        """The command's exit code. Raises StockadeError when the sandbox could not be made or broke."""
+        session = self.session
+        session.open()
+        # From here on the kernel builds the sandbox on another core; what follows is in its shadow.
+        from stockade.walls import terminal
+
+        if self.tty is None:
+            self.tty = terminal.interactive()
+        self._signals()
+        session.record_start(argv)
+        child = self._spawn(argv)
+        self._watch()
+        try:
+            return self._until_end(child)
+        finally:
+            self._restore()
+
+    def _spawn(self, argv: Sequence[str]) -> Child:
+        from stockade.walls.streams import Pump, pipe
+
+        session, wanted = self.session, self.session.confinement
+        environment = dict(wanted.environment)
+        if self.tty:
+            self.child = session.box.spawn(argv, env=environment, cwd=wanted.cwd, tty=True)
+            return self.child
+        stdin, inner_in = pipe(inner_reads=True)
+        stdout, inner_out = pipe(inner_reads=False)
+        stderr, inner_err = pipe(inner_reads=False)
+        try:
+            child = session.box.spawn(argv, env=environment, cwd=wanted.cwd, stdin=inner_in, stdout=inner_out, stderr=inner_err)
+        finally:
+            for fd in (inner_in, inner_out, inner_err):
+                os.close(fd)
+        self.child = child
+        self._pumps.append(Pump(self.loop, 0, stdin, owns_sink=True))
+        self._out = [
+            Pump(self.loop, stdout, 1, owns_source=True, count=self._count),
+            Pump(self.loop, stderr, 2, owns_source=True, count=self._count),
+        ]
+        return child
+
+    def _attach_terminal(self, master: int) -> None:
+        from stockade.walls import terminal
+        from stockade.walls.streams import Pump
+
+        os.set_blocking(master, False)
+        terminal.copy_size(0, master)
+        if os.isatty(0):
+            self._raw = terminal.Raw(0)
+        self._given.append(master)
+        self._pumps.append(Pump(self.loop, 0, os.dup(master), owns_sink=True))
+        self._out.append(Pump(self.loop, os.dup(master), 1, owns_source=True, count=self._count))
+
+    def _watch(self) -> None:
+        from stockade.session.gate import GateKeeper
+
+        session = self.session
+        self.loop.watch(session.box.fileno(), READ, self._notes)
+        self._gate = GateKeeper(session, self.loop)
+        self._gate.listen()
+        if not session.bundle.lazy:
+            self._gate.start("no lease")
+        limits = session.policy.limits
+        if limits.wall_time:
+            self.loop.later(limits.wall_time, lambda: self._stop(f"wall time of {limits.wall_time} s is over", "wall_time"))
+        from stockade.walls.limits import INTERVAL
+
+        self.loop.later(INTERVAL, self._look)
+
+    def _notes(self, _events: int) -> None:
+        box, child = self.session.box, self.child
+        if child is None:
+            return
+        while not box.dead:
+            terminal = child.terminal
+            try:
+                box.step(0x40)  # MSG_DONTWAIT
+            except BlockingIOError:
+                break
+            if terminal < 0 <= child.terminal:
+                self._attach_terminal(child.terminal)
+            if child.status is not None or child.error:
+                break
+
+    def _until_end(self, child: Child) -> int:
+        session = self.session
+        while child.status is None and not child.error and not self.outcome:
+            self.loop.turn()
+        self.loop.forget(session.box.fileno())
+        for pump in self._pumps:
+            pump.finish()
+        session.box.close()  # whatever the command left running ends here, so the streams end too
+        for fd in self._given:
+            os.close(fd)
+        self._given = []
+        deadline = time.monotonic() + 3600
+        while not all(pump.done for pump in self._out) and time.monotonic() < deadline:
+            self.loop.turn()
+        if self.outcome:
+            return 128 + 9
+        return child.exit_code
+
+    @property
+    def refused(self) -> int:
+        """How many requests the gate refused."""
+        return self.decisions.get("deny", 0)
+
+    @property
+    def decisions(self) -> dict[str, int]:
+        """How many requests the gate decided, by effect."""
+        return self._gate.decisions if self._gate else {}
+
+    def _count(self, size: int) -> None:
+        self.output += size
+        limit = self.session.policy.limits.output
+        if limit and self.output > limit:
+            self._stop(f"more than {limit} bytes of output", "output")
+
+    def _stop(self, why: str, limit: str) -> None:
+        """End the sandbox because of a limit or a signal of the user's."""
+        if not self.outcome:
+            self.outcome = why
+            self.session.record("limit", limit=limit, reason=why)
+
+    def _look(self) -> None:
+        from stockade.walls import limits
+
+        session = self.session
+        if session.box.ready:
+            init = limits.init_of(session.box.pid)
+            used = limits.usage(init, session.policy.limits.processes) if init else None
+            why = limits.over(session.policy.limits, used, session.groups.held) if used else ""
+            if why:
+                self._stop(why, "watchdog")
+                return
+        self.loop.later(limits.INTERVAL, self._look)
+
+    def _signals(self) -> None:
+        """Let signals wake the loop through a pipe, and hand them on (signal(7))."""
+        import signal
+
+        self._wake, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        for number in (
+            signal.SIGINT,
+            signal.SIGTERM,
+            signal.SIGHUP,
+            signal.SIGQUIT,
+            signal.SIGWINCH,
+            signal.SIGIO,
+            signal.SIGUSR1,
+            signal.SIGUSR2,
+        ):
+            self._old_signals[number] = signal.signal(number, lambda *_: None)
+        self.loop.watch(self._wake, READ, self._signalled)
+
+    def _signalled(self, _events: int) -> None:
+        import signal
+
+        from stockade.walls import terminal
+
+        for number in os.read(self._wake, 64):
+            if number == signal.SIGWINCH:
+                if self.child and self.child.terminal >= 0 and self._given:
+                    terminal.copy_size(0, self._given[0])
+            elif number == signal.SIGIO:
+                if self._gate and self.session.bundle.wanted():
+                    self._gate.start("certificates")
+            elif self.child:
+                self.session.box.signal(self.child, number)
+                if number in (signal.SIGTERM, signal.SIGHUP):
+                    self.loop.later(GRACE, lambda: self._stop("asked to end", "signal"))
+
+    def _restore(self) -> None:
+        import signal
+
+        if self._raw is not None:
+            self._raw.restore()
+            self._raw = None
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._old_signals.items():
+            signal.signal(number, handler)
+        if self._gate:
+            self._gate.close()
+
+
+@frozen
+class End:
+    """How a run ended: exit code, why we ended it (""= by itself), whether the command could not be executed, refused requests, session."""
+
+    code: int
+    outcome: str
+    missing: bool
+    refused: int
+    session: str
+
+
+def run(policy: Policy, argv: Sequence[str], *, cwd: str, tty: bool | None = None, receipt: str = "") -> End:
+    """Run `argv` confined by `policy`; `receipt` names a file to write ("" = none).
+
+    Raises StockadeError when nothing could be run, or when what happened cannot be recorded.
+    """
+    with Session(policy, cwd) as session:
+        paper = None
+        if receipt:
+            from stockade.record.receipts import ReceiptFile
+
+            paper = ReceiptFile(os.path.join(cwd, receipt))  # before the sandbox could move its directory
+        front = Foreground(session, tty=tty)
+        try:
+            code = front.run(argv)
+        except StockadeError as error:
+            if session.recording:
+                session.record("session.exit", code=EXIT_FAILED, error=error.code, message=error.message)
+            raise
+        facts = {"code": code, "outcome": front.outcome, "output": front.output, "decisions": front.decisions}
+        end = session.record("session.exit", seconds=round(time.time() - session.started, 3), **facts)
+        if paper is not None:
+            from stockade.record.receipts import ended
+
+            paper.write(
+                ended(
+                    session.receipt(),
+                    end=end,
+                    exit_status=code,
+                    limits=(front.outcome,) if front.outcome else (),
+                    decisions=front.decisions,
+                )
+            )
+        missing = front.child is not None and front.child.error != 0
+    return End(code, front.outcome, missing, front.refused, session.id)

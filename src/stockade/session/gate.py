@@ -1,0 +1,191 @@
+"""The supervisor's side of the gate: start it when somebody knocks, write down what it decides, and shut the door when it is gone."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from stockade.core.errors import StockadeError, WallFailed
+from stockade.core.frozen import plain
+from stockade.core.loop import READ, WRITE
+from stockade.core.values import Confinement, Limits, Mount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from stockade.core.loop import Loop
+    from stockade.gateway.control import Control
+    from stockade.session import Session
+    from stockade.walls.box import Box, Child
+
+KINDS = {3128: "http-proxy", 80: "http", 443: "https", 53: "dns-tcp"}
+LIMITS = Limits(processes=256, memory=4 << 30, open_files=65536, scratch=64 << 20, file_size=64 << 20)
+
+
+class GateKeeper:
+    """One gate for one session. `decisions` counts the requests by effect."""
+
+    def __init__(self, session: Session, loop: Loop) -> None:
+        self._session, self._loop = session, loop
+        self._box: Box | None = None
+        self._child: Child | None = None
+        self._control: Control | None = None
+        self._output = -1
+        self.decisions: dict[str, int] = {}
+
+    def listen(self) -> None:
+        """Wait for the first connection or query at the door; the gate is started then."""
+        for fd in self._session.door.sockets():
+            self._loop.watch(fd, READ, lambda _events: self.start("a connection"))
+
+    def start(self, why: str) -> None:
+        """Start the gate. When that fails, the door is shut: everything is refused from then on, and the ledger says why."""
+        if self._box is not None:
+            return
+        for fd in self._session.door.sockets():
+            self._loop.forget(fd)
+        try:
+            self._start(why)
+        except (StockadeError, OSError) as error:
+            code = error.code if isinstance(error, StockadeError) else "gate.start"
+            self._fail(code, str(error))
+
+    def _start(self, why: str) -> None:
+        from stockade.gateway import broker, engine
+        from stockade.gateway.control import Control
+        from stockade.walls import bubblewrap, native
+
+        session = self._session
+        envoy = engine.find()
+        session.record("gate.start", why=why)
+        host = bubblewrap.look("/home/gate")
+        self._box = bubblewrap.open_box(bubblewrap.plan(confinement(), host, dangerously_share_host_network=True))
+        ours, theirs = native.stream_pair()
+        door = session.door
+        listeners = [{"kind": kind, "port": port} for port, kind in KINDS.items()] + [{"kind": "dns-udp", "port": 53}]
+        descriptors = [*(door.listeners[port] for port in KINDS), door.dns]
+        self._output = os.memfd_create("gate", os.MFD_CLOEXEC)
+        try:
+            self._child = self._box.spawn(
+                [sys.executable, "-I", "-m", "stockade.gatehouse"],
+                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+                stdout=self._output,
+                stderr=self._output,
+                fds=(theirs, *descriptors),
+            )
+        finally:
+            os.close(theirs)
+        self._control = Control(ours, session.id)
+        self._loop.watch(self._box.fileno(), READ, self._notes)
+        policy = session.policy
+        self._control.configure(
+            {
+                "session": session.id,
+                "grants": [plain(grant) for grant in policy.grants],
+                "credentials": broker.for_gate(policy.credentials, session.placeholders, os.environ),
+                "listeners": listeners,
+                "upstream_ca": "/etc/ssl/certs/ca-certificates.crt",
+                "envoy": envoy,
+            }
+        )
+        self._poll()
+
+    def _poll(self) -> None:
+        control = self._control
+        if control is not None:
+            self._loop.watch(control.fileno(), READ | WRITE if control.wants_to_write else READ, self._messages)
+
+    def _messages(self, events: int) -> None:
+        control = self._control
+        if control is None:
+            return
+        try:
+            if events & WRITE:
+                control.flush()
+            for message in control.receive():
+                if message[0] == "ca":
+                    self._session.bundle.fill(message[1].encode())
+                elif message[0] == "failed":
+                    raise WallFailed(f"the gate could not start: {message[1]}", code="gate.failed", hint="The network stays closed.")
+                elif message[0] == "event":
+                    event = dict(message[2])
+                    kind = str(event.pop("kind"))
+                    event.pop("session", None)
+                    if kind == "egress":
+                        effect = str(event.get("effect"))
+                        self.decisions[effect] = self.decisions.get(effect, 0) + 1
+                    self._session.record(kind, **event)
+                    control.acknowledge(message[1])
+        except StockadeError as error:
+            self._fail(error.code, error.message)
+            return
+        if control.closed:
+            self._fail("gate.exit", "the gate ended")
+            return
+        self._poll()
+
+    def _notes(self, _events: int) -> None:
+        box, child = self._box, self._child
+        if box is None or child is None:
+            return
+        try:
+            while True:
+                box.step(0x40)  # MSG_DONTWAIT
+                if child.status is not None or child.error:
+                    self._fail("gate.exit", f"the gate ended with status {child.exit_code}")
+                    return
+        except BlockingIOError:
+            pass
+        except StockadeError as error:
+            self._fail(error.code, error.message)
+
+    def _fail(self, code: str, why: str) -> None:
+        said = (
+            os.pread(self._output, 1000, max(0, os.fstat(self._output).st_size - 1000)).decode("utf-8", "replace")
+            if self._output >= 0
+            else ""
+        )
+        self.close()
+        self._session.door.shut()
+        self._session.bundle.close()
+        self._session.record("gate.exit", code=code, reason=why, said=said)
+        note = "".join(letter if letter.isprintable() else " " for letter in f"{why} {said}"[:300])
+        os.write(2, f"stockade: the network is closed for the rest of this run: {note} ({code})\r\n".encode())
+
+    def close(self) -> None:
+        """End the gate; idempotent."""
+        if self._control is not None:
+            self._loop.forget(self._control.fileno())
+            self._control.close()
+            self._control = None
+        if self._box is not None:
+            self._loop.forget(self._box.fileno())
+            self._box.close()
+            self._box = None
+        if self._output >= 0:
+            os.close(self._output)
+            self._output = -1
+
+
+def confinement() -> Confinement:
+    """What the gate itself may see: Python and our code, read-only; how the host resolves names; which authorities it trusts upstream."""
+    import stockade
+
+    places_of_code = {
+        os.path.realpath(sys.prefix),
+        os.path.realpath(sys.base_prefix),
+        os.path.dirname(os.path.dirname(os.path.realpath(stockade.__file__))),
+    }
+    places_of_code.add(os.path.realpath(os.path.dirname(sys.executable)))
+    mounts = [Mount(path, path) for path in sorted(places_of_code) if not path.startswith("/usr/") and path != "/usr"]
+    trusted = os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
+    for source, target in (
+        (trusted, "/etc/ssl/certs/ca-certificates.crt"),
+        ("/etc/resolv.conf", "/etc/resolv.conf"),
+        ("/etc/hosts", "/etc/hosts"),
+    ):
+        if os.path.exists(source):
+            mounts.append(Mount(os.path.realpath(source), target))
+    return Confinement(mounts=tuple(mounts), limits=LIMITS, home="/home/gate", cwd="/")
+
+
+__all__ = ["GateKeeper", "confinement"]

@@ -1,0 +1,338 @@
+"""Sessions inside a program: `async with open_session(policy) as session: await session.exec([...])`. See docs/api.md.
+
+The same session as `stockade run` makes, with the same door, wall, gate, limits and ledger, driven by asyncio. No thread is started and no signal
+handler is set, so any number of sessions can live in one program; all calls belong to the event loop that opened the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from stockade.core.errors import EXIT_FAILED, StockadeError, WallFailed
+from stockade.core.loop import READ
+from stockade.session import Session
+from stockade.session.command import Command, Piece, Result, SessionEnded
+from stockade.session.exchange import AsyncioLoop
+from stockade.session.gate import GateKeeper
+from stockade.walls import limits
+from stockade.walls.streams import pipe
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from stockade.core.values import Policy
+    from stockade.walls.box import Child
+
+READY = 20.0  # seconds that a sandbox may take to stand
+OUTPUT = 64 << 20  # bytes kept of each stream of one `exec`
+ASKED = 64  # commands asked for and not answered yet; more would fill the socket to the sandbox's init
+LEASE = 0.02  # seconds between two looks whether somebody wants the certificates
+NO_WAIT = 0x40  # MSG_DONTWAIT of recv(2)
+
+
+class LiveSession:
+    """A sandbox that runs commands, several at once if wanted. Made by `open_session`. `id` is what the ledger calls it."""
+
+    def __init__(self, policy: Policy, cwd: str) -> None:
+        self._session = Session(policy, cwd)
+        self.id = self._session.id
+        self.loop = AsyncioLoop(self._broken)
+        self._aio = asyncio.get_running_loop()
+        self._commands: dict[int, Command] = {}
+        self._number = 0
+        self._slots = asyncio.Semaphore(ASKED)
+        self._gate: GateKeeper | None = None
+        self._end: StockadeError | None = None
+        self._ready = self.future()
+        self._output = 0
+        self._outcome = ""
+        self._closed = False
+
+    @property
+    def workspace(self) -> str:
+        """The workspace's path inside; commands start there."""
+        return self._session.confinement.cwd
+
+    @property
+    def refused(self) -> int:
+        """How many requests the gate has refused so far."""
+        return self._gate.decisions.get("deny", 0) if self._gate is not None else 0
+
+    def future(self) -> asyncio.Future[None]:
+        """A new future of the session's event loop."""
+        return self._aio.create_future()
+
+    async def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        max_output: int = OUTPUT,
+    ) -> Result:
+        """Run a command and wait for it. `timeout` in seconds; `env` is added to the session's; `cwd` inside, relative to the workspace.
+
+        Returns when the command itself has ended; what processes it left behind still write is thrown away. Of each stream at most `max_output`
+        bytes are kept. A timeout, or cancelling this call, kills the command's process group.
+        Raises SessionEnded (`session.closed`, `session.limit`), WallFailed, StockadeError (`exec.resources`, `ledger.*`), ValueError for a NUL byte.
+        """
+        command = await self._begin(argv, bool(stdin), env, cwd, collect=True, keep=max_output)
+        if command.stdin is not None:
+            command.stdin.feed(stdin)
+        return await command.result(timeout)
+
+    async def start(self, argv: Sequence[str], *, stdin: bool = False, env: Mapping[str, str] | None = None, cwd: str = "") -> Command:
+        """Start a command and return it running: iterate over it for output, write to its `stdin` (None unless asked for). Errors as `exec`."""
+        return await self._begin(argv, stdin, env, cwd, collect=False, keep=0)
+
+    async def read(self, path: str, *, max_size: int = OUTPUT) -> bytes:
+        """The content of a file inside, read by a command inside: no path that a sandbox chose is ever opened on the host.
+
+        Raises StockadeError (`file.read`, `file.size`).
+        """
+        found = await self.exec(["/bin/cat", "--", _plain(path)], max_output=max_size)
+        if found.exit_code:
+            raise StockadeError(f"cannot read {path} inside: {_said(found)}", code="file.read", hint="Paths are those of the sandbox.")
+        if found.truncated:
+            raise StockadeError(
+                f"{path} inside holds more than {max_size} bytes",
+                code="file.size",
+                hint="Raise max_size, or read parts of it with a command.",
+            )
+        return found.stdout
+
+    async def write(self, path: str, data: bytes) -> None:
+        """Write a file inside, through a command inside; replaces what was there. Raises StockadeError (`file.write`)."""
+        done = await self.exec(["/bin/sh", "-c", 'exec /bin/cat >"$1"', "sh", _plain(path)], stdin=data)
+        if done.exit_code:
+            raise StockadeError(f"cannot write {path} inside: {_said(done)}", code="file.write", hint="Paths are those of the sandbox.")
+
+    # --- life
+
+    async def open(self) -> None:
+        """Used by `open_session`. Raises StockadeError and its kinds; nothing is left behind then."""
+        session = self._session
+        session.open()
+        self.loop.watch(session.box.fileno(), READ, self._notes)
+        if session.bundle.lazy:
+            # The kernel announces whoever opens the certificates by SIGIO, which ends a program that does not expect it. SIGURG does nothing.
+            fcntl.fcntl(session.bundle.fileno(), fcntl.F_SETSIG, signal.SIGURG)
+            self.loop.later(LEASE, self._certificates)
+        session.record_start(())
+        self._gate = GateKeeper(session, self.loop)
+        self._gate.listen()
+        if not session.bundle.lazy:
+            self._gate.start("no lease")
+        if session.policy.limits.wall_time:
+            seconds = session.policy.limits.wall_time
+            self.loop.later(seconds, lambda: self._stop(f"wall time of {seconds} s is over", "wall_time"))
+        self.loop.later(limits.INTERVAL, self._look)
+        late = self.loop.later(READY, lambda: self._broken(_slow()))
+        await self._ready
+        self.loop.cancel(late)
+
+    async def close(self) -> None:
+        """End everything inside, and record it. May be called twice. Raises StockadeError when the end cannot be recorded."""
+        error, closed = self._end, SessionEnded("the session is closed", code="session.closed", hint="Open a new one; nothing was run.")
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._session.recording:
+                self._finish(closed)
+                self._end = closed
+                why = {"error": error.code, "message": error.message} if error is not None else {}
+                self._session.record(
+                    "session.exit",
+                    code=0 if error is None else 128 + signal.SIGKILL if self._outcome else EXIT_FAILED,
+                    outcome=self._outcome,
+                    output=self._output,
+                    refused=self.refused,
+                    commands=self._number,
+                    seconds=round(time.time() - self._session.started, 3),
+                    **why,
+                )
+        finally:
+            if self._gate is not None:
+                self._gate.close()
+            self.loop.clear()
+            self._session.close()
+
+    def _finish(self, error: StockadeError) -> None:
+        """No command will end by itself any more. Only the first call counts."""
+        if self._end is not None:
+            return
+        self._end = error
+        if not self._ready.done():
+            self._ready.set_exception(error)
+            self._ready.exception()
+        for command in [*self._commands.values()]:
+            command.fail(error)
+        self._commands.clear()
+        self.loop.forget(self._session.box.fileno())
+        self._session.box.close()
+
+    # --- what happens meanwhile
+
+    async def _begin(
+        self, argv: Sequence[str], stdin: bool, env: Mapping[str, str] | None, cwd: str, *, collect: bool, keep: int
+    ) -> Command:
+        words = list(argv)
+        async with self._slots:
+            if self._end is not None:
+                raise self._end
+            wanted = self._session.confinement
+            self._number += 1
+            number = self._number
+            command = Command(self, number, keep)
+            place = os.path.join(wanted.cwd, cwd) if cwd else wanted.cwd
+            self._session.record("exec.start", number=number, command=words, cwd=place)
+            ours: list[int] = []
+            theirs: list[int] = []
+            try:
+                for inner_reads in (True, False, False):
+                    if inner_reads and not stdin:
+                        ours.append(-1)
+                        theirs.append(-1)
+                        continue
+                    one, other = pipe(inner_reads)
+                    ours.append(one)
+                    theirs.append(other)
+                child = self._session.box.spawn(
+                    words, env={**dict(wanted.environment), **(env or {})}, cwd=place, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2]
+                )
+            except BaseException:
+                _close(ours)
+                raise
+            finally:
+                _close(theirs)
+            command.attach(child, ours[0], ours[1], ours[2], collect=collect)
+            self._commands[child.ident] = command
+            try:
+                await command.asked()
+            except asyncio.CancelledError:
+                command.kill()
+                raise
+        if child.error in (11, 12, 24):  # EAGAIN, ENOMEM, EMFILE: the sandbox is at a limit, the program itself was not even looked for
+            raise StockadeError(
+                f"the sandbox could not start {words[0]}: {os.strerror(child.error)}",
+                code="exec.resources",
+                hint="Too many processes or commands at once; raise limits.processes or run fewer.",
+            )
+        return command
+
+    def signal(self, child: Child, number: int) -> None:
+        """Pass a signal on to a command's process group."""
+        if self._end is None:
+            self._session.box.signal(child, number)
+
+    def count(self, size: int) -> None:
+        """Some output arrived."""
+        self._output += size
+        limit = self._session.policy.limits.output
+        if limit and self._output > limit:
+            self._stop(f"more than {limit} bytes of output", "output")
+
+    def _notes(self, _events: int) -> None:
+        box = self._session.box
+        while self._end is None:
+            try:
+                child = box.step(NO_WAIT)
+            except BlockingIOError:
+                return
+            if box.ready and not self._ready.done():
+                self._ready.set_result(None)
+            command = self._commands.get(child.ident) if child is not None else None
+            if command is not None and command.news():
+                self._session.record("exec.exit", number=command.number, code=command.code)
+
+    def gone(self, command: Command) -> None:
+        """A command ended and its streams too."""
+        self._commands.pop(command.ident, None)
+
+    def _certificates(self) -> None:
+        bundle = self._session.bundle
+        if bundle.filled or bundle.fileno() < 0 or self._gate is None:
+            return
+        if bundle.wanted():
+            self._gate.start("certificates")
+        else:
+            self.loop.later(LEASE, self._certificates)
+
+    def _look(self) -> None:
+        session = self._session
+        init = limits.init_of(session.box.pid)
+        used = limits.usage(init, session.policy.limits.processes) if init else None
+        why = limits.over(session.policy.limits, used, session.groups.held) if used else ""
+        if why:
+            self._stop(why, "watchdog")
+        else:
+            self.loop.later(limits.INTERVAL, self._look)
+
+    def _stop(self, why: str, limit: str) -> None:
+        """End the sandbox because of a limit."""
+        if self._end is None:
+            self._outcome = why
+            hint = "The whole sandbox was ended. Raise the limit in the policy, or do less."
+            self._finish(SessionEnded(f"the session was ended: {why}", code="session.limit", hint=hint))
+            self._session.record("limit", limit=limit, reason=why)
+
+    def _broken(self, error: BaseException) -> None:
+        """INVARIANT: an error in whatever serves the sandbox ends it; nothing goes on unwatched."""
+        if not isinstance(error, StockadeError):
+            hint = "The sandbox was ended. This is a bug in stockade; please report it."
+            error = WallFailed(f"{type(error).__name__}: {error}", code="bug", hint=hint)
+        self._finish(error)
+
+
+@asynccontextmanager
+async def open_session(policy: Policy | None = None, *, cwd: str | None = None) -> AsyncIterator[LiveSession]:
+    """Open a sandbox, and end everything in it when the block is left.
+
+    Without `policy` it is the one that `stockade run` would use in `cwd` (default: the current folder): administrator's and user's layers.
+    Raises PolicyError, CannotEnforce, WallFailed and StockadeError; nothing is left behind then.
+    """
+    folder = os.getcwd() if cwd is None else os.path.abspath(cwd)
+    if policy is None:
+        from stockade.policy.cached import load
+
+        policy = load(folder)
+    session = LiveSession(policy, folder)
+    try:
+        await session.open()
+        yield session
+    finally:
+        await session.close()
+
+
+def _slow() -> WallFailed:
+    return WallFailed(
+        f"the sandbox did not stand after {READY:g} s", code="wall.slow", hint="`stockade doctor` tries each part of the wall."
+    )
+
+
+def _plain(path: str) -> str:
+    """A path that no program takes for an option or for standard input."""
+    return path if path.startswith("/") else f"./{path}"
+
+
+def _said(result: Result) -> str:
+    text = result.stderr[:300].decode("utf-8", "replace").strip() or f"exit code {result.exit_code}"
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        if fd >= 0:
+            os.close(fd)
+
+
+__all__ = ["Command", "LiveSession", "Piece", "Result", "SessionEnded", "open_session"]

@@ -1,0 +1,1 @@
+"""Make "no" true: the walls, and the door that is a sandbox's only way out."""

@@ -1,0 +1,171 @@
+"""A live sandbox and the commands in it: what every wall hands out once it stands."""
+
+from __future__ import annotations
+
+import os
+
+from stockade.core.errors import WallFailed
+from stockade.walls import native
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from collections.abc import Mapping, Sequence
+
+
+class Child:
+    """A command in a box. `status` is None until it ended, then as of waitpid(2). `terminal` is the master of its PTY, or -1."""
+
+    def __init__(self, ident: int, tty: bool = False) -> None:
+        self.ident = ident
+        self.tty = tty  # it asked for a terminal
+        self.pid = 0  # in the sandbox's PID namespace
+        self.status: int | None = None
+        self.error = 0  # errno of a failed exec
+        self.terminal = -1
+
+    @property
+    def exit_code(self) -> int:
+        """As the shells count: the exit status, or 128 + the signal's number; 126 and 127 when it could not be executed."""
+        if self.error:
+            return 127 if self.error == 2 else 126
+        if self.status is None:
+            raise ValueError("the command is still running")
+        return os.waitstatus_to_exitcode(self.status) if not os.WIFSIGNALED(self.status) else 128 + os.WTERMSIG(self.status)
+
+
+class Box:
+    """A live sandbox. Not thread-safe. `fileno()` is readable when `step()` has news; `close()` ends everything inside, at once."""
+
+    def __init__(self, sock: _socket.socket, pid: int, stderr: int) -> None:
+        self._sock, self._stderr = sock, stderr
+        self.pid = pid  # bubblewrap's, on the host; `init` is the sandbox's first process
+        self.ready = False
+        self.dead = False
+        self.landlock = 0
+        self._children: dict[int, Child] = {}
+        self._next = 1
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str = "/",
+        stdin: int = -1,
+        stdout: int = -1,
+        stderr: int = -1,
+        fds: Sequence[int] = (),
+        tty: bool = False,
+    ) -> Child:
+        """Ask for a command to be started; does not wait. Descriptors 0-2 default to /dev/null; `fds` become 3, 4, ...; with `tty` the box makes a terminal.
+
+        Raises WallFailed when the box is gone, ValueError for an empty argv or a NUL in a string.
+        """
+        if not argv or any("\0" in word for word in (*argv, cwd, *env, *env.values())):
+            raise ValueError("argv must not be empty, and no string may hold a NUL byte")
+        if len(fds) > native.MAX_FDS - 4:  # with the blob and 0-2 they go in one message
+            raise ValueError(f"at most {native.MAX_FDS - 4} descriptors can be handed over")
+        words = [cwd, str(len(argv)), *argv, str(len(env)), *(f"{name}={value}" for name, value in env.items())]
+        blob = native.blob(b"".join(os.fsencode(word) + b"\0" for word in words))
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        child = Child(self._next, tty)
+        self._next += 1
+        try:
+            standard = () if tty else tuple(fd if fd >= 0 else null for fd in (stdin, stdout, stderr))
+            native.request(self._sock, "X", child.ident, flags=native.TERMINAL if tty else 0, fds=(blob, *standard, *fds))
+        except OSError as error:
+            self._last_words()
+            raise self.failure() from error
+        finally:
+            os.close(blob)
+            os.close(null)
+        self._children[child.ident] = child
+        return child
+
+    def signal(self, child: Child, number: int) -> None:
+        """Send a signal to the command's process group; nothing happens if it ended."""
+        if child.status is None and not child.error:
+            try:
+                native.request(self._sock, "K", child.ident, number)
+            except OSError:
+                self.dead = True
+
+    def step(self, flags: int = 0) -> Child | None:
+        """Take one note; returns the child it is about. Raises BlockingIOError when told not to block, WallFailed when the box broke."""
+        note = native.receive(self._sock, flags)
+        if note is None:
+            self.dead = True
+            raise self.failure()
+        kind, ident, value, text, fds = note
+        try:
+            return self._take(kind, ident, value, text, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _take(self, kind: str, ident: int, value: int, text: str, fds: list[int]) -> Child | None:
+        """Act on one note; takes out of `fds` what it keeps. Whoever wrote it may be hostile."""
+        child = self._children.get(ident)
+        if kind == "E":
+            self.dead = True
+            raise native.failed(text, value)
+        if kind == "R":
+            self.ready, self.landlock = True, value
+        elif child is None:
+            pass
+        elif kind == "S":
+            child.pid = value
+            if fds and child.tty and child.terminal < 0:  # never a descriptor that we did not ask for
+                child.terminal = fds.pop()
+        elif kind == "F":
+            child.error = value or 1
+            del self._children[ident]
+        elif kind == "Q":
+            if not os.WIFEXITED(value & 0xFFFF) and not os.WIFSIGNALED(value & 0xFFFF):
+                self.dead = True
+                raise WallFailed("the sandbox's init sent a malformed message", code="native.protocol", hint="The sandbox was ended.")
+            child.status = value & 0xFFFF
+            del self._children[ident]
+        return child
+
+    def wait(self, child: Child) -> int:
+        """Block until `child` ended; its exit code."""
+        while child.status is None and not child.error:
+            self.step()
+        return child.exit_code
+
+    def _last_words(self) -> None:
+        """Raise what init said before it left, if it said anything: why a step of the set-up failed."""
+        try:
+            while True:
+                self.step(0x40)  # MSG_DONTWAIT
+        except BlockingIOError:
+            pass
+
+    def failure(self) -> WallFailed:
+        """Why the box is gone, in bubblewrap's own words where it left any."""
+        said = os.pread(self._stderr, 2000, 0).decode("utf-8", "replace").strip() if self._stderr >= 0 else ""
+        said = "".join(letter if letter.isprintable() else " " for letter in said)
+        return WallFailed(
+            f"the sandbox ended{': ' + said if said else ' before its command did'}",
+            code="wall.died",
+            hint="`stockade doctor` tries each part of the wall.",
+        )
+
+    def close(self) -> int:
+        """End everything inside and wait until the kernel has done so; bubblewrap's wait status. May be called twice."""
+        if self.pid:
+            self._sock.shutdown(
+                2
+            )  # SHUT_RDWR: a process that our program has forked may hold this socket too, and close() alone would wait for it
+            self._sock.close()  # its init sees the end of file and leaves; with it goes the PID namespace
+            _, status = os.waitpid(self.pid, 0)
+            self.pid, self.dead = 0, True
+            os.close(self._stderr)
+            self._stderr = -1
+            return status
+        return 0

@@ -1,0 +1,62 @@
+"""The door: a network namespace with no route and no interface but `lo`, in which only our listening sockets answer.
+
+Every address is local there (AnyIP), so a connection to any address on a listening port arrives at our socket, and `getsockname()` of the accepted
+connection is the address that was asked for. Every other port is refused by the kernel. The sandbox joins from a nested user namespace and can
+change none of it (user_namespaces(7), rtnetlink(7)). What to do with the connections is the gate's business, not ours.
+"""
+
+from __future__ import annotations
+
+import os
+
+from stockade.core.errors import WallFailed
+from stockade.walls import native
+
+PROXY, HTTP, HTTPS, DNS = 3128, 80, 443, 53
+PORTS = (PROXY, HTTP, HTTPS, DNS)
+
+
+class Door:
+    """Descriptors of one door: TCP `listeners` by port (dual-stack, listening), `dns` (UDP, 127.0.0.1:53), and its two namespaces."""
+
+    def __init__(self, listeners: dict[int, int], dns: int, network: int, user: int) -> None:
+        self.listeners, self.dns, self.network, self.user = listeners, dns, network, user
+
+    def sockets(self) -> list[int]:
+        """The listening descriptors; empty once the door is shut."""
+        return [*self.listeners.values(), *([self.dns] if self.dns >= 0 else [])]
+
+    def shut(self) -> None:
+        """Close the listening sockets: the kernel refuses every connection from then on, waiting ones too."""
+        for fd in self.sockets():
+            os.close(fd)
+        self.listeners, self.dns = {}, -1
+
+    def close(self) -> None:
+        """Close everything. What still runs inside has no network from then on."""
+        self.shut()
+        for fd in (self.network, self.user):
+            os.close(fd)
+
+
+def make(ports: tuple[int, ...] = PORTS) -> Door:
+    """Make a door, without any privilege. Raises WallFailed when the kernel refuses (no user namespaces, no memory)."""
+    ours, theirs = native.pair()
+    try:
+        pid = native.spawn(["door", str(theirs.fileno()), *map(str, ports)], [theirs.fileno()], stderr=2)
+        theirs.close()
+        try:
+            note = native.receive(ours)
+        finally:
+            os.waitpid(pid, 0)
+    finally:
+        ours.close()
+        theirs.close()
+    if note is None:
+        raise WallFailed("the door's helper ended without a word", code="wall.setup", hint="`stockade doctor` tries each step.")
+    kind, _, value, text, fds = note
+    if kind != "D" or len(fds) != len(ports) + 3:
+        for fd in fds:
+            os.close(fd)
+        raise native.failed(text or "door", value)
+    return Door(dict(zip(ports, fds, strict=False)), fds[-3], fds[-2], fds[-1])

@@ -1,0 +1,489 @@
+/* The steps of a sandbox's life that no stock tool takes, as one static program of plain system calls:
+ *
+ *   step door SOCK PORT...              make a user and network namespace without any route, send its listening sockets over SOCK
+ *   step launch OPTION... -- ARGV...    join a door, mount overlays, set limits, drop what must not be inherited, exec ARGV (bubblewrap)
+ *   step inside SOCK ABI RULE...        in the sandbox, as its init: apply Landlock, then serve exec requests that arrive on SOCK
+ *
+ * INVARIANT: every failure ends the program before the next step; nothing is ever skipped or retried with less.
+ * INVARIANT: `inside` runs with all of the sandbox's restrictions on, and what it says is not trusted outside.
+ * The host's side of SOCK is walls/native/__init__.py; the message layouts must match it.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <linux/keyctl.h>
+#include <linux/landlock.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { MAX_FDS = 64, EXIT_STEP = 125 };
+
+/* One message from us to the host. Fixed size, host byte order. kind: D door made, R ready, S started, F exec failed, Q ended, E set-up failed. */
+struct note {
+    uint32_t kind, id;
+    int32_t value;
+    char text[52];
+};
+_Static_assert(sizeof(struct note) == 64, "the host unpacks 64 bytes");
+
+/* One request from the host. kind: X exec (descriptors: blob, then 0, 1, 2, 3, ...), K signal (value) to the process group of id. */
+struct request {
+    uint32_t kind, id;
+    int32_t value;
+    uint32_t flags; /* X: 1 = give it a terminal (descriptors 0, 1, 2 are not sent) */
+};
+
+static int notes = -1; /* where failures are reported; -1: standard error */
+
+static void tell(uint32_t kind, uint32_t id, int32_t value, const char *text, const int *fds, int count) {
+    struct note note = {.kind = kind, .id = id, .value = value};
+    snprintf(note.text, sizeof note.text, "%s", text);
+    struct iovec part = {&note, sizeof note};
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof(int) * MAX_FDS)];
+    } control = {0};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    if (count > 0) {
+        message.msg_control = &control;
+        message.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)count);
+        control.header.cmsg_level = SOL_SOCKET;
+        control.header.cmsg_type = SCM_RIGHTS;
+        control.header.cmsg_len = CMSG_LEN(sizeof(int) * (size_t)count);
+        memcpy(CMSG_DATA(&control.header), fds, sizeof(int) * (size_t)count);
+    }
+    if (sendmsg(notes, &message, MSG_NOSIGNAL) < 0) _exit(EXIT_STEP); /* nobody is listening any more */
+}
+
+static void __attribute__((noreturn)) fail(const char *what) {
+    int error = errno;
+    if (notes >= 0)
+        tell('E', 0, error, what, NULL, 0);
+    else
+        dprintf(2, "stockade: %s: %s\n", what, strerror(error));
+    _exit(EXIT_STEP);
+}
+
+static long number(const char *text) {
+    char *end;
+    errno = 0;
+    long value = strtol(text, &end, 10);
+    if (errno || end == text || *end) {
+        errno = EINVAL;
+        fail("number");
+    }
+    return value;
+}
+
+/* ---- door ------------------------------------------------------------------------------------------------------------------- */
+
+static void write_file(const char *path, const char *format, ...) {
+    char text[64];
+    va_list args;
+    va_start(args, format);
+    int size = vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || write(fd, text, (size_t)size) != size || close(fd)) fail(path);
+}
+
+/* Add the route `local 0.0.0.0/0 dev lo` (or ::/0): every address becomes our own ("AnyIP", rtnetlink(7)). */
+static void any_ip(int netlink, unsigned char family) {
+    struct {
+        struct nlmsghdr header;
+        struct rtmsg route;
+        struct rtattr attribute;
+        uint32_t device;
+    } ask = {
+        .header = {.nlmsg_len = sizeof ask, .nlmsg_type = RTM_NEWROUTE, .nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE, .nlmsg_seq = 1},
+        .route = {.rtm_family = family, .rtm_table = RT_TABLE_LOCAL, .rtm_protocol = RTPROT_BOOT,
+                  .rtm_scope = family == AF_INET ? RT_SCOPE_HOST : RT_SCOPE_UNIVERSE, .rtm_type = RTN_LOCAL},
+        .attribute = {.rta_len = sizeof(struct rtattr) + sizeof(uint32_t), .rta_type = RTA_OIF},
+        .device = 1, /* lo is the first interface of every network namespace */
+    };
+    struct {
+        struct nlmsghdr header;
+        struct nlmsgerr error;
+        char rest[256];
+    } answer;
+    if (send(netlink, &ask, sizeof ask, 0) != (ssize_t)sizeof ask) fail("route request");
+    ssize_t size = recv(netlink, &answer, sizeof answer, 0);
+    if (size < (ssize_t)(sizeof answer.header + sizeof answer.error.error) || answer.header.nlmsg_type != NLMSG_ERROR) {
+        errno = EPROTO;
+        fail("route answer");
+    }
+    if (answer.error.error) {
+        errno = -answer.error.error;
+        fail("route");
+    }
+}
+
+static int listener(int family, int type, uint16_t port) {
+    int fd = socket(family, type | SOCK_CLOEXEC, 0), off = 0, on = 1;
+    if (fd < 0) fail("socket");
+    struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_addr = IN6ADDR_ANY_INIT};
+    struct sockaddr_in four = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_ANY)};
+    /* DNS over UDP answers on one address only: a reply from a wildcard socket could leave with another source address than was asked. */
+    if (type == SOCK_DGRAM) four.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (family == AF_INET6 && setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off)) fail("IPV6_V6ONLY");
+    if (family == AF_INET6 ? bind(fd, (struct sockaddr *)&six, sizeof six) : bind(fd, (struct sockaddr *)&four, sizeof four)) fail("bind");
+    if (type == SOCK_STREAM && listen(fd, 512)) fail("listen");
+    return fd;
+}
+
+static int door(int argc, char **argv) {
+    if (argc < 1) _exit(EXIT_STEP);
+    notes = (int)number(argv[0]);
+    uid_t uid = geteuid();
+    gid_t gid = getegid();
+    if (unshare(CLONE_NEWUSER | CLONE_NEWNET)) fail("unshare user and network namespace");
+    write_file("/proc/self/setgroups", "deny"); /* user_namespaces(7): needed before an unprivileged gid_map */
+    write_file("/proc/self/uid_map", "%u %u 1", uid, uid);
+    write_file("/proc/self/gid_map", "%u %u 1", gid, gid);
+
+    int plain = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct ifreq lo = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_LOOPBACK | IFF_RUNNING};
+    if (plain < 0 || ioctl(plain, SIOCSIFFLAGS, &lo)) fail("loopback up");
+    int netlink = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+    if (netlink < 0) fail("netlink");
+    any_ip(netlink, AF_INET);
+    int probe = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int family = probe >= 0 ? AF_INET6 : AF_INET; /* a kernel without IPv6 has no IPv6 inside either */
+    if (family == AF_INET6) {
+        close(probe);
+        any_ip(netlink, AF_INET6);
+    }
+    int fds[MAX_FDS], count = 0;
+    for (int i = 1; i < argc && count < MAX_FDS - 3; i++) fds[count++] = listener(family, SOCK_STREAM, (uint16_t)number(argv[i]));
+    fds[count++] = listener(AF_INET, SOCK_DGRAM, 53);
+    fds[count++] = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+    fds[count++] = open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC);
+    if (fds[count - 1] < 0 || fds[count - 2] < 0) fail("namespace descriptors");
+    tell('D', 0, count, "", fds, count);
+    return 0;
+}
+
+/* ---- launch ----------------------------------------------------------------------------------------------------------------- */
+
+/* A directory that the host judged and pinned by `pinned`, opened anew in this mount namespace: the kernel wants overlay layers from the caller's own. */
+static int again(int pinned) {
+    char link[32], path[4096];
+    struct stat before, now;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", pinned);
+    ssize_t size = readlink(link, path, sizeof path - 1);
+    if (size < 0) fail("readlink");
+    path[size] = 0;
+    int fd = open(path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 || fstat(pinned, &before) || fstat(fd, &now)) fail("open layer");
+    if (before.st_dev != now.st_dev || before.st_ino != now.st_ino) {
+        errno = ESTALE;
+        fail("layer was swapped");
+    }
+    return fd;
+}
+
+static void mount_overlay(char *spec) { /* LOWER:UPPER:WORK:TARGET, the first three are descriptors */
+    int lower, upper, work, used = 0;
+    if (sscanf(spec, "%d:%d:%d:%n", &lower, &upper, &work, &used) != 3 || !used) {
+        errno = EINVAL;
+        fail("overlay");
+    }
+    char data[192]; /* descriptors, so that no path has to be quoted and none can be swapped */
+    snprintf(data, sizeof data, "userxattr,lowerdir=/proc/self/fd/%d,upperdir=/proc/self/fd/%d,workdir=/proc/self/fd/%d", again(lower),
+             again(upper), again(work));
+    if (mount("stockade", spec + used, "overlay", MS_NODEV | MS_NOSUID, data)) fail("overlay mount");
+}
+
+static int launch(int argc, char **argv) {
+    int keep[MAX_FDS], kept = 0, i = 0, mounts = 0;
+    if (close_range(3, ~0U, CLOSE_RANGE_CLOEXEC)) fail("close_range");
+    for (; i < argc && strcmp(argv[i], "--"); i++) {
+        char *value = strchr(argv[i], '=');
+        if (!value) fail("option");
+        *value++ = 0;
+        if (!strcmp(argv[i], "user")) {
+            if (setns((int)number(value), CLONE_NEWUSER)) fail("join user namespace");
+        } else if (!strcmp(argv[i], "net")) {
+            if (setns((int)number(value), CLONE_NEWNET)) fail("join network namespace");
+        } else if (!strcmp(argv[i], "overlay")) {
+            if (!mounts++ && (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))) fail("mount namespace");
+            mount_overlay(value);
+        } else if (!strcmp(argv[i], "rlimit")) {
+            unsigned resource;
+            unsigned long long limit;
+            if (sscanf(value, "%u:%llu", &resource, &limit) != 2) fail("rlimit");
+            struct rlimit both = {limit, limit}, now;
+            if (getrlimit((int)resource, &now)) fail("getrlimit");
+            if (now.rlim_max < both.rlim_max) both.rlim_max = both.rlim_cur = now.rlim_max; /* never above what we hold ourselves */
+            if (setrlimit((int)resource, &both)) fail("setrlimit");
+        } else if (!strcmp(argv[i], "cgroup")) { /* a descriptor of a cgroup.procs (v2) or tasks (v1) file */
+            if (write((int)number(value), "0", 1) != 1) fail("join cgroup");
+        } else if (!strcmp(argv[i], "keep") && kept < MAX_FDS) {
+            keep[kept++] = (int)number(value);
+        } else {
+            errno = EINVAL;
+            fail(argv[i]);
+        }
+    }
+    if (i + 1 >= argc) {
+        errno = EINVAL;
+        fail("no command");
+    }
+    /* A session keyring of its own: the caller's is inherited by default and holds its secrets (session-keyring(7)). */
+    if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL) < 0 && errno != ENOSYS) fail("session keyring");
+    if (setsid() < 0) fail("setsid"); /* no controlling terminal: TIOCSTI and /dev/tty cannot reach the user's */
+    for (int k = 0; k < kept; k++)
+        if (fcntl(keep[k], F_SETFD, 0)) fail("keep descriptor");
+    static char *empty[] = {NULL};
+    execve(argv[i + 1], argv + i + 1, empty);
+    fail("exec bubblewrap");
+}
+
+/* ---- inside ----------------------------------------------------------------------------------------------------------------- */
+
+#define READ (LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_READ_DIR | LANDLOCK_ACCESS_FS_EXECUTE)
+#define FILE_ONLY (LANDLOCK_ACCESS_FS_EXECUTE | LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_READ_FILE | TRUNCATE | IOCTL_DEV)
+/* Rights that came after the first ABI; Debian 12's headers know only some (Documentation/userspace-api/landlock.rst). */
+#define REFER (1ULL << 13)
+#define TRUNCATE (1ULL << 14)
+#define IOCTL_DEV (1ULL << 15)
+#define ALL_OF_ABI_1 ((1ULL << 13) - 1)
+
+struct ruleset { /* struct landlock_ruleset_attr as of ABI 6 */
+    uint64_t fs, net, scoped;
+};
+
+static int landlock_abi(void) { return (int)syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION); }
+
+static void landlock(int abi, int count, char **rules) {
+    uint64_t all = ALL_OF_ABI_1;
+    if (abi >= 2) all |= REFER;
+    if (abi >= 3) all |= TRUNCATE;
+    if (abi >= 5) all |= IOCTL_DEV;
+    struct ruleset attributes = {.fs = all, .scoped = abi >= 6 ? 3 : 0}; /* scoped: abstract Unix sockets, signals */
+    size_t size = abi >= 6 ? sizeof attributes : abi >= 4 ? 16 : 8;
+    int ruleset = (int)syscall(SYS_landlock_create_ruleset, &attributes, size, 0);
+    if (ruleset < 0) fail("landlock_create_ruleset");
+    for (int i = 0; i < count; i++) {
+        uint64_t access = all;
+        char *path = strchr(rules[i], ':');
+        if (!path) {
+            errno = EINVAL;
+            fail("landlock rule");
+        }
+        if (!strncmp(rules[i], "ro:", 3))
+            access = READ;
+        else if (strncmp(rules[i], "rw:", 3)) {
+            errno = EINVAL;
+            fail("landlock mode");
+        }
+        struct landlock_path_beneath_attr beneath = {.allowed_access = access, .parent_fd = open(path + 1, O_PATH | O_CLOEXEC)};
+        struct stat found;
+        if (beneath.parent_fd < 0 || fstat(beneath.parent_fd, &found)) fail(path + 1);
+        if (!S_ISDIR(found.st_mode)) beneath.allowed_access &= FILE_ONLY & all;
+        if (syscall(SYS_landlock_add_rule, ruleset, LANDLOCK_RULE_PATH_BENEATH, &beneath, 0)) fail("landlock_add_rule");
+        close(beneath.parent_fd);
+    }
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) fail("no_new_privs");
+    if (syscall(SYS_landlock_restrict_self, ruleset, 0)) fail("landlock_restrict_self");
+    close(ruleset);
+}
+
+enum { MAX_CHILDREN = 1024, MAX_BLOB = 8 << 20 };
+static struct {
+    pid_t pid;
+    uint32_t id;
+} children[MAX_CHILDREN];
+
+/* The blob: NUL-terminated strings cwd, argc, argv..., envc, environment... */
+static char *next(char **at, char *end) {
+    char *start = *at, *stop = start < end ? memchr(start, 0, (size_t)(end - start)) : NULL;
+    if (!stop) _exit(EXIT_STEP);
+    *at = stop + 1;
+    return start;
+}
+
+static char **list(char **at, char *end) {
+    long count = number(next(at, end));
+    if (count < 0 || count > MAX_BLOB) _exit(EXIT_STEP);
+    char **items = calloc((size_t)count + 1, sizeof *items);
+    if (!items) _exit(EXIT_STEP);
+    for (long i = 0; i < count; i++) items[i] = next(at, end);
+    return items;
+}
+
+static void __attribute__((noreturn)) child(int blob, const int *fds, int count, int terminal, int report) {
+    int error = 0;
+    off_t size = lseek(blob, 0, SEEK_END);
+    char *text = size > 0 && size <= MAX_BLOB ? malloc((size_t)size) : NULL;
+    if (!text || pread(blob, text, (size_t)size, 0) != size) {
+        error = E2BIG; /* as execve(2) says it */
+        if (write(report, &error, sizeof error) < 0) _exit(EXIT_STEP);
+        _exit(EXIT_STEP);
+    }
+    char *at = text, *cwd = next(&at, text + size);
+    char **arguments = list(&at, text + size);
+    environ = list(&at, text + size);
+    sigset_t none;
+    sigemptyset(&none);
+    setsid();
+    if (terminal >= 0) {
+        if (ioctl(terminal, TIOCSCTTY, 0)) error = errno;
+        for (int i = 0; i < 3 && !error; i++)
+            if (dup2(terminal, i) < 0) error = errno;
+    }
+    /* First out of the way, then into place: a descriptor to be moved may sit where another belongs. */
+    int first = terminal >= 0 ? 3 : 0, moved[MAX_FDS];
+    int out = fcntl(report, F_DUPFD_CLOEXEC, first + count); /* low numbers: RLIMIT_NOFILE may be small */
+    if (out < 0) { /* a limit of open files so low that there is no room to move them */
+        error = errno;
+        out = report;
+    }
+    for (int i = 0; i < count && !error; i++)
+        if ((moved[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, first + count)) < 0) error = errno;
+    for (int i = 0; i < count && !error; i++)
+        if (dup2(moved[i], first + i) < 0) error = errno;
+    /* Everything else is ours and closes at exec: the control socket must never be the command's. */
+    if (!error && close_range((unsigned)(first + count), ~0U, CLOSE_RANGE_CLOEXEC)) error = errno;
+    if (!error && chdir(cwd)) error = errno;
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    if (!error) {
+        execvp(arguments[0], arguments);
+        error = errno;
+    }
+    if (write(out, &error, sizeof error) < 0) _exit(EXIT_STEP);
+    _exit(EXIT_STEP);
+}
+
+static void start(struct request request, int *fds, int count) {
+    int slot = 0, report[2], master = -1, terminal = -1, error = 0;
+    while (slot < MAX_CHILDREN && children[slot].pid) slot++;
+    if (slot == MAX_CHILDREN || count < 1) error = EAGAIN;
+    if (!error && (request.flags & 1)) { /* a terminal of the sandbox's own devpts: pty(7) */
+        int unlock = 0;
+        master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
+        if (master < 0 || ioctl(master, TIOCSPTLCK, &unlock)) error = errno;
+        if (!error && (terminal = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC)) < 0) error = errno;
+    }
+    if (!error && pipe2(report, O_CLOEXEC)) error = errno;
+    pid_t pid = -1;
+    if (!error) {
+        pid = fork();
+        if (pid == 0) child(fds[0], fds + 1, count - 1, terminal, report[1]);
+        if (pid < 0) error = errno;
+        close(report[1]);
+        if (pid > 0) {
+            ssize_t size;
+            while ((size = read(report[0], &error, sizeof error)) < 0 && errno == EINTR) {}
+            if (size <= 0) error = 0; /* closed by exec */
+        }
+        close(report[0]);
+    }
+    if (error) {
+        if (pid > 0) waitpid(pid, NULL, 0);
+        tell('F', request.id, error, "", NULL, 0);
+    } else {
+        children[slot].pid = pid;
+        children[slot].id = request.id;
+        tell('S', request.id, pid, "", &master, master >= 0);
+    }
+    if (terminal >= 0) close(terminal);
+    if (master >= 0) close(master);
+}
+
+static void reap(void) {
+    int status;
+    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
+        for (int i = 0; i < MAX_CHILDREN; i++)
+            if (children[i].pid == pid) {
+                tell('Q', children[i].id, status, "", NULL, 0);
+                children[i].pid = 0;
+            }
+}
+
+static int inside(int argc, char **argv) {
+    if (argc < 2) _exit(EXIT_STEP);
+    notes = (int)number(argv[0]);
+    int wanted = (int)number(argv[1]), abi = landlock_abi();
+    if (wanted && abi < wanted) {
+        errno = EOPNOTSUPP;
+        fail("landlock ABI");
+    }
+    if (notes > 3 && close_range(3, (unsigned)notes - 1, 0)) fail("descriptors");
+    if (fcntl(notes, F_SETFD, FD_CLOEXEC) || close_range((unsigned)notes + 1, ~0U, 0)) fail("descriptors");
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) fail("dumpable"); /* /proc/1 tells the sandbox nothing, ptrace is refused */
+    if (wanted) landlock(abi, argc - 2, argv + 2);
+    sigset_t all;
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, NULL);
+    sigset_t ended;
+    sigemptyset(&ended);
+    sigaddset(&ended, SIGCHLD);
+    int signals = signalfd(-1, &ended, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (signals < 0) fail("signalfd");
+    tell('R', 0, wanted ? abi : 0, "", NULL, 0);
+    struct pollfd watched[2] = {{.fd = notes, .events = POLLIN}, {.fd = signals, .events = POLLIN}};
+    for (;;) {
+        if (poll(watched, 2, -1) < 0 && errno != EINTR) _exit(EXIT_STEP);
+        if (watched[1].revents) {
+            struct signalfd_siginfo ignored;
+            while (read(signals, &ignored, sizeof ignored) > 0) {}
+            reap();
+        }
+        if (!watched[0].revents) continue;
+        struct request request;
+        struct iovec part = {&request, sizeof request};
+        union {
+            struct cmsghdr header;
+            char space[CMSG_SPACE(sizeof(int) * MAX_FDS)];
+        } control;
+        struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+        ssize_t size = recvmsg(notes, &message, MSG_CMSG_CLOEXEC);
+        if (size < 0 && errno == EINTR) continue;
+        /* End of file: whoever made this sandbox is gone. We are its init, so with us the kernel ends everything in it (pid_namespaces(7)). */
+        if (size != (ssize_t)sizeof request || (message.msg_flags & MSG_CTRUNC)) _exit(0);
+        int fds[MAX_FDS], count = 0;
+        for (struct cmsghdr *each = CMSG_FIRSTHDR(&message); each; each = CMSG_NXTHDR(&message, each))
+            if (each->cmsg_level == SOL_SOCKET && each->cmsg_type == SCM_RIGHTS) {
+                count = (int)((each->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+                memcpy(fds, CMSG_DATA(each), sizeof(int) * (size_t)count);
+            }
+        if (request.kind == 'X')
+            start(request, fds, count);
+        else if (request.kind == 'K')
+            for (int i = 0; i < MAX_CHILDREN; i++)
+                if (children[i].pid && children[i].id == request.id) kill(-children[i].pid, request.value);
+        for (int i = 0; i < count; i++) close(fds[i]);
+    }
+}
+
+int main(int argc, char **argv) {
+    if (argc >= 2 && !strcmp(argv[1], "door")) return door(argc - 2, argv + 2);
+    if (argc >= 2 && !strcmp(argv[1], "launch")) return launch(argc - 2, argv + 2);
+    if (argc >= 2 && !strcmp(argv[1], "inside")) return inside(argc - 2, argv + 2);
+    dprintf(2, "stockade: step: started by hand? it serves walls/native only\n");
+    return EXIT_STEP;
+}

@@ -1,0 +1,28 @@
+"""The walls that this version does not have: what of them is on this machine, as information. Claims nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from stockade.walls.probe import Check
+from stockade.walls.programs import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def gvisor_wall() -> Iterator[Check]:
+    """What of gVisor is here; claims nothing."""
+    found = shutil.which("runsc")
+    seen = f"not part of this version; runsc: {run([found, '--version'])[1].splitlines()[0] if found else 'not found'}"
+    yield Check("gvisor", False, seen, "containers with a kernel of their own", "Use the bubblewrap wall.", "information")
+
+
+def vm_wall() -> Iterator[Check]:
+    """What a virtual machine would need and is here; claims nothing."""
+    found = next((path for name in (f"qemu-system-{os.uname().machine}", "qemu-kvm") if (path := shutil.which(name))), "")
+    kvm = "can be opened" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "cannot be opened" if os.path.exists("/dev/kvm") else "not there"
+    seen = f"not part of this version; qemu: {found or 'not found'}; /dev/kvm: {kvm} (whether it boots anything was not tried)"
+    yield Check("vm", False, seen, "a sealed machine for people who cannot judge a command", "Use the bubblewrap wall.", "information")

@@ -1,0 +1,104 @@
+"""What a sandbox sees of the host besides what the policy mounts: /usr, and an /etc of our own with only harmless, needed files.
+
+The private /etc is copied once into the cache and made again when one of its sources changes, so that a start costs one bind instead of thirty.
+"""
+
+from __future__ import annotations
+
+import os
+
+from stockade.core import places
+from stockade.core.errors import WallFailed
+
+TOP_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # merged-usr symlinks, recreated as on the host
+# From /etc: what dynamic linking, name services, time zones, shells and language runtimes read; nothing that holds a secret.
+COPIED = (
+    "alternatives", "bash.bashrc", "debian_version", "gai.conf", "host.conf", "inputrc", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "locale.alias",
+    "localtime", "lsb-release", "magic", "mime.types", "networks", "os-release", "perl", "profile", "protocols", "python3", "python3.11", "python3.12",
+    "python3.13", "rpc", "services", "shells", "terminfo", "timezone", "xattr.conf", "ssl/openssl.cnf",
+)  # fmt: skip
+CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+# Other places where clients look for the system's certificates: links to the one bundle.
+CA_LINKS = ("ssl/cert.pem", "pki/tls/certs/ca-bundle.crt")
+HOSTNAME = "stockade"
+
+
+def links() -> tuple[tuple[str, str], ...]:
+    """(target, path) of the top-level symlinks into /usr, and (path, path) for those that are real directories on this host."""
+    found = []
+    for name in TOP_LINKS:
+        path = f"/{name}"
+        try:
+            found.append((os.readlink(path), path))
+        except FileNotFoundError:
+            continue
+        except OSError:  # EINVAL: a directory, on hosts without merged /usr
+            found.append((path, path))
+    return tuple(found)
+
+
+def etc(home: str) -> str:
+    """A directory to show as /etc, made again only when a source changed. Raises WallFailed (`system.etc`) when it cannot be made."""
+    stamp = [f"1 {os.getuid()} {os.getgid()} {home}"]
+    for name in COPIED:
+        try:
+            found = os.lstat(f"/etc/{name}")
+        except OSError:
+            continue
+        stamp.append(f"{name} {found.st_mode} {found.st_ino} {found.st_mtime_ns} {found.st_size}")
+    text = "\n".join(stamp).encode()
+    directory = places.cache("etc")
+    try:
+        with open(f"{directory}/stamp", "rb", buffering=0) as file:
+            current = file.read()
+        if current.startswith(text + b"\n="):
+            return f"{directory}/{current[len(text) + 2 :].decode()}"
+    except (OSError, UnicodeDecodeError):
+        pass
+    try:
+        return _make(places.private(directory), text, home)
+    except OSError as error:
+        raise WallFailed(
+            f"cannot prepare the sandbox's /etc in {directory}: {error}", code="system.etc", hint="Free some space there; nothing was run."
+        ) from error
+
+
+def _make(directory: str, stamp: bytes, home: str) -> str:
+    import shutil
+
+    # Earlier versions stay until the cache is cleared: a sandbox that is running may have one mounted.
+    name = f"v{os.getpid()}.{os.urandom(4).hex()}"
+    root = f"{directory}/{name}"
+    os.makedirs(f"{root}/ssl/certs")
+    os.makedirs(f"{root}/pki/tls/certs")
+    for entry in COPIED:
+        source, target = f"/etc/{entry}", f"{root}/{entry}"
+        if os.path.islink(source):
+            os.symlink(os.readlink(source), target)
+        elif os.path.isdir(source):
+            shutil.copytree(source, target, symlinks=True)
+        elif os.path.isfile(source) and os.stat(source).st_mode & 0o004:  # world-readable only, whoever we are
+            shutil.copy2(source, target)
+    uid, gid = os.getuid(), os.getgid()
+    user = "root" if uid == 0 else "user"
+    lines = {
+        "passwd": f"{user}:x:{uid}:{gid}:{user}:{home}:/bin/bash\n"
+        + ("root:x:0:0:root:/root:/bin/bash\n" if uid else "")
+        + "nobody:x:65534:65534:nobody:/:/bin/false\n",
+        "group": f"{user}:x:{gid}:\n" + ("root:x:0:\n" if gid else "") + "nogroup:x:65534:\n",
+        "hosts": f"127.0.0.1 localhost {HOSTNAME}\n::1 localhost ip6-localhost ip6-loopback\n",
+        "hostname": f"{HOSTNAME}\n",
+        "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\nprotocols: files\nservices: files\n",
+        "resolv.conf": "nameserver 127.0.0.1\noptions timeout:5 attempts:1\n",
+        "ssl/certs/ca-certificates.crt": "",  # the gate's own certificate is mounted over it
+    }
+    for entry, content in lines.items():
+        with open(f"{root}/{entry}", "w") as file:
+            file.write(content)
+    for entry in CA_LINKS:
+        os.symlink(CA_BUNDLE, f"{root}/{entry}")
+    temporary = f"{directory}/stamp.{name}"
+    with open(temporary, "wb") as file:
+        file.write(stamp + b"\n=" + name.encode())
+    os.rename(temporary, f"{directory}/stamp")
+    return root

@@ -1,0 +1,261 @@
+"""The workspace: how it appears inside, and what happens to what was written there.
+
+`prepare` runs before the start and costs a fixed number of system calls (but for the very first run in a workspace, which looks for hard
+links); `View.finish` runs when every process of the sandbox is dead. In between and afterwards `stockade.walls.workspace.scan` looks at the
+tree, behind the start and never in its way. The order in which a session uses this:
+
+    view = prepare(...)            # its mounts and overlays are the workspace, whole
+    view.started(time.time())      # just before the command
+    scan = start("-m stockade.walls.workspace.scan SESSION", stdin=pipe)  # once the command has lived a moment; not for mode "ro"
+    ...                            # the command ends; the box is closed, every process in it is dead
+    events = view.finish(confined)
+    either: close the scan's stdin, read its JSON lines for at most patience(lasted) seconds, then let it go on by itself
+    or, without a scan: report = view.look(lasted); if None, start the scan with its stdin closed
+    cleanup.discard(session)       # unless an event says that something is kept there ("error", "failed", "kept_in")
+
+HOT: on the path of every `stockade run`.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+
+from stockade.core.errors import CannotEnforce, StockadeError
+from stockade.core.frozen import frozen
+from stockade.core.values import Enforced, Mount, Overlay, Workspace
+from stockade.walls import git
+from stockade.walls.workspace.names import PROTECTED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from stockade.walls.workspace.hostgit import Confined
+
+_KIND, _DIRECTORY, _REGULAR, _SYMLINK = 0o170000, 0o040000, 0o100000, 0o120000
+
+
+@frozen
+class View:
+    """The workspace as the wall shall make it. Mounts are in order of depth, and go after the overlays whose targets they lie below.
+
+    `facts` is plain data (marshal): what `finish` and the background scan need; also written to `<session>/facts`.
+    """
+
+    mounts: tuple[Mount, ...]
+    overlays: tuple[Overlay, ...]
+    notes: tuple[Enforced, ...]
+    facts: dict[str, Any]
+
+    def started(self, when: float) -> None:
+        """Say when the command starts (Unix seconds, just before it); the scan may be launched from then on."""
+        self.facts["started"] = when
+        _save(self.facts)
+
+    def finish(self, confined: Confined) -> list[dict[str, Any]]:
+        """Merge a no-delete layer, make the top of the workspace harmless, bring commits back. Returns ledger events, none if nothing happened.
+
+        `confined(argv, stdout_fd, seconds) -> status` runs a program in the same view without network. Call it when the sandbox is dead, and
+        before the scan is told so. Costs a few system calls when nothing was written to the git directory.
+        """
+        facts, events = self.facts, []
+        if facts["layer"] and os.listdir(f"{facts['layer']}/upper"):
+            from stockade.walls.workspace import merge
+
+            events.append(merge.merge(facts))
+        before = facts["dotgit"]
+        if (
+            not facts["common"]
+            and facts["mode"] != "ro"
+            and (_shape(facts["top"]) != before or before[1] == _DIRECTORY or _kind(f"{facts['top']}/HEAD"))
+        ):
+            from stockade.walls.workspace import nested
+
+            events += nested.top(facts)
+        if facts["git"]:
+            from stockade.walls.workspace import touched
+
+            if touched.links_changed(facts):
+                from stockade.walls.workspace import nested
+
+                events += nested.known_links(facts)
+            if touched.repository(facts["git"]):
+                from stockade.walls.workspace import bringback
+
+                events += bringback.bring_back_all(facts, confined)
+        return events
+
+    def look(self, lasted: float) -> dict[str, Any] | None:
+        """The look after the run, here and now, for a run of `lasted` seconds without a scan in the background: the event `workspace.report`.
+
+        None when the workspace is too large for that: then start the scan with its standard input closed, and do not wait longer than `patience`.
+        """
+        facts = self.facts
+        if facts["mode"] == "ro" or facts["files"] < 0 or (facts["files"] > SMALL and lasted < 10.0):
+            return None
+        from stockade.walls.workspace import scan
+
+        return {**scan.compare(facts, scan.Baseline()), "session": facts["name"]}
+
+
+SMALL = 1500  # files that are looked at in a few milliseconds
+
+
+def prepare(workspace: Workspace, source: str, target: str, session: str, name: str) -> View:
+    """Plan the workspace: host directory `source` (resolved), seen inside at `target`; `session` is a directory of ours for this run alone.
+
+    `name` is the session's id, used in ref names. Raises CannotEnforce (a layout that cannot be kept private, no overlay),
+    StockadeError (`workspace.missing`).
+    """
+    if _kind(source) != _DIRECTORY or os.path.realpath(source) != source:
+        raise StockadeError(
+            f"the workspace {source} is not a directory", code="workspace.missing", hint="Name an existing folder, by its real path."
+        )
+    origin, mode = workspace.origin, workspace.mode
+    mounts: list[Mount] = []
+    overlays: list[Overlay] = []
+    notes: list[Enforced] = []
+    layer = ""
+    if mode == "rw-no-delete":
+        layer = os.path.join(session, "layer")
+        try:
+            for part in (layer, f"{layer}/upper", f"{layer}/work"):
+                os.mkdir(part, 0o700)
+        except OSError as error:
+            raise CannotEnforce(
+                f"cannot make a layer in {layer}: {error.strerror}", code="workspace.layer", hint="Free some space."
+            ) from error
+        overlays.append(Overlay(source, f"{layer}/upper", f"{layer}/work", target, origin))
+        notes.append(
+            Enforced("workspace rw-no-delete", "overlay, merged after the run", "deletions are not carried out, first versions are kept")
+        )
+    else:
+        mounts.append(Mount(source, target, mode, origin))
+    view = git.prepare(source, target, workspace.git, session, origin, writable=mode != "ro", pin=mode == "rw")
+    if mode == "rw":
+        protected, missing = _protect(source, target, workspace)
+        mounts += protected
+        notes += missing
+    mounts += view.mounts
+    overlays += view.overlays
+    notes += view.notes
+    repository = view.repository
+    facts: dict[str, Any] = {
+        "name": name,
+        "top": source,
+        "target": target,
+        "session": session,
+        "started": 0.0,
+        "mode": mode,
+        "layer": layer,
+        "common": repository.common if repository else "",
+        "dotgit": _shape(source),
+        "skip": [],
+        "files": -1,
+        "git": {},
+    }
+    if repository and repository.common.startswith(f"{source}/"):
+        facts["skip"] = [repository.common[len(source) + 1 :]]
+    if repository and view.session:
+        facts["git"] = {
+            "common": repository.common,
+            "admin": repository.admin,
+            "inside": view.overlays[0].target,
+            "session": view.session,
+            "upper": f"{view.session}/upper",
+            "heads": {rel: list(rest) for rel, *rest in view.heads},
+            "config": git.stamp(f"{view.session}/upper/config"),
+            "prepared": {rel: list(names) for rel, names in view.prepared},
+        }
+    if workspace.scan == "before" and mode == "rw":
+        from stockade.walls.workspace import before
+
+        more, said = before.hold(facts, workspace)
+        mounts += more
+        notes += said
+    elif mode == "rw":
+        notes += _links(facts)
+    mounts = sorted({mount.target: mount for mount in mounts}.values(), key=lambda mount: mount.target.count("/"))
+    facts["mounts"] = [(mount.source, mount.target, mount.mode) for mount in mounts]
+    facts["overlays"] = [(overlay.lower, overlay.upper, overlay.work, overlay.target) for overlay in overlays]
+    return View(tuple(mounts), tuple(overlays), tuple(notes), facts)
+
+
+def resume(session: str) -> View:
+    """The view of a session whose supervisor died before `finish`, from the facts it saved. Raises OSError, ValueError, EOFError."""
+    with open(f"{session}/facts", "rb") as file:
+        facts = marshal.load(file)  # noqa: S302 - written by us, in a directory of ours
+    mounts = tuple(Mount(source, target, mode) for source, target, mode in facts["mounts"])
+    return View(mounts, tuple(Overlay(*paths) for paths in facts["overlays"]), (), facts)
+
+
+def patience(lasted: float) -> float:
+    """Seconds that a session which lasted `lasted` seconds waits for the scan at its end: a tenth of it, at most 5; then the scan goes on alone."""
+    return min(5.0, 0.1 * lasted) if lasted > 0.25 else 0.0
+
+
+def _links(facts: dict[str, Any]) -> list[Enforced]:
+    """The first run in a workspace looks for hard links that lead outside before it starts; later ones look behind the start."""
+    from stockade.walls.workspace import known
+
+    last = known.load(facts["top"])
+    if last is None or known.new_link(facts["top"], last):
+        from stockade.walls.workspace import before
+
+        said = before.links(facts)
+        last = known.load(facts["top"])
+    else:
+        said = [
+            Enforced("hard links", "known from the last look, scan behind the start", "one added since, below the top folder, has a window")
+        ]
+    facts["files"] = last["files"] if last else -1
+    return [
+        *said,
+        Enforced("nested repositories", "scan behind the start", "made harmless after the run; until then as writable as any file"),
+    ]
+
+
+def _protect(source: str, target: str, workspace: Workspace) -> tuple[list[Mount], list[Enforced]]:
+    """Read-only mounts for the files at the top that tools execute and nobody edits, where they exist: a fixed number of lstat calls."""
+    mounts: list[Mount] = []
+    notes: list[Enforced] = []
+    pinned: set[str] = set()
+    for rel, why in PROTECTED:
+        kind = _kind(f"{source}/{rel}")
+        if not kind:
+            continue
+        parent, slash, _ = rel.partition("/")
+        if kind == _SYMLINK or (slash and _kind(f"{source}/{parent}") != _DIRECTORY):
+            notes.append(Enforced(rel, "reported after the run", f"a symbolic link cannot be made read-only; {why}"))
+            continue
+        if slash and parent not in pinned:  # else the folder could be renamed away, and the mount with it
+            pinned.add(parent)
+            mounts.append(Mount(f"{source}/{parent}", f"{target}/{parent}", "rw", workspace.origin))
+        mounts.append(Mount(f"{source}/{rel}", f"{target}/{rel}", "ro", workspace.origin))
+        notes.append(Enforced(rel, "read-only bind", why))
+    return mounts, notes
+
+
+def _kind(path: str) -> int:
+    try:
+        return os.lstat(path).st_mode & _KIND
+    except OSError:
+        return 0
+
+
+def _shape(top: str) -> tuple[int, int]:
+    """Inode and type of the `.git` at `top`; zeros when there is none."""
+    try:
+        found = os.lstat(f"{top}/.git")
+    except OSError:
+        return (0, 0)
+    return (found.st_ino, found.st_mode & _KIND)
+
+
+def _save(facts: dict[str, Any]) -> None:
+    fd = os.open(f"{facts['session']}/facts", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, marshal.dumps(facts))
+    finally:
+        os.close(fd)

@@ -1,0 +1,168 @@
+"""File operations below a directory that a hostile program has written to: every step is by descriptor and follows no symbolic link.
+
+The same guarantee as openat2(2) with RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS, which Python does not offer: a path is walked one component at a
+time with O_NOFOLLOW, and ".." is refused, so a link planted or swapped at any moment leads nowhere.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+DEEPEST = 128  # levels of directories looked at; a shell or git hardly gets further, PATH_MAX being what it is
+READ_AT_MOST = 256 << 10
+
+
+class Directory:
+    """An open directory. `with Directory.top(path) as top: ...`; every method takes a single name, never a path."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    @classmethod
+    def top(cls, path: str) -> Directory:
+        """Open `path` itself, which the caller vouches for. Raises OSError."""
+        return cls(os.open(path, _DIRECTORY))
+
+    def __enter__(self) -> Directory:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self.fd)
+
+    def down(self, name: str) -> Directory:
+        """The directory `name` in here. Raises OSError (ENOTDIR or ELOOP for a symbolic link)."""
+        return Directory(os.open(_single(name), _DIRECTORY, dir_fd=self.fd))
+
+    def walk_to(self, rel: str) -> Directory:
+        """The directory at the relative path `rel` ("" = a second handle on this one). Raises OSError."""
+        here = Directory(os.open(".", _DIRECTORY, dir_fd=self.fd))
+        for name in filter(None, rel.split("/")):
+            try:
+                below = here.down(name)
+            finally:
+                os.close(here.fd)
+            here = below
+        return here
+
+    def names(self) -> list[str]:
+        """All names in here."""
+        return os.listdir(self.fd)
+
+    def entries(self) -> Iterator[os.DirEntry[str]]:
+        """Directory entries; their stat() does not follow links when asked with follow_symlinks=False."""
+        with os.scandir(self.fd) as found:
+            yield from found
+
+    def stat(self, name: str) -> os.stat_result | None:
+        """lstat of `name`, None when absent."""
+        try:
+            return os.stat(_single(name), dir_fd=self.fd, follow_symlinks=False)
+        except OSError:
+            return None
+
+    def kind(self, name: str) -> int:
+        """The file type bits (stat.S_IFREG, ...) of `name`, 0 when absent."""
+        found = self.stat(name)
+        return stat.S_IFMT(found.st_mode) if found else 0
+
+    def read(self, name: str, limit: int = READ_AT_MOST) -> bytes | None:
+        """Up to `limit` bytes of the regular file `name`; None if it is absent, no regular file, or longer."""
+        try:
+            fd = self.open_file(name)
+        except OSError:
+            return None
+        try:
+            data = b""
+            while len(data) <= limit and (piece := os.read(fd, limit + 1 - len(data))):
+                data += piece
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        return data if len(data) <= limit else None
+
+    def open_file(self, name: str) -> int:
+        """A descriptor for reading the regular file `name`; never blocks on a fifo. Raises OSError."""
+        fd = os.open(_single(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=self.fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(22, "not a regular file", name)
+        return fd
+
+    def link_text(self, name: str) -> str:
+        """Where the symbolic link `name` points, "" if it is none."""
+        try:
+            return os.readlink(_single(name), dir_fd=self.fd)
+        except OSError:
+            return ""
+
+    def write_new(self, name: str, data: bytes, mode: int = 0o600) -> None:
+        """Create `name` with `data`; an existing one is replaced as a whole. Raises OSError."""
+        temporary = f".stockade-{os.getpid()}-{os.urandom(6).hex()}"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=self.fd)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+        finally:
+            os.close(fd)
+        os.rename(temporary, _single(name), src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+    def set_aside(self, name: str, suffix: str = ".stockade-held") -> str:
+        """Rename `name` to `name` + suffix (numbered when taken) and return the new name. Raises OSError."""
+        held = name + suffix
+        for number in range(1, 1000):
+            if self.stat(held) is None:
+                os.rename(_single(name), held, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+                return held
+            held = f"{name}{suffix}.{number}"
+        raise OSError(17, "too many held copies", name)
+
+
+def _single(name: str) -> str:
+    if not name or "/" in name or "\0" in name or name in ("..",):
+        raise OSError(22, "not a single name", name)
+    return name
+
+
+def copy_content(source: int, target: int, size: int) -> None:
+    """Copy up to `size` bytes from one descriptor to another inside the kernel (reflinks where the file system has them)."""
+    left = size
+    while left > 0:
+        try:
+            done = os.copy_file_range(source, target, min(left, 1 << 30))
+        except OSError:
+            data = os.read(source, min(left, 1 << 20))
+            done = os.write(target, data) if data else 0
+        if not done:
+            return
+        left -= done
+
+
+def copy_attributes(source: int, target: int) -> None:
+    """Owner, mode, extended attributes and times from one open file to another; what the caller may not set is left as it is."""
+    found = os.fstat(source)
+    try:
+        os.fchown(target, found.st_uid, found.st_gid)
+    except OSError:
+        pass
+    os.fchmod(target, stat.S_IMODE(found.st_mode) & ~0o6000)
+    for name in _xattrs(source):
+        try:
+            os.setxattr(target, name, os.getxattr(source, name))
+        except OSError:
+            continue
+    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def _xattrs(fd: int) -> list[str]:
+    try:
+        return [name for name in os.listxattr(fd) if not name.startswith(("user.overlay.", "trusted.", "security.capability"))]
+    except OSError:
+        return []

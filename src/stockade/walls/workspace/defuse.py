@@ -1,0 +1,156 @@
+"""Makes repositories harmless that were created or changed inside, before the host's git gets to see them.
+
+What is not on the list of safe things is set aside under a name ending in `.stockade-held`, never deleted, and reported; a repository that
+only holds what `git init` makes is left alone. Judged by inode change time, which no program can set back (inode(7)).
+Sources: gitrepository-layout(5), githooks(5), git-config(1), gitsubmodules(7).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from stockade.walls.workspace.beneath import Directory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HELD = ".stockade-held"
+
+
+def is_git_directory(here: Directory) -> bool:
+    """Whether git would take `here` for a git directory: HEAD, objects and refs (or a commondir instead of the latter two)."""
+    if not here.kind("HEAD"):
+        return False
+    return bool(here.kind("objects") and here.kind("refs")) or bool(here.kind("commondir"))
+
+
+def pointer(parent: Directory, rel: str, top: str, started: float, *, trusted: Callable[[str], bool] | None = None) -> list[dict[str, str]]:
+    """Set aside the `.git` file or link in `parent` if it is new and leads out of the workspace.
+
+    `rel` is the path of `parent` below the workspace `top`. `trusted(target)` says that a target outside is the workspace's own git directory.
+    """
+    found = parent.stat(".git")
+    if found is None or found.st_ctime < started or stat.S_ISDIR(found.st_mode):
+        return []
+    if stat.S_ISLNK(found.st_mode):
+        target = parent.link_text(".git")
+    else:
+        text = parent.read(".git", 4096) or b""
+        target = os.fsdecode(text[8:]).rstrip("\r\n") if text.startswith(b"gitdir: ") else ""
+        if not target:
+            return []
+    place = os.path.normpath(os.path.join(top, rel, target))
+    inside = place == top or place.startswith(f"{top}/")
+    if inside and os.path.realpath(place) == place:
+        return []  # its target is looked at like any other git directory below the workspace
+    if trusted is not None and trusted(place):
+        return []
+    held = parent.set_aside(".git", HELD)
+    return [_row(os.path.join(rel, ".git"), held, f"leads to {target}, outside the workspace")]
+
+
+def directory(here: Directory, rel: str, started: float, top: str) -> list[dict[str, str]]:
+    """Set aside everything executable in the git directory `here` that changed since `started` (Unix seconds; 0 = whatever is there).
+
+    `rel` is its path below the workspace `top`. INVARIANT: a directory that was not known before the run is judged with `started` = 0, because
+    a whole directory that is moved into place keeps the change times of what it holds. Raises OSError when something cannot be set aside:
+    the caller reports it as not defused.
+    """
+    held: list[dict[str, str]] = []
+    for name, why in (("commondir", "sends git to another config"), ("config.worktree", "a second config")):
+        if _new(here, name, started) and not (name == "commondir" and _is_admin(rel)):
+            held.append(_row(f"{rel}/{name}", here.set_aside(name, HELD), why))
+    if here.kind("hooks") and _hooks_changed(here, started):
+        held.append(_row(f"{rel}/hooks", here.set_aside("hooks", HELD), "git runs these programs"))
+    held += _config(here, rel, started)
+    held += _alternates(here, rel, started, top)
+    return held
+
+
+def _new(here: Directory, name: str, started: float) -> bool:
+    found = here.stat(name)
+    return found is not None and found.st_ctime >= started
+
+
+def _is_admin(rel: str) -> bool:
+    return os.path.basename(os.path.dirname(rel)) == "worktrees"
+
+
+def _hooks_changed(here: Directory, started: float) -> bool:
+    kind = here.kind("hooks")
+    if kind != stat.S_IFDIR:
+        return _new(here, "hooks", started)
+    whole = _new(here, "hooks", started)
+    try:
+        with here.down("hooks") as hooks:
+            for entry in hooks.entries():
+                if not entry.name.endswith(".sample") and (whole or entry.stat(follow_symlinks=False).st_ctime >= started):
+                    return True
+    except OSError:
+        return True
+    return False
+
+
+def _config(here: Directory, rel: str, started: float) -> list[dict[str, str]]:
+    if not _new(here, "config", started):
+        return []
+    from stockade.walls.workspace import gitconfig  # imports subprocess: only when there is something to parse
+
+    data = here.read("config")
+    try:
+        pairs = gitconfig.entries(data) if data is not None else None
+    except (ValueError, OSError):
+        pairs = None
+    if pairs is None:
+        held = here.set_aside("config", HELD)
+        here.write_new("config", b"[core]\n\trepositoryformatversion = 0\n")
+        return [_row(f"{rel}/config", held, "cannot be read as git configuration")]
+    kept = [pair for pair in map(gitconfig.safe, pairs) if pair]
+    dropped = sorted(
+        {key for key, value in pairs if gitconfig.safe((key, value)) is None and not (key == "core.worktree" and "/modules/" in f"/{rel}")}
+    )
+    if not dropped:
+        return []
+    held = here.set_aside("config", HELD)
+    worktree = [pair for pair in pairs if pair[0] == "core.worktree" and "/modules/" in f"/{rel}"]
+    here.write_new("config", gitconfig.write([*kept, *worktree]).encode("utf-8", "surrogateescape"), 0o644)
+    return [_row(f"{rel}/config", held, "sets " + ", ".join(dropped[:8]))]
+
+
+def _alternates(here: Directory, rel: str, started: float, top: str) -> list[dict[str, str]]:
+    try:
+        with here.walk_to("objects/info") as info:
+            if not _new(info, "alternates", started):
+                return []
+            text = os.fsdecode(info.read("alternates") or b"\n/")
+            base = os.path.join(top, rel, "objects")
+            places = [os.path.normpath(os.path.join(base, line)) for line in text.splitlines() if line and not line.startswith("#")]
+            if all(place.startswith(f"{top}/") for place in places):
+                return []
+            return [
+                _row(f"{rel}/objects/info/alternates", info.set_aside("alternates", HELD), "borrows objects from outside the workspace")
+            ]
+    except OSError:
+        return []
+
+
+def _row(path: str, held: str, why: str) -> dict[str, str]:
+    return {"path": path, "held": held, "why": why}
+
+
+def release(top: str, rel: str) -> str:
+    """Undo one hold: give `rel` (a path ending in `.stockade-held`, relative to the workspace `top`) its name back. Returns the name.
+
+    What stands in its place now is kept under `.stockade-replaced`. Raises OSError, ValueError.
+    """
+    parent, _, held = rel.rpartition("/")
+    name, mark, _ = held.partition(HELD)
+    if not mark or not name:
+        raise ValueError(f"{rel} is not a name that stockade held back")
+    with Directory.top(top) as root, root.walk_to(parent) as here:
+        if here.kind(name):
+            here.set_aside(name, ".stockade-replaced")
+        os.rename(held, name, src_dir_fd=here.fd, dst_dir_fd=here.fd)
+    return name

@@ -1,0 +1,309 @@
+"""Walks a workspace behind the start of a command: nested repositories, hard links that lead outside, and what tools will execute later.
+
+Nothing here delays a start. The process runs at the lowest priority, takes a baseline while the command works, waits for the command's end,
+then makes new and changed repositories harmless, breaks remaining hard links, and reports.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import stat
+import sys
+import time
+
+from stockade.walls.workspace import defuse, known, names, nested
+from stockade.walls.workspace.beneath import DEEPEST, Directory, copy_attributes, copy_content
+from stockade.walls.workspace.report import Rows, shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    Facts = dict[str, Any]
+
+COPY_AT_MOST = 16 << 30  # bytes of a hard-linked file that is replaced by a copy; the sandbox may make sparse ones of any size
+KEEP_FILE, KEEP_ALL = 64 << 10, 8 << 20  # bytes of content kept for diffs: of one file, of all
+
+
+class Baseline:
+    """What was there: `git` maps a git directory to its inode, `files` a known name to its content, `links` an inode to its links found."""
+
+    def __init__(self) -> None:
+        self.git: dict[str, int] = {}
+        self.files: dict[str, bytes | None] = {}
+        self.links: dict[tuple[int, int], tuple[int, list[str]]] = {}
+        self.kept = self.count = 0
+        self.complete = False
+        self.skipped: list[str] = []
+
+    def plain(self) -> dict[str, Any]:
+        return {"git": self.git, "complete": self.complete}
+
+
+def walk(
+    here: Directory, rel: str, skip: frozenset[str], skipped: list[str], depth: int = 0
+) -> Iterator[tuple[Directory, str, list[os.DirEntry[str]]]]:
+    """Every directory below `here` as (open directory, relative path, its entries), parents first. Follows no link.
+
+    `skip` are relative paths left out. Directories that cannot be opened or lie too deep are added to `skipped`.
+    """
+    try:
+        entries = list(here.entries())
+    except OSError:
+        skipped.append(rel or ".")
+        return
+    yield here, rel, entries
+    for entry in entries:
+        below = f"{rel}/{entry.name}" if rel else entry.name
+        if below in skip or not entry.is_dir(follow_symlinks=False):
+            continue
+        if depth >= DEEPEST:
+            skipped.append(below)
+            continue
+        try:
+            inner = here.down(entry.name)
+        except OSError:
+            found = here.stat(entry.name)
+            if found is not None and stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+                skipped.append(below)  # somebody else's that we cannot open, the sandbox cannot open either
+            continue
+        with inner:
+            yield from walk(inner, below, skip, skipped, depth + 1)
+
+
+def looks_like_git(entries: list[os.DirEntry[str]]) -> bool:
+    """Whether a directory with these entries is one that git would take for a git directory."""
+    found = {entry.name for entry in entries}
+    return "HEAD" in found and ({"objects", "refs"} <= found or "commondir" in found)
+
+
+def baseline(top: str, skip: frozenset[str], ended: Callable[[], bool] = lambda: False, *, contents: bool = True) -> Baseline:
+    """Look at everything once. Stops early, incomplete, when `ended()`. Without `contents` no file is opened."""
+    found = Baseline()
+    with Directory.top(top) as root:
+        for here, rel, entries in walk(root, "", skip, found.skipped):
+            if ended():
+                return found
+            if looks_like_git(entries):
+                found.git[rel] = os.fstat(here.fd).st_ino
+            for entry in entries:
+                _remember(found, here, f"{rel}/{entry.name}" if rel else entry.name, entry, contents)
+    found.complete = True
+    return found
+
+
+def _remember(found: Baseline, here: Directory, rel: str, entry: os.DirEntry[str], contents: bool) -> None:
+    if not entry.is_file(follow_symlinks=False):
+        return
+    found.count += 1
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except OSError:
+        return
+    if status.st_nlink > 1 and _ours_to_write(status):
+        found.links.setdefault((status.st_dev, status.st_ino), (status.st_nlink, []))[1].append(rel)
+    if contents and names.judge(rel) and not _in_git(rel):
+        content = here.read(entry.name, KEEP_FILE) if found.kept < KEEP_ALL else None
+        found.kept += len(content or b"")
+        found.files[rel] = content
+
+
+def _ours_to_write(status: os.stat_result) -> bool:
+    """Whether a program with our user id could write to the file, after a chmod perhaps."""
+    return os.geteuid() in (0, status.st_uid) or bool(status.st_mode & 0o022)
+
+
+def _in_git(rel: str) -> bool:
+    return "/.git/" in f"/{rel}"
+
+
+def outside_links(found: Baseline) -> list[str]:
+    """Files of which some hard link lies outside the workspace (or where nobody looked)."""
+    return [rel for nlink, rels in found.links.values() if len(rels) < nlink for rel in rels]
+
+
+def inside_links(found: Baseline) -> list[tuple[int, int]]:
+    """(device, inode) of files all of whose links lie inside."""
+    return [key for key, (nlink, rels) in found.links.items() if len(rels) >= nlink]
+
+
+def break_link(top: str, rel: str) -> bool:
+    """Replace the hard-linked file at `rel` by a copy of its own, atomically, with mode, times and attributes. False if it is none any more.
+
+    Raises OSError when it cannot be done (no space, no permission): the link then still leads outside.
+    """
+    parent, _, name = rel.rpartition("/")
+    with Directory.top(top) as root, root.walk_to(parent) as here:
+        source = here.open_file(name)
+        temporary = f".stockade-{os.getpid()}-{os.urandom(6).hex()}"
+        try:
+            before = os.fstat(source)
+            if before.st_nlink < 2:
+                return False
+            if before.st_size > COPY_AT_MOST:
+                raise OSError(27, "too large to copy", name)
+            target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=here.fd)
+            try:
+                copy_content(source, target, before.st_size)
+                copy_attributes(source, target)
+                now = here.stat(name)
+                if now is None or now.st_ino != before.st_ino:
+                    return False  # replaced meanwhile: what is there now is another file
+                os.rename(temporary, name, src_dir_fd=here.fd, dst_dir_fd=here.fd)
+                return True
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+            try:
+                os.unlink(temporary, dir_fd=here.fd)
+            except OSError:
+                pass
+
+
+def break_links(top: str, found: Baseline, started: float) -> list[dict[str, object]]:
+    """Break every link that leads outside; one row each: path, broken, and whether it was written to since `started`."""
+    rows: list[dict[str, object]] = []
+    for rel in outside_links(found):
+        row: dict[str, object] = {"path": shown(rel), "broken": False, "written": False}
+        parent, _, name = rel.rpartition("/")
+        try:
+            with Directory.top(top) as root, root.walk_to(parent) as here:
+                status = here.stat(name)
+                row["written"] = status is not None and status.st_mtime >= started
+            row["broken"] = break_link(top, rel)
+        except OSError as error:
+            row["error"] = error.strerror or "failed"
+        rows.append(row)
+    return rows
+
+
+def compare(facts: Facts, before: Baseline) -> dict[str, Any]:
+    """Look again after the command's end: defuse what is new, break links, and return the event `workspace.report`."""
+    top, started = facts["top"], facts["started"] - nested.SLACK
+    after, known = Baseline(), before.plain()
+    rows, held, errors = Rows(before.files if before.complete else {}), [], []
+    with Directory.top(top) as root:
+        for here, rel, entries in walk(root, "", frozenset(facts["skip"]), after.skipped):
+            if looks_like_git(entries) and rel:
+                try:
+                    held += defuse.directory(here, rel, nested.since(known, rel, here, started), top)
+                except OSError as error:
+                    errors.append({"path": shown(rel), "error": error.strerror or "failed"})
+            if any(entry.name == ".git" for entry in entries) and rel:
+                try:
+                    held += defuse.pointer(here, rel, top, started, trusted=lambda place: _ours(facts, place))
+                except OSError as error:
+                    errors.append({"path": shown(f"{rel}/.git"), "error": error.strerror or "failed"})
+            for entry in entries:
+                _look(after, rows, here, f"{rel}/{entry.name}" if rel else entry.name, entry, started)
+    rows.gone(lambda path: _absent(top, path))
+    links = [] if facts["layer"] else break_links(top, after, started)
+    return {
+        "kind": "workspace.report",
+        "complete": before.complete and not after.skipped,
+        "baseline": before.complete,
+        "files": after.count,
+        "changed": rows.changed,
+        "rows": rows.plain(),
+        "held": [{key: shown(value) for key, value in row.items()} for row in held],
+        "not_defused": errors,
+        "links": links[:500],
+        "not_looked_at": [shown(rel) for rel in after.skipped[:100]],
+    }
+
+
+def _ours(facts: Facts, place: str) -> bool:
+    common = facts["common"]
+    return bool(common) and place.startswith((f"{common}/worktrees/", f"{common}/modules/"))
+
+
+def _absent(top: str, rel: str) -> bool:
+    parent, _, name = rel.rpartition("/")
+    try:
+        with Directory.top(top) as root, root.walk_to(parent) as here:
+            return here.stat(name) is None
+    except OSError:
+        return True
+
+
+def _look(after: Baseline, rows: Rows, here: Directory, rel: str, entry: os.DirEntry[str], started: float) -> None:
+    if entry.is_dir(follow_symlinks=False):
+        return
+    after.count += 1
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except OSError:
+        return
+    if status.st_nlink > 1 and stat.S_ISREG(status.st_mode) and _ours_to_write(status):
+        after.links.setdefault((status.st_dev, status.st_ino), (status.st_nlink, []))[1].append(rel)
+    if status.st_ctime < started or _in_git(rel):
+        return
+    rows.changed += 1
+    judged = names.judge(rel)
+    if judged is None and stat.S_ISREG(status.st_mode) and status.st_mode & 0o111:
+        judged = names.EXECUTABLE
+    if judged is not None and stat.S_ISREG(status.st_mode):
+        rows.add(rel, judged, here.read(entry.name, KEEP_FILE))
+    elif judged is not None:
+        rows.add(rel, judged, f"-> {here.link_text(entry.name)}\n".encode("utf-8", "surrogateescape"))
+
+
+def run(facts: Facts, wait_for_end: Callable[[], None], ended: Callable[[], bool], emit: Callable[[dict[str, Any]], None]) -> None:
+    """The whole life of the background process. `emit` gets `workspace.baseline` once, then `workspace.report`."""
+    began = time.monotonic()
+    if facts["git"]:
+        from stockade.walls.workspace import bringback
+
+        bringback.remember(facts)
+    before = baseline(facts["top"], frozenset(facts["skip"]), ended)
+    path = os.path.join(facts["session"], "baseline")
+    with open(f"{path}.new", "wb") as file:
+        marshal.dump(before.plain(), file)
+    os.replace(f"{path}.new", path)
+    links = break_links(facts["top"], before, facts["started"] - nested.SLACK) if before.complete and facts["mode"] == "rw" else []
+    if facts["mode"] == "rw" and before.complete and not before.skipped and all(row["broken"] for row in links):
+        known.save(facts["top"], before.count, inside_links(before))
+    emit(
+        {
+            "kind": "workspace.baseline",
+            "complete": before.complete,
+            "files": before.count,
+            "nested": len(before.git),
+            "links": links[:500],
+            "seconds": round(time.monotonic() - began, 4),
+        }
+    )
+    wait_for_end()
+    began = time.monotonic()
+    report = compare(facts, before)
+    emit({**report, "seconds": round(time.monotonic() - began, 4)})
+
+
+def scan_main(argv: list[str]) -> int:
+    """`argv[0]` is the session's directory. JSON lines on standard output; standard input ends (or says anything) when the sandbox is gone."""
+    import json
+    import select
+
+    os.nice(19)
+    with open(os.path.join(argv[0], "facts"), "rb") as file:
+        facts = marshal.load(file)  # noqa: S302 - written by us, in a directory of ours
+
+    def ended() -> bool:
+        return bool(select.select([0], [], [], 0)[0])
+
+    def emit(event: dict[str, Any]) -> None:
+        sys.stdout.write(json.dumps({**event, "session": facts["name"]}) + "\n")
+        sys.stdout.flush()
+
+    def wait_for_end() -> None:
+        select.select([0], [], [])
+
+    run(facts, wait_for_end, ended, emit)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(scan_main(sys.argv[1:]))

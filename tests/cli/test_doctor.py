@@ -1,0 +1,168 @@
+"""`stockade doctor`, run as a program: here, and in surroundings that lack something."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import unavailable
+from stockade.cli import doctor
+from stockade.walls.probe import Check
+
+DOCTOR = [sys.executable, "-m", "stockade", "doctor"]
+
+
+def surroundings(tmp_path: Path) -> dict[str, str]:
+    places = {f"XDG_{name}_HOME": str(tmp_path / name.lower()) for name in ("STATE", "CACHE", "CONFIG")}
+    return {**os.environ, **places}
+
+
+def run(tmp_path: Path, *words: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*before, *DOCTOR, *words], env=surroundings(tmp_path), capture_output=True, text=True, timeout=60)
+
+
+def inside_another_sandbox(*options: str) -> tuple[str, ...]:
+    """A bubblewrap of its own around the doctor, which sees everything but what `options` take away."""
+    program = shutil.which("bwrap")
+    wrapped = (program or "bwrap", "--dev-bind", "/", "/", *options)
+    if program is None or subprocess.run([*wrapped, "true"], capture_output=True).returncode:
+        unavailable("bubblewrap", "the surroundings for this test cannot be made")
+    return wrapped
+
+
+def checks(found: dict[str, Any], part: str = "bubblewrap") -> dict[str, dict[str, str]]:
+    return {check["name"]: check for check in found["parts"][part]["checks"]}
+
+
+@pytest.mark.wall
+def test_here_the_default_wall_works(tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = run(tmp_path, "--json")
+    took = time.monotonic() - began
+    found = json.loads(done.stdout)
+    if not found["ok"]:
+        unavailable("bubblewrap", done.stdout)
+    assert done.returncode == 0 and found["parts"]["bubblewrap"]["status"] in ("ok", "degraded") and took < 20
+    said = checks(found)
+    assert said["Landlock"]["seen"].startswith("ABI ") and "unshare(2) inside: refused" in said["seccomp holds"]["seen"]
+    assert "ran `true` inside" in said["box"]["seen"]
+
+
+@pytest.mark.wall
+def test_the_shape_of_the_json_is_stable(tmp_path: Path) -> None:
+    found = json.loads(run(tmp_path, "--json").stdout)
+    assert set(found) == {"version", "ok", "judged", "parts"} and found["version"] == 1 and found["judged"] == "bubblewrap"
+    assert list(found["parts"]) == ["bubblewrap", "gate", "ledger", "gvisor", "vm"]
+    for part in found["parts"].values():
+        assert set(part) == {"status", "checks"} and part["status"] in ("ok", "degraded", "missing", "absent") and part["checks"]
+        for check in part["checks"]:
+            assert set(check) == {"name", "status", "seen", "why", "fix"} and all(isinstance(value, str) for value in check.values())
+            assert check["status"] in ("ok", "degraded", "missing", "information")
+            assert check["seen"] and check["why"] and (check["fix"] or check["status"] == "ok")
+
+
+@pytest.mark.wall
+def test_where_user_namespaces_are_off_it_says_so_and_exits_with_1(tmp_path: Path) -> None:
+    done = run(tmp_path, "--json", before=inside_another_sandbox("--unshare-user", "--disable-userns"))
+    found = json.loads(done.stdout)
+    said = checks(found)
+    assert done.returncode == 1 and not found["ok"] and found["parts"]["bubblewrap"]["status"] == "missing"
+    assert said["user namespaces"]["status"] == "missing" and said["user namespaces"]["fix"]
+    assert said["box"]["seen"] == "not tried: it needs user namespaces"
+
+
+@pytest.mark.wall
+def test_without_bubblewrap_it_names_the_package(tmp_path: Path) -> None:
+    hidden = [word for path in ("/usr/bin/bwrap", "/usr/local/bin/bwrap") if os.path.exists(path) for word in ("--bind", "/dev/null", path)]
+    done = run(tmp_path, before=inside_another_sandbox(*hidden))
+    assert done.returncode == 1
+    assert "bubblewrap is not installed" in done.stdout and "sudo apt-get install -y bubblewrap" in done.stdout
+    assert "does not work here" in done.stdout and "\x1b" not in done.stdout
+
+
+@pytest.mark.wall
+def test_a_bubblewrap_that_is_too_old_is_found_out(tmp_path: Path) -> None:
+    old = tmp_path / "bwrap"
+    old.write_text("#!/bin/sh\necho bubblewrap 0.4.1\n")
+    old.chmod(0o755)
+    if not os.path.exists("/usr/bin/bwrap"):
+        unavailable("bubblewrap", "not in /usr/bin")
+    done = run(tmp_path, "--json", "--wall", "bubblewrap", before=inside_another_sandbox("--ro-bind", str(old), "/usr/bin/bwrap"))
+    said = checks(json.loads(done.stdout))
+    assert done.returncode == 1 and "0.4.1" in said["bubblewrap"]["seen"] and "--disable-userns" in said["bubblewrap"]["seen"]
+
+
+@pytest.mark.wall
+def test_fix_says_what_it_will_run_before_it_runs(tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("apt-get", "sudo"):  # stand-ins for the package manager: the test must install nothing
+        (tools / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/ran\n')
+        (tools / name).chmod(0o755)
+    hidden = [word for path in ("/usr/bin/bwrap", "/usr/local/bin/bwrap") if os.path.exists(path) for word in ("--bind", "/dev/null", path)]
+    path = ("env", f"PATH={tools}:{os.environ['PATH']}")
+    done = run(tmp_path, "--wall", "bubblewrap", "--fix", before=(*inside_another_sandbox(*hidden), *path))
+    asked = "apt-get install -y --no-install-recommends bubblewrap"
+    assert asked in done.stderr and asked in (tmp_path / "ran").read_text() and done.returncode == 1
+    (tmp_path / "ran").unlink()
+    run(tmp_path, "--wall", "bubblewrap", before=(*inside_another_sandbox(*hidden), *path))
+    assert not (tmp_path / "ran").exists(), "without --fix nothing is installed"
+
+
+@pytest.mark.parametrize("wall", ["gvisor", "vm"])
+def test_walls_that_are_not_here_claim_nothing(tmp_path: Path, wall: str) -> None:
+    done = run(tmp_path, "--wall", wall)
+    assert done.returncode == 1 and done.stdout.count("not part of this version") == 2
+    assert json.loads(run(tmp_path, "--wall", wall, "--json").stdout)["parts"][wall]["status"] == "absent"
+
+
+def test_a_ledger_that_was_tampered_with_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stockade.record.ledger import Ledger
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    (found,) = doctor.ledger()
+    assert found.ok and "none yet" in found.seen
+    ledger = Ledger(str(tmp_path / "stockade/ledger"))
+    for number in range(3):
+        ledger.append({"kind": "session.start", "session": f"s{number}"})
+    ledger.close()
+    (found,) = doctor.ledger()
+    assert found.ok and found.seen.startswith("3 entries")
+    log = tmp_path / "stockade/ledger/log.jsonl"
+    log.write_bytes(log.read_bytes().replace(b"s1", b"s9"))
+    (found,) = doctor.ledger()
+    assert found.status == "missing" and "TAMPERED" in found.seen
+
+
+def test_what_is_wrong_is_followed_by_why_and_how() -> None:
+    text = doctor.line(Check("thing", False, "it\nfailed", "because", "mend it", "useful"))
+    assert "degraded" in text and "it failed" in text and "because" in text and "mend it" in text
+    assert "because" not in doctor.line(Check("thing", True, "fine", "because"))
+    assert doctor.status_of("gate", [Check("a", False, "", "", need="useful"), Check("b", False, "", "")]) == "missing"
+    assert doctor.status_of("gate", [Check("a", False, "", "", need="useful"), Check("b", True, "", "")]) == "degraded"
+
+
+@pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_colour_on_a_terminal_only(tmp_path: Path, variables: dict[str, str], coloured: bool) -> None:
+    env = {name: value for name, value in surroundings(tmp_path).items() if name != "NO_COLOR"} | variables
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([*DOCTOR, "--wall", "vm"], env=env, stdout=theirs, stdin=subprocess.DEVNULL) as process:
+        os.close(theirs)
+        said = b""
+        try:
+            while piece := os.read(ours, 4096):
+                said += piece
+        except OSError:  # EIO: the other side is closed
+            pass
+        process.wait(30)
+    os.close(ours)
+    assert b"not part of this version" in said and (b"\x1b[" in said) == coloured

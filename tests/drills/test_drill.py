@@ -1,0 +1,70 @@
+"""Every attack, three ways, against `stockade run`: the proof behind docs/promises.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import unavailable
+from stockade.cli import drill as command
+from stockade.core.errors import StockadeError, WallFailed
+from stockade.drills import agents
+from stockade.drills.runner import SCENARIOS, Drill
+from stockade.drills.scenario import Scenario
+from stockade.drills.yard import Yard
+
+
+@pytest.fixture(scope="module", params=["user", "root"])
+def drill(request: pytest.FixtureRequest) -> Iterator[Drill]:
+    """As an ordinary user of the yard's machine, and as its root."""
+    agent = agents.find("scripted")
+    try:
+        with Yard(keep=agent.keep) as yard:
+            yield Drill(yard, agent, root=request.param == "root")
+    except WallFailed as error:
+        unavailable("yard", error.message)
+
+
+@pytest.mark.wall
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("item", SCENARIOS, ids=[item.name for item in SCENARIOS])
+def test_contained(drill: Drill, item: Scenario) -> None:
+    """All variants; of those with 25, every fourth, since `stockade drill` runs them all."""
+    for index in range(0, item.runs, 4 if item.runs >= 25 else 1):
+        run = drill.run(item, index)
+        assert run.verdict == "contained", f"variant {index}: {run.note}"
+
+
+@pytest.mark.wall
+def test_a_sandbox_that_holds_nothing_is_found_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The drill itself can fail: with `env` for a sandbox everything gets out."""
+    page = tmp_path / "report.html"
+    status = command.main(["--only", "sensitive-reads", "--only", "tcp", "--runs", "1", "--under", "env", "--json", "--html", str(page)])
+    result = json.loads(capsys.readouterr().out)
+    assert (status, result["contained"]) == (1, False)
+    assert {item["verdict"] for item in result["scenarios"]} == {"GOT OUT"}
+    assert "GOT OUT" in page.read_text()
+
+
+@pytest.mark.wall
+def test_a_sandbox_that_runs_nothing_proves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--only", "sensitive-reads", "--runs", "1", "--under", "false"]) == 3
+    assert "broken" in capsys.readouterr().out
+
+
+def test_listing_and_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert command.main(["--list", "--only", "M11"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["phish-read-rule", "phish-egress-rule"]
+    assert command.main(["--list", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == len(SCENARIOS)
+    for words, code in (
+        (["--only", "nothing"], "drill.unknown"),
+        (["--runs", "0"], "cli.usage"),
+        (["--html", f"{tmp_path}/no/where"], "drill.report"),
+    ):
+        with pytest.raises(StockadeError) as caught:
+            command.main(words)
+        assert caught.value.code == code

@@ -1,0 +1,290 @@
+"""A gate without a box: loopback listeners handed to the gate's process, a supervisor in a thread, and an upstream of our own under a test CA."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import select
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stockade.core.frozen import plain
+from stockade.core.values import Grant
+from stockade.gateway import engine
+from stockade.gateway.certs import Authority
+from stockade.gateway.control import Control
+
+SECRET, PLACEHOLDER = "real-secret-7f3a", "stockade-placeholder-own"
+CREDENTIAL = {"header": "x-api-key", "template": "{}", "secret": SECRET, "placeholder": PLACEHOLDER}
+NAMES = ("api.localhost", "open.localhost", "other.localhost")
+
+
+class Upstream:
+    """HTTPS and HTTP servers on 127.0.0.1 that remember what arrived. `requests` holds (method, path, headers, body length)."""
+
+    def __init__(self, directory: Path) -> None:
+        authority = Authority("upstream test")
+        self.ca = directory / "upstream-ca.pem"
+        self.ca.write_text(authority.pem)
+        self.requests: list[tuple[str, str, list[tuple[str, str]], int]] = []
+        self.connections = 0
+        upstream = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+            wbufsize = 1 << 16
+
+            def setup(self) -> None:
+                upstream.connections += 1
+                super().setup()
+
+            def do_GET(self) -> None:
+                length = 0
+                if self.headers.get("transfer-encoding") == "chunked":
+                    while size := int(self.rfile.readline(), 16):
+                        length += len(self.rfile.read(size))
+                        self.rfile.readline()
+                    self.rfile.readline()
+                else:
+                    left = int(self.headers.get("content-length", "0"))
+                    while left and (chunk := self.rfile.read(min(left, 1 << 20))):
+                        left -= len(chunk)
+                        length += len(chunk)
+                upstream.requests.append((self.command, self.path, [(k.lower(), v) for k, v in self.headers.items()], length))
+                path = self.path.partition("?")[0]
+                if path == "/v1/stream":
+                    self._stream()
+                elif path.startswith("/v1/big/"):
+                    self._big(int(path.rpartition("/")[2]))
+                else:
+                    body = json.dumps({"path": self.path, "headers": dict(self.headers.items()), "length": length}).encode()
+                    self.send_response(200)
+                    self.send_header("content-type", "application/json")
+                    self.send_header("content-length", str(len(body)))
+                    self.end_headers()
+                    if self.command != "HEAD":
+                        self.wfile.write(body)
+                    self.wfile.flush()
+
+            do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = do_GET
+
+            def _stream(self) -> None:
+                self.send_response(200)
+                self.send_header("content-type", "text/event-stream")
+                self.send_header("transfer-encoding", "chunked")
+                self.end_headers()
+                for number in range(5):
+                    data = f"data: {number}\n\n".encode()
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+                    self.wfile.flush()
+                    time.sleep(0.2)
+                self.wfile.write(b"0\r\n\r\n")
+
+            def _big(self, size: int) -> None:
+                self.send_response(200)
+                self.send_header("content-length", str(size))
+                self.end_headers()
+                block = bytes(1 << 16)
+                for _ in range(size // len(block)):
+                    self.wfile.write(block)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                pass
+
+        self.plain, self.tls = (Server(("127.0.0.1", 0), Handler) for _ in range(2))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        named = {}
+        for name in NAMES:
+            files = directory / f"{name}.pem"
+            files.write_text(authority.leaf(name) + authority.leaf_key)
+            named[name] = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            named[name].load_cert_chain(files)
+        context.load_cert_chain(directory / f"{NAMES[0]}.pem")
+
+        def by_name(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+            if name in named:
+                connection.context = named[name]
+
+        context.sni_callback = by_name
+        self.tls.socket = context.wrap_socket(self.tls.socket, server_side=True, do_handshake_on_connect=False)
+        for server in (self.plain, self.tls):
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        self.port, self.plain_port = self.tls.server_port, self.plain.server_port
+
+    def close(self) -> None:
+        for server in (self.plain, self.tls):
+            server.shutdown()
+            server.server_close()
+
+
+def grants_for(upstream: Upstream) -> tuple[Grant, ...]:
+    """The policy of most tests: a host with a credential, one without, plain HTTP, and one whose address is private without the grant saying so."""
+    port = upstream.port
+    return (
+        Grant(
+            "api.localhost",
+            methods=("GET", "POST", "PUT", "HEAD"),
+            paths=("/v1/**",),
+            credential="own",
+            max_upload=256 << 20,
+            port=port,
+            private=True,
+        ),
+        Grant("open.localhost", paths=("/public/**",), port=port, private=True),
+        Grant("open.localhost", port=upstream.plain_port, scheme="http", paths=("/public/**",), private=True),
+        Grant("other.localhost", paths=("/public/**",), port=port),
+    )
+
+
+class Gate:
+    """A running gate. `ports` by kind; `events` as the supervisor got them; `hold` makes the supervisor keep its receipts back."""
+
+    def __init__(
+        self, directory: Path, upstream_ca: Path, grants: tuple[Grant, ...], listeners: list[tuple[str, socket.socket]] | None = None
+    ) -> None:
+        self.events: list[dict[str, object]] = []
+        self.hold = threading.Event()
+        self.ready = threading.Event()
+        self.ended = threading.Event()
+        self.failure = ""
+        self.times: dict[str, float] = {}
+        self.ca_file = directory / "gate-ca.pem"
+        self.listeners = listeners or loopback_listeners()
+        self.ports = {kind: sock.getsockname()[1] for kind, sock in self.listeners}
+        ours, theirs = socket.socketpair()
+        started = time.perf_counter()
+        self.process = _spawn(theirs, [sock for _, sock in self.listeners])
+        theirs.close()
+        self.control = Control(ours.detach(), "s-test")
+        self.control.configure(
+            {
+                "session": "s-test",
+                "grants": [plain(grant) for grant in grants],
+                "credentials": {"own": CREDENTIAL},
+                "listeners": [{"kind": kind, "port": self.ports[kind]} for kind, _ in self.listeners],
+                "upstream_ca": str(upstream_ca),
+                "envoy": engine.find(),
+            }
+        )
+        self._started = started
+        self._stop = threading.Event()
+        self._supervisor = threading.Thread(target=self._supervise, daemon=True)
+        self._supervisor.start()
+
+    def _supervise(self) -> None:
+        while not self.control.closed and not self._stop.is_set():
+            select.select([self.control], [self.control] if self.control.wants_to_write else [], [], 0.05)
+            self.control.flush()
+            for message in self.control.receive():
+                if message[0] == "ca":
+                    self.times["ca"] = time.perf_counter() - self._started
+                    self.ca_file.write_text(message[1])
+                elif message[0] == "ready":
+                    self.times["ready"] = time.perf_counter() - self._started
+                    self.ready.set()
+                elif message[0] == "failed":
+                    self.failure = message[1]
+                else:
+                    self.events.append(message[2])
+                    if not self.hold.is_set():
+                        self.control.acknowledge(message[1])
+        self.control.close()
+        self.ended.set()
+
+    def hang_up(self) -> None:
+        """Close the supervisor's end of the line."""
+        self._stop.set()
+        self._supervisor.join(5)
+
+    def children(self) -> dict[str, int]:
+        """Process numbers of the gate's parts by name."""
+        found = {"brain": self.process.pid}
+        listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        for pid in map(int, listing.split()):
+            found["engine" if "envoy" in Path(f"/proc/{pid}/comm").read_text() else "doorman"] = pid
+        return found
+
+    def close(self) -> None:
+        self.hang_up()
+        self.process.wait(10)
+        for _, sock in self.listeners:
+            sock.close()
+
+    def curl(self, url: str, *options: str, proxy: bool = True) -> subprocess.CompletedProcess[str]:
+        """curl through the proxy port; the output ends in `[status]`."""
+        argv = ["curl", "-sS", "-m", "10", "--cacert", str(self.ca_file), "-w", "[%{http_code}]"]
+        if proxy:
+            argv += ["-x", f"http://127.0.0.1:{self.ports['http-proxy']}"]
+        environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        return subprocess.run([*argv, *options, url], capture_output=True, text=True, env=environment, timeout=20)
+
+    def send(self, port: int, data: bytes, wait: float = 5.0) -> bytes:
+        """Raw bytes to a port of the gate; everything that comes back until the end or `wait` seconds of silence."""
+        with socket.create_connection(("127.0.0.1", port), wait) as connection:
+            connection.sendall(data)
+            got = b""
+            with contextlib.suppress(TimeoutError, ConnectionResetError):
+                while chunk := connection.recv(65536):
+                    got += chunk
+            return got
+
+
+def loopback_listeners() -> list[tuple[str, socket.socket]]:
+    """Dual-stack listeners as a door has them, but on the loopback of whoever runs the tests."""
+    found = []
+    for kind in ("http-proxy", "http", "https", "dns-tcp"):
+        sock = socket.socket(socket.AF_INET6)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(("::", 0))
+        sock.listen(512)
+        found.append((kind, sock))
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagrams.bind(("127.0.0.1", 0))
+    return [*found, ("dns-udp", datagrams)]
+
+
+def _spawn(control: socket.socket, listeners: list[socket.socket]) -> subprocess.Popen[bytes]:
+    """The gate's process with the descriptors 3, 4, ... as the supervisor hands them over."""
+    low = 200
+    shifted = []
+    for number, sock in enumerate([control, *listeners]):
+        os.dup2(sock.fileno(), low + number, inheritable=False)
+        shifted.append(low + number)
+    mover = (
+        "import os,sys\n"
+        f"for to, fd in enumerate(range({low}, {low + len(shifted)}), 3): os.dup2(fd, to); os.close(fd)\n"
+        "os.execv(sys.executable, [sys.executable, '-I', '-m', 'stockade.gatehouse'])"
+    )
+    process = subprocess.Popen([sys.executable, "-I", "-S", "-c", mover], pass_fds=shifted, start_new_session=True)
+    for fd in shifted:
+        os.close(fd)
+    return process
+
+
+@contextlib.contextmanager
+def running(
+    directory: Path, upstream: Upstream, grants: tuple[Grant, ...] | None = None, listeners: list[tuple[str, socket.socket]] | None = None
+) -> Iterator[Gate]:
+    """A gate that is ready. Raises AssertionError with its own words when it is not."""
+    gate = Gate(directory, upstream.ca, grants if grants is not None else grants_for(upstream), listeners)
+    try:
+        assert gate.ready.wait(15), f"the gate did not start: {gate.failure}"
+        yield gate
+    finally:
+        gate.close()

@@ -1,0 +1,109 @@
+"""The supervisor's end of the line. Invariant: a taken-over gate can send any bytes and gets its events clean or a WallFailed, nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stockade.core.errors import WallFailed
+from stockade.gateway.control import Control
+
+
+@pytest.fixture
+def line() -> Iterator[tuple[Control, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    control = Control(ours.detach(), "s-1")
+    yield control, theirs
+    theirs.close()
+    if not control.closed:
+        control.close()
+    else:
+        os.close(control.fileno())
+
+
+EVENT = {"kind": "egress", "session": "s-other", "effect": "deny", "rule": "r", "host": "h", "port": 443}
+
+
+def test_messages_in_pieces(line: tuple[Control, socket.socket]) -> None:
+    control, gate = line
+    pem = "-----BEGIN CERTIFICATE-----\nx\n"
+    data = b"".join(json.dumps(m).encode() + b"\n" for m in ({"ca": pem}, {"ready": True}, {"id": 1, "event": EVENT}, {"failed": "why"}))
+    got = []
+    for number in range(len(data)):
+        gate.send(data[number : number + 1])
+        got += control.receive()
+    assert got == [("ca", pem), ("ready",), ("event", 1, {**EVENT, "session": "s-1"}), ("failed", "why")]
+    control.acknowledge(1)
+    assert gate.recv(100) == b'{"id":1}\n'
+    gate.shutdown(socket.SHUT_RDWR)
+    assert control.receive() == [] and control.closed
+    control.closed = False
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"x", b"[]", b"{}", b'{"ready":1}', b'{"ready":true,"x":1}', b'{"ca":"not pem"}', b'{"id":"1","event":{}}', b'{"id":true,"event":{"kind":"dns","effect":"deny"}}',
+        b'{"id":-1,"event":{"kind":"dns","effect":"deny"}}', b'{"id":1,"event":{"kind":"session.exit"}}', b'{"id":1,"event":{"kind":["dns"]}}',
+        b'{"id":1,"event":{"kind":"dns","effect":"maybe"}}', b'{"id":1,"event":{"kind":"dns"}}', b'{"id":1,"event":{"kind":"dns","effect":"deny","time":1}}',
+        b'{"id":1,"event":{"kind":"dns","effect":"deny","name":{}}}', b'{"id":1,"event":{"kind":"dns","effect":"deny","name":"\\u001b[2J"}}',
+        b'{"id":1,"event":{"kind":"dns","effect":"deny","name":1.5}}', b"[" * 60000, b'{"id":1,"event":{"kind":"dns","effect":"deny","name":"' + b"x" * 3000 + b'"}}',
+    ],
+)  # fmt: skip
+def test_malformed(line: tuple[Control, socket.socket], message: bytes) -> None:
+    control, gate = line
+    gate.sendall(message + b"\n")
+    with pytest.raises(WallFailed) as caught:
+        control.receive()
+    assert caught.value.code == "gate.protocol"
+
+
+def test_an_endless_line(line: tuple[Control, socket.socket]) -> None:
+    control, gate = line
+    gate.setblocking(False)
+    with pytest.raises(WallFailed):
+        for _ in range(100):
+            gate.send(b"x" * 10000)
+            control.receive()
+
+
+inner = st.dictionaries(st.sampled_from(["kind", "effect", "name"]), st.text(max_size=8))
+almost = st.dictionaries(st.sampled_from(["id", "event", "ca", "ready"]), st.none() | st.integers() | st.text(max_size=5) | inner)
+
+
+@given(st.lists(st.binary(max_size=80) | almost.map(lambda message: json.dumps(message).encode()), max_size=4))
+def test_any_bytes(lines: list[bytes]) -> None:
+    ours, gate = socket.socketpair()
+    control = Control(ours.detach(), "s-1")
+    with gate:
+        gate.sendall(b"\n".join(lines) + b"\n")
+        try:
+            for message in control.receive():
+                assert message[0] != "event" or message[2]["session"] == "s-1"
+        except WallFailed:
+            pass
+    control.close()
+
+
+def test_writing_to_a_gate_that_does_not_read_never_blocks(line: tuple[Control, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stockade.gateway.control._MOST_WAITING", 5000)
+    control, gate = line
+    with pytest.raises(WallFailed):
+        for number in range(2_000_000):
+            control.acknowledge(number)
+    assert control.wants_to_write
+    gate.close()
+
+
+def test_it_is_cheap_to_import() -> None:
+    program = "import sys; import stockade.gateway.control; print([n for n in ('json', 're', 'typing', 'socket', 'asyncio', 'enum') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-S", "-c", f"import sys; sys.path[:0]={sys.path!r}; {program}"], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done

@@ -1,0 +1,194 @@
+"""Through a real door: transparent connections and DNS, from a network namespace that has no other way out."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+
+import dns.message
+import dns.rcode
+import dns.rdatatype
+import pytest
+
+from conftest import unavailable
+from gateway.harness import Gate, Upstream, running
+from stockade.core.errors import StockadeError
+from stockade.walls import door
+
+pytestmark = pytest.mark.wall
+
+
+@pytest.fixture(scope="module")
+def opened(upstream: Upstream) -> Iterator[door.Door]:
+    try:
+        made = door.make((door.PROXY, door.HTTP, door.HTTPS, door.DNS, upstream.port, upstream.plain_port))
+    except StockadeError as error:
+        unavailable("door", error.message)
+    yield made
+    os.close(made.network)
+    os.close(made.user)
+
+
+@pytest.fixture(scope="module")
+def gate(engine_binary: str, upstream: Upstream, opened: door.Door, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+    kinds = {
+        door.PROXY: "http-proxy",
+        door.HTTP: "http",
+        door.HTTPS: "https",
+        door.DNS: "dns-tcp",
+        upstream.port: "https",
+        upstream.plain_port: "http",
+    }
+    listeners = [(kinds[port], socket.socket(fileno=fd)) for port, fd in opened.listeners.items()]
+    listeners.append(("dns-udp", socket.socket(fileno=opened.dns)))
+    with running(tmp_path_factory.mktemp("gate"), upstream, listeners=listeners) as started:
+        yield started
+
+
+@pytest.fixture
+def enter(opened: door.Door) -> Callable[[], None]:
+    def join() -> None:
+        os.setns(opened.user, os.CLONE_NEWUSER)
+        os.setns(opened.network, os.CLONE_NEWNET)
+
+    return join
+
+
+def ask(enter: Callable[[], None], packet: bytes, stream: bool = False) -> bytes:
+    """Send a datagram (or a length-prefixed message over TCP) to the door's DNS from inside; the reply, b"" if none came."""
+    program = (
+        "import socket,sys\n"
+        "data=sys.stdin.buffer.read()\n"
+        f"s=socket.socket(type=socket.{'SOCK_STREAM' if stream else 'SOCK_DGRAM'})\n"
+        "s.settimeout(3); s.connect(('127.0.0.1',53))\n"
+        f"s.sendall({'len(data).to_bytes(2)+' if stream else ''}data)\n"
+        "try: sys.stdout.buffer.write(s.recv(4096))\n"
+        "except OSError: pass\n"
+    )
+    done = subprocess.run(["python3", "-I", "-S", "-c", program], input=packet, capture_output=True, preexec_fn=enter, timeout=10)
+    return done.stdout[2:] if stream else done.stdout
+
+
+def lookup(enter: Callable[[], None], name: str, kind: str = "A", stream: bool = False) -> dns.message.Message:
+    query = dns.message.make_query(name, kind)
+    reply = dns.message.from_wire(ask(enter, query.to_wire(), stream))
+    assert query.is_response(reply)
+    return reply
+
+
+def curl(gate: Gate, enter: Callable[[], None], url: str, *options: str) -> subprocess.CompletedProcess[str]:
+    argv = ["curl", "-sS", "-m", "10", "--noproxy", "*", "--cacert", str(gate.ca_file), "-w", "[%{http_code}]", *options, url]
+    return subprocess.run(argv, capture_output=True, text=True, preexec_fn=enter, timeout=20)
+
+
+def test_granted_names_get_a_stable_synthetic_address(gate: Gate, enter: Callable[[], None]) -> None:
+    replies = [lookup(enter, name, stream=stream) for name in ("api.localhost", "API.localhost.") for stream in (False, True)]
+    addresses = {reply.answer[0][0].to_text() for reply in replies}
+    assert len(addresses) == 1 and addresses.pop().startswith("198.18.")
+
+
+@pytest.mark.parametrize("kind", ["AAAA", "HTTPS", "SVCB", "TXT", "MX", "ANY"])
+def test_other_types_of_granted_names_are_empty(gate: Gate, enter: Callable[[], None], kind: str) -> None:
+    reply = lookup(enter, "api.localhost", kind)
+    assert reply.rcode() == dns.rcode.NOERROR and not reply.answer
+
+
+@pytest.mark.parametrize("name", ["c2VjcmV0.evil.test", "localhost", "example.com", "1.0.18.198.in-addr.arpa", "x.api.localhost", "."])
+def test_other_names_do_not_exist(gate: Gate, enter: Callable[[], None], name: str) -> None:
+    assert lookup(enter, name).rcode() == dns.rcode.NXDOMAIN
+    assert {"kind": "dns", "effect": "deny"}.items() <= gate.events[-1].items()
+
+
+def test_hostile_datagrams_do_not_stop_the_answers(gate: Gate, enter: Callable[[], None]) -> None:
+    for _ in range(5):
+        ask(enter, random.randbytes(random.randrange(600)))
+    assert lookup(enter, "api.localhost").answer
+
+
+def test_transparent_https_and_http(gate: Gate, enter: Callable[[], None], upstream: Upstream) -> None:
+    address = lookup(enter, "api.localhost").answer[0][0].to_text()
+    plain = lookup(enter, "open.localhost").answer[0][0].to_text()
+    upstream.requests.clear()
+    done = curl(gate, enter, f"https://api.localhost:{upstream.port}/v1/x", "--resolve", f"api.localhost:{upstream.port}:{address}")
+    assert done.stdout.endswith("[200]"), done
+    done = curl(
+        gate, enter, f"http://open.localhost:{upstream.plain_port}/public/x", "--resolve", f"open.localhost:{upstream.plain_port}:{plain}"
+    )
+    assert done.stdout.endswith("[200]"), done
+    assert len(upstream.requests) == 2
+
+
+@pytest.mark.parametrize("address", ["198.18.77.77", "93.184.216.34", "127.0.0.1", "169.254.169.254", "10.0.0.1"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_an_address_that_is_not_the_names_own(gate: Gate, enter: Callable[[], None], upstream: Upstream, address: str, scheme: str) -> None:
+    """A granted name in Host and SNI, a connection to somewhere else: refused, and nothing is dialled."""
+    name, port, path = (
+        ("api.localhost", upstream.port, "/v1/x") if scheme == "https" else ("open.localhost", upstream.plain_port, "/public/x")
+    )
+    lookup(enter, name)
+    before = upstream.connections
+    done = curl(gate, enter, f"{scheme}://{name}:{port}{path}", "--resolve", f"{name}:{port}:{address}")
+    assert done.stdout.endswith("[403]") and "bare-ip" in done.stdout, done
+    assert upstream.connections == before
+
+
+def test_the_address_of_another_granted_name(gate: Gate, enter: Callable[[], None], upstream: Upstream) -> None:
+    other = lookup(enter, "open.localhost").answer[0][0].to_text()
+    done = curl(gate, enter, f"https://api.localhost:{upstream.port}/v1/x", "--resolve", f"api.localhost:{upstream.port}:{other}")
+    assert done.stdout.endswith("[403]") and "bare-ip" in done.stdout, done
+
+
+def test_a_bare_address_and_ipv6(gate: Gate, enter: Callable[[], None], upstream: Upstream) -> None:
+    for host in ("93.184.216.34", "[2606:2800:220:1::1]"):
+        done = curl(gate, enter, f"http://{host}:{upstream.plain_port}/")
+        assert done.stdout.endswith("[403]") and "bare-ip" in done.stdout, done
+        assert curl(gate, enter, f"https://{host}:{upstream.port}/").returncode == 60  # nobody's certificate
+
+
+def test_the_proxy_port(gate: Gate, enter: Callable[[], None], upstream: Upstream) -> None:
+    argv = [
+        "curl",
+        "-sS",
+        "-m",
+        "10",
+        "--cacert",
+        str(gate.ca_file),
+        "-x",
+        "http://127.0.0.1:3128",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}",
+    ]
+    done = subprocess.run([*argv, f"https://api.localhost:{upstream.port}/v1/x"], capture_output=True, text=True, preexec_fn=enter)
+    assert done.stdout == "200", done
+
+
+def test_raw_bytes_on_transparent_ports_are_closed(gate: Gate, enter: Callable[[], None], upstream: Upstream) -> None:
+    program = (
+        "import socket,sys\n"
+        f"s=socket.create_connection(('198.18.0.1',{upstream.port}),5); s.sendall(b'SSH-2.0-x\\r\\n')\n"
+        "try: print(s.recv(100))\n"
+        "except ConnectionResetError: print(b'')\n"
+    )
+    before = upstream.connections
+    done = subprocess.run(["python3", "-I", "-S", "-c", program], capture_output=True, text=True, preexec_fn=enter, timeout=10)
+    assert done.stdout == "b''\n", done
+    assert upstream.connections == before
+
+
+def test_bytes_that_look_like_a_proxy_header_are_only_bytes(gate: Gate, enter: Callable[[], None], upstream: Upstream) -> None:
+    """A client that speaks PROXY v2 itself, naming another session and destination, is not believed: it is not HTTP."""
+    forged = b"\r\n\r\n\x00\r\nQUIT\n" + bytes([0x21, 0x11]) + struct.pack("!H", 12 + 9) + bytes(12) + b"\xe0\x00\x06s-evil"
+    request = f"GET /public/x HTTP/1.1\r\nHost: open.localhost:{upstream.plain_port}\r\n\r\n".encode()
+    program = (
+        "import socket,sys\n"
+        f"s=socket.create_connection(('198.18.0.1',{upstream.plain_port}),5); s.sendall(sys.stdin.buffer.read())\n"
+        "s.settimeout(3); sys.stdout.buffer.write(s.recv(4096))\n"
+    )
+    done = subprocess.run(["python3", "-I", "-S", "-c", program], input=forged + request, capture_output=True, preexec_fn=enter, timeout=10)
+    assert b" 200 " not in done.stdout, done

@@ -1,0 +1,183 @@
+"""The doorman alone, between a client and an engine that are plain sockets of the test."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stockade.gateway import engine
+from stockade.gateway.doorman import Doorman, proxy_header
+
+HEADER = 16 + 12 + 3 + 3  # signature and lengths, IPv4 addresses and ports, the TLV of the session "s-1"
+
+
+def test_header_is_what_the_specification_says() -> None:
+    header = proxy_header("s-1", ("::ffff:10.0.0.1", 5555), ("::ffff:93.184.216.34", 443))
+    assert header == (
+        b"\r\n\r\n\x00\r\nQUIT\n\x21\x11"
+        + struct.pack("!H", 18)
+        + bytes([10, 0, 0, 1, 93, 184, 216, 34])
+        + struct.pack("!HH", 5555, 443)
+        + b"\xe0\x00\x03s-1"
+    )
+    six = proxy_header("s", ("fe80::1%lo", 1), ("2001:db8::1", 443))
+    assert six[12:14] == b"\x21\x21" and len(six) == 16 + 36 + 4
+
+
+@given(st.ip_addresses().map(str), st.ip_addresses().map(str), st.integers(0, 65535), st.text(max_size=64))
+def test_header_length_is_true(source: str, destination: str, port: int, session: str) -> None:
+    header = proxy_header(session, (source, port), (destination, port))
+    assert int.from_bytes(header[14:16], "big") == len(header) - 16
+
+
+class Between:
+    """A doorman in a process of its own; `client()` and `engine()` give the two ends of new connections."""
+
+    def __init__(self, directory: Path, most: int) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.engine_listener = socket.socket(socket.AF_UNIX)
+        path = str(directory / "engine.sock")
+        self.engine_listener.bind(path)
+        self.engine_listener.listen(64)
+        self.engine_listener.settimeout(5)
+        self.pid = engine.fork(lambda: self._serve(path, most))
+
+    def _serve(self, path: str, most: int) -> None:
+        self.engine_listener.close()
+        doorman = Doorman("s-1", {os.dup(self.listener.fileno()): path}, most)
+        while True:
+            doorman.turn()
+
+    def client(self) -> socket.socket:
+        connection = socket.create_connection(self.listener.getsockname(), 5)
+        connection.settimeout(5)
+        return connection
+
+    def engine(self) -> socket.socket:
+        connection, _ = self.engine_listener.accept()
+        connection.settimeout(5)
+        assert len(connection.recv(HEADER, socket.MSG_WAITALL)) == HEADER
+        return connection
+
+    def close(self) -> None:
+        os.kill(self.pid, 9)
+        os.waitpid(self.pid, 0)
+        self.listener.close()
+        self.engine_listener.close()
+
+
+@pytest.fixture
+def between(tmp_path: Path) -> Iterator[Between]:
+    started = Between(tmp_path, 4)
+    yield started
+    started.close()
+
+
+def read_all(connection: socket.socket) -> bytes:
+    got = bytearray()
+    while chunk := connection.recv(1 << 16):
+        got += chunk
+    return bytes(got)
+
+
+def test_bytes_pass_both_ways_and_half_closes_too(between: Between) -> None:
+    with between.client() as client, between.engine() as inner:
+        client.sendall(b"question")
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(inner) == b"question"
+        inner.sendall(b"answer")
+        inner.close()
+        assert read_all(client) == b"answer"
+
+
+def test_much_in_both_directions_at_once_in_odd_pieces(between: Between) -> None:
+    data = random.randbytes(5 << 20)
+    with between.client() as client, between.engine() as inner:
+
+        def pour(connection: socket.socket) -> None:
+            place = 0
+            while place < len(data):
+                size = random.choice((1, 7, 4096, 70000, 300000))
+                connection.sendall(data[place : place + size])
+                place += size
+            connection.shutdown(socket.SHUT_WR)
+
+        writers = [threading.Thread(target=pour, args=(end,)) for end in (client, inner)]
+        got: dict[int, bytes] = {}
+        readers = [threading.Thread(target=lambda end=end: got.update({id(end): read_all(end)})) for end in (client, inner)]
+        for thread in (*writers, *readers):
+            thread.start()
+        for thread in (*writers, *readers):
+            thread.join(20)
+        wanted = hashlib.sha256(data).digest()
+        assert [hashlib.sha256(got[id(end)]).digest() for end in (client, inner)] == [wanted, wanted]
+
+
+def test_a_slow_reader_stops_its_writer(between: Between) -> None:
+    with between.client() as client, between.engine():
+        client.setblocking(False)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while sent < 64 << 20:
+                sent += client.send(bytes(1 << 16))
+        assert sent < 32 << 20
+
+
+def test_a_reset_on_one_side_closes_the_other(between: Between) -> None:
+    with between.client() as client, between.engine() as inner:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        assert inner.recv(10) == b""
+
+
+def test_past_the_cap_connections_wait(between: Between) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(between.client())
+        inner = [stack.enter_context(between.engine()) for _ in range(4)]
+        between.engine_listener.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            between.engine()
+        between.engine_listener.settimeout(5)
+        inner[0].close()
+        first = stack.pop_all()
+        with first:
+            pass
+        # the first four have ended; the fifth closed as well, so a new one gets through
+        with between.client() as late:
+            late.sendall(b"x")
+            while True:
+                with between.engine() as accepted:
+                    if accepted.recv(1):
+                        break
+
+
+def test_no_engine_means_closed(between: Between) -> None:
+    between.engine_listener.close()
+    with between.client() as client, contextlib.suppress(ConnectionResetError):
+        client.sendall(b"x")
+        assert client.recv(1) == b""
+
+
+def test_an_engine_that_answers_early_is_heard(between: Between) -> None:
+    """It closes in the middle of an upload after its refusal: the client still reads the refusal."""
+    with between.client() as client, between.engine() as inner:
+        client.sendall(b"x" * 100)
+        inner.recv(100)
+        inner.sendall(b"413")
+        inner.close()
+        for _ in range(50):
+            client.sendall(bytes(1 << 16))
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b"413"

@@ -1,0 +1,112 @@
+"""The thinking part alone: what the engine says against what the request says. Invariant: whatever the headers, an answer and never an exception."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stockade.core.frozen import plain
+from stockade.core.values import ALLOW, Grant, Verdict
+from stockade.gatehouse import Judge
+from stockade.gateway.config import FACTS
+from stockade.gateway.flow import Asked, Flow, Outcome, Synthetic, refusal_text
+
+GRANT = Grant("api.example.com", methods=("GET", "POST"), paths=("/v1/**",))
+CONFIG: dict[str, Any] = {"grants": [plain(GRANT), plain(Grant("api.example.com", scheme="http", port=80))], "credentials": {}}
+TUNNEL = {
+    "session": "s-1", "connect": "CONNECT api.example.com:443", "sni": "api.example.com", "destination": "envoy://tunnel/", "length": "-",
+    "scheme": "https", "method": "GET", "way": "tunnel",
+}  # fmt: skip
+STRAIGHT = {**TUNNEL, "connect": "", "destination": "198.18.0.1:443", "way": "https"}
+
+
+def flow() -> Flow:
+    addresses = Synthetic()
+    addresses.address("api.example.com")
+    return Flow("s-1", Judge(CONFIG), addresses)
+
+
+def examine(
+    facts: dict[str, str], host: str = "api.example.com", target: str = "/v1/x", body: bytes = b"", *more: tuple[str, str]
+) -> Outcome:
+    headers = (("host", host), *((f"x-stockade-{name}", value) for name, value in facts.items()), *more)
+    return flow().examine(Asked("GET", target, headers, body))
+
+
+@pytest.mark.parametrize("facts", [TUNNEL, STRAIGHT])
+def test_what_agrees_is_allowed(facts: dict[str, str]) -> None:
+    outcome = examine(facts)
+    assert outcome.verdict.effect == ALLOW and outcome.grant == GRANT and (outcome.host, outcome.port) == ("api.example.com", 443)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"session": "s-2"}, "session"),
+        ({"session": "-"}, "session"),
+        ({"sni": "-"}, "sni-mismatch"),
+        ({"sni": "other.example.com"}, "sni-mismatch"),
+        ({"connect": "GET api.example.com"}, "host-mismatch"),
+        ({"connect": "CONNECT other.example.com:443"}, "host-mismatch"),
+        ({"connect": "CONNECT api.example.com:444"}, "host-not-granted"),
+        ({"connect": "-"}, "bad-host"),
+        ({"connect": "CONNECT 127.0.0.1:443"}, "bare-ip"),
+        ({"scheme": "http"}, "scheme"),
+        ({"scheme": "-"}, "scheme"),
+        ({"length": "x"}, "bad-length"),
+        ({"length": "-1"}, "bad-length"),
+        ({"method": "CONNECT"}, "connect"),
+        ({"method": "-"}, "bad-method"),
+        ({"way": "https", "destination": "93.184.216.34:443"}, "bare-ip"),
+        ({"way": "https", "destination": "198.18.0.2:443"}, "bare-ip"),
+        ({"way": "https", "destination": "-"}, "bare-ip"),
+        ({"way": "https", "destination": "198.18.0.1:8443"}, "port-mismatch"),
+        ({"way": "http"}, "scheme"),
+        ({"way": "-"}, "scheme"),
+    ],
+)
+def test_what_disagrees_is_refused(change: dict[str, str], rule: str) -> None:
+    outcome = examine({**TUNNEL, **change})
+    assert outcome.verdict.effect != ALLOW and outcome.verdict.rule == rule
+    assert rule in refusal_text(outcome)
+
+
+@pytest.mark.parametrize("name", sorted(FACTS))
+def test_a_fact_said_twice_is_refused(name: str) -> None:
+    outcome = examine(TUNNEL, "api.example.com", "/v1/x", b"", (name, TUNNEL[name.removeprefix("x-stockade-")]))
+    assert outcome.verdict.rule == "engine-facts"
+
+
+def test_a_body_that_must_be_read_and_did_not_come() -> None:
+    outcome = examine({**TUNNEL, "length": "5", "method": "POST"}, target="/v1/messages")
+    assert outcome.verdict.rule == "server-side-action"
+    assert examine({**TUNNEL, "length": "2", "method": "POST"}, "api.example.com", "/v1/messages", b"{}").verdict.effect == ALLOW
+
+
+class Believing(Judge):
+    """Allows everything: what the flow refuses, it refuses on its own."""
+
+    def request(self, **asked: Any) -> tuple[Verdict, Grant | None]:
+        return Verdict(ALLOW, "test"), GRANT
+
+
+names = st.sampled_from(["host", *FACTS, "content-length", "x", "x-envoy-a"])
+texts = st.sampled_from(
+    ["api.example.com", "-", "", "CONNECT api.example.com:443", "s-1", "https", "tunnel", "198.18.0.1:443", "evil", "\u00ff\x00", "a,b"]
+)
+
+
+@given(st.lists(st.tuples(names, texts | st.text(max_size=10)), max_size=12), st.text(max_size=20), st.binary(max_size=10))
+def test_any_question_gets_an_answer(headers: list[tuple[str, str]], target: str, body: bytes) -> None:
+    addresses = Synthetic()
+    addresses.address("api.example.com")
+    outcome = Flow("s-1", Believing(CONFIG), addresses).examine(Asked("GET", target, tuple(headers), body))
+    refusal_text(outcome)
+    if outcome.verdict.effect == ALLOW:
+        said = dict(headers)
+        assert said["x-stockade-session"] == "s-1" and outcome.host == "api.example.com"
+    for value in outcome.event.values():
+        assert isinstance(value, int) or (isinstance(value, str) and value.isascii() and value.isprintable() and len(value) <= 2048)

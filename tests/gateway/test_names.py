@@ -1,0 +1,81 @@
+"""DNS answers. Invariant: any bytes get at most one well-formed reply, no exception, no query to anybody."""
+
+from __future__ import annotations
+
+import socket
+
+import dns.message
+import dns.rcode
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stockade.gateway.flow import Synthetic
+from stockade.gateway.names import Answerer
+
+GRANTED = {"api.example.com"}
+
+
+def answerer() -> Answerer:
+    return Answerer(GRANTED.__contains__, Synthetic().address)
+
+
+mutated = st.tuples(
+    st.sampled_from(["api.example.com", "x.test", "."]),
+    st.sampled_from(["A", "AAAA", "TXT", "OPT", "AXFR"]),
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 255)), max_size=6),
+)
+
+
+@given(st.binary(max_size=600))
+def test_any_bytes(packet: bytes) -> None:
+    reply, _ = answerer().answer(packet)
+    if reply:
+        assert dns.message.from_wire(reply).id == int.from_bytes(packet[:2], "big")
+
+
+@given(mutated)
+def test_almost_queries(case: tuple[str, str, list[tuple[int, int]]]) -> None:
+    name, kind, changes = case
+    packet = bytearray(dns.message.make_query(name, kind).to_wire())
+    for place, value in changes:
+        packet[place % len(packet)] = value
+    reply, seen = answerer().answer(bytes(packet))
+    if reply:
+        parsed = dns.message.from_wire(reply)
+        for answer in parsed.answer:
+            assert answer.name.to_text().lower() == "api.example.com." and answer[0].to_text().startswith("198.18.")
+    assert seen is None or seen[2] == ("allow" if seen[0] in GRANTED else "deny")
+
+
+def test_replies_are_not_answered() -> None:
+    """Two answerers can never keep each other busy."""
+    query = dns.message.make_query("api.example.com", "A")
+    reply, _ = answerer().answer(query.to_wire())
+    assert reply and answerer().answer(reply) == (b"", None)
+
+
+@pytest.mark.parametrize("kind", ["A", "AAAA", "HTTPS", "TXT"])
+def test_only_a_records(kind: str) -> None:
+    reply = dns.message.from_wire(answerer().answer(dns.message.make_query("API.Example.com", kind).to_wire())[0])
+    assert reply.rcode() == dns.rcode.NOERROR and bool(reply.answer) == (kind == "A")
+
+
+def test_nothing_is_asked_of_a_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", asked)
+    monkeypatch.setattr(socket, "getaddrinfo", asked)
+    _, seen = answerer().answer(dns.message.make_query("c2VjcmV0.evil.test", "A").to_wire())
+    assert seen == ("c2vjcmv0.evil.test", "A", "deny")
+
+
+def test_synthetic_addresses_are_stable_distinct_and_bounded() -> None:
+    table = Synthetic(most=3)
+    given_out = [table.address(name) for name in ("a", "b", "a", "c", "d")]
+    assert given_out[0] == given_out[2] and len(set(given_out)) == 4 and given_out[4] == ""
+    assert table.known("b") == given_out[1] and table.known("d") == ""
+    big = Synthetic()
+    last = [big.address(str(number)) for number in range(65537)][-2:]
+    assert last[0].startswith("198.19.0.") and last[1] == ""

@@ -1,0 +1,360 @@
+"""Everything inside tries to make the host's next `git status` run a program; the control shows that it would (mission row B1).
+
+Each script plants the same thing twice: in a plain copy of the workspace, where the host's git then creates the marker, and inside a session,
+where it never does: not during the run, not after it, not when the report has been made.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from stockade.core.errors import CannotEnforce
+from stockade.core.values import Workspace
+from stockade.walls import git as private
+from stockade.walls.workspace import bringback
+from walls.workspace_box import IDENTITY, Session, git, overlay_works, refs, repository
+
+pytestmark = pytest.mark.wall
+
+# name: (script with $MARK, folder where the host's `git status` runs)
+ATTACKS = {
+    "config fsmonitor": ('git config core.fsmonitor "touch $MARK; false"', "."),
+    "config rewritten in place": (
+        "printf '[core]\\n\\trepositoryformatversion = 0\\n\\tfsmonitor = touch %s; false\\n' $MARK > .git/config",
+        ".",
+    ),
+    "commondir": ('cp -r .git evil; git config -f evil/config core.fsmonitor "touch $MARK; false"; echo ../evil > .git/commondir', "."),
+    "include": ('printf "[core]\\n\\tfsmonitor = touch %s; false\\n" $MARK > x.cfg; git config include.path ../x.cfg', "."),
+    "worktree config": (
+        'git config extensions.worktreeConfig true; printf "[core]\\n\\tfsmonitor = touch %s; false\\n" $MARK > .git/config.worktree',
+        ".",
+    ),
+    "hook": ('printf "#!/bin/sh\\ntouch $MARK\\n" > .git/hooks/post-index-change; chmod +x .git/hooks/post-index-change; touch a.txt', "."),
+    "hooks path": (
+        'mkdir h; printf "#!/bin/sh\\ntouch $MARK\\n" > h/post-index-change; chmod +x h/*; git config core.hooksPath h; touch a.txt',
+        ".",
+    ),
+    "filter": (
+        'git config filter.x.clean "touch $MARK; cat"; mkdir -p .git/info; echo "* filter=x" > .git/info/attributes; touch a.txt',
+        ".",
+    ),
+    "git directory swapped": ('cp -r .git new; mv .git old; mv new .git; git config core.fsmonitor "touch $MARK; false"', "."),
+    "new repository": ('git init -q n; git -C n config core.fsmonitor "touch $MARK; false"; touch n/x', "n"),
+    "new repository committed as a link": (
+        "git init -q n; git -C n commit -q --allow-empty -m n; git add n; git commit -qm link; "
+        'git -C n config core.fsmonitor "touch $MARK; false"',
+        ".",
+    ),
+    "git file committed as a link": (
+        "git init -q n; git -C n commit -q --allow-empty -m n; git add n; git commit -qm link; mv n/.git gitdir; "
+        'echo "gitdir: ../gitdir" > n/.git; git config -f gitdir/config core.fsmonitor "touch $MARK; false"',
+        ".",
+    ),
+    "nested repository": ('git -C nested config core.fsmonitor "touch $MARK; false"', "nested"),
+    "nested commondir": (
+        'cp -r nested/.git evil; git config -f evil/config core.fsmonitor "touch $MARK; false"; echo ../../evil > nested/.git/commondir',
+        "nested",
+    ),
+    "nested hook": (
+        'printf "#!/bin/sh\\ntouch $MARK\\n" > nested/.git/hooks/post-index-change; chmod +x nested/.git/hooks/post-index-change; touch nested/a.txt',
+        "nested",
+    ),
+    "nested hooks moved in with old times": ("rm -rf nested/.git/hooks; mv template nested/.git/hooks; touch nested/a.txt", "nested"),
+    "nested git directory moved in with old times": ("rm -rf nested/.git; mv prepared nested/.git", "nested"),
+    "nested link": ('mv nested/.git g; ln -s ../g nested/.git; git config -f g/config core.fsmonitor "touch $MARK; false"', "nested"),
+    "bare repository": (
+        'git init -q --bare b; git -C b config core.bare false; git -C b config core.worktree .; git -C b config core.fsmonitor "touch $MARK; false"',
+        "b",
+    ),
+}
+
+
+def workspace_of(path: Path, mark: Path) -> Path:
+    """A repository with a nested one, and two folders that are harmless where they lie but not where an attacker moves them."""
+    top = repository(path, {"a.txt": "one\n", ".gitignore": "nested\ntemplate\nprepared\n"})
+    repository(top / "nested")
+    (top / "template").mkdir()
+    hook = top / "template" / "post-index-change"
+    hook.write_text(f"#!/bin/sh\ntouch {mark}\n")
+    hook.chmod(0o755)
+    shutil.copytree(top / "nested" / ".git", top / "prepared")
+    git(top, "config", "-f", "prepared/config", "core.fsmonitor", f"touch {mark}; false")
+    return top
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
+    overlay_works(tmp_path / "probe")
+    return tmp_path / "state"
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_control_the_attack_works_on_an_unprotected_workspace(name: str, tmp_path: Path) -> None:
+    script, where = ATTACKS[name]
+    mark = tmp_path / "mark"
+    top = workspace_of(tmp_path / "w", mark)
+    subprocess.run(["sh", "-ec", script], cwd=top, env={**IDENTITY, "MARK": str(mark)}, check=True, capture_output=True)
+    mark.unlink(missing_ok=True)  # the script's own git may have tripped it
+    git(top / where, "status", check=False)
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_host_runs_nothing(name: str, tmp_path: Path, state: Path) -> None:
+    script, where = ATTACKS[name]
+    mark = tmp_path / "mark"
+    top = workspace_of(tmp_path / "w", mark)
+    session = Session(top, state)
+    session.inside(f"export MARK={mark}; {script}", check=False)
+    mark.unlink(missing_ok=True)
+    git(top, "status", check=False)  # a shell prompt during the run
+    assert not mark.exists()
+    session.end()
+    git(top, "status", check=False)
+    assert not mark.exists()
+    report = session.report()
+    git(top, "status", check=False)
+    git(top / where, "status", check=False)
+    git(top / where, "log", check=False)
+    assert not mark.exists()
+    if where != ".":
+        assert report["held"] and not report["not_defused"]
+
+
+def test_a_repository_made_where_there_was_none(tmp_path: Path, state: Path) -> None:
+    top, mark = tmp_path / "w", tmp_path / "mark"
+    top.mkdir()
+    session = Session(top, state)
+    session.inside(f'git init -q; git commit -q --allow-empty -m x; git config core.fsmonitor "touch {mark}; false"')
+    held = session.end()["workspace.report"]["held"]
+    assert [row["path"] for row in held] == [".git/config"]
+    git(top, "status")
+    assert not mark.exists()
+    assert git(top, "log", "--format=%s").split() == ["x"]
+
+
+def test_benign_a_plain_new_repository_is_left_alone(tmp_path: Path, state: Path) -> None:
+    top = tmp_path / "w"
+    top.mkdir()
+    session = Session(top, state)
+    session.inside("git init -q; git config user.name agent; git commit -q --allow-empty -m x; git init -q n")
+    assert session.end() == {}
+    assert session.report()["held"] == []
+    assert git(top, "log", "--format=%s").split() == ["x"]
+
+
+def test_benign_commits_in_a_nested_repository_with_hooks_of_its_own(tmp_path: Path, state: Path) -> None:
+    top = workspace_of(tmp_path / "w", tmp_path / "mark")
+    hook = top / "nested" / ".git" / "hooks" / "post-commit"
+    hook.write_text("#!/bin/sh\n")
+    hook.chmod(0o755)
+    session = Session(top, state)
+    session.inside("cd nested; echo x > x; git add x; git commit -qm inside")
+    session.end()
+    assert session.report()["held"] == []
+    assert git(top / "nested", "log", "--format=%s").split() == ["inside", "first"]
+
+
+@pytest.mark.parametrize("form", ["worktree", "commondir", "plain", "submodule"])
+def test_a_forged_git_file_makes_no_other_repository_visible(form: str, tmp_path: Path, state: Path) -> None:
+    private_one = repository(tmp_path / "private", {"secret.txt": "secret\n"})
+    top = tmp_path / "w"
+    top.mkdir()
+    victim = private_one / ".git"
+    if form == "worktree":
+        git(private_one, "worktree", "add", "-q", "-b", "x", str(tmp_path / "linked"))
+        victim = victim / "worktrees" / "linked"
+    elif form == "commondir":
+        victim = top / "fake" / "worktrees" / "x"
+        victim.mkdir(parents=True)
+        (victim / "HEAD").write_text("ref: refs/heads/main\n")
+        (victim / "gitdir").write_text(f"{top}/.git\n")
+        (victim / "commondir").write_text(f"{private_one}/.git\n")
+    elif form == "submodule":
+        git(private_one, "config", "core.worktree", str(tmp_path / "other"))
+    (top / ".git").write_text(f"gitdir: {victim}\n")
+    session = Session(top, state)
+    assert session.view.overlays == ()
+    assert not any(str(private_one) in mount.source for mount in session.view.mounts)
+    assert [note.mechanism for note in session.view.notes if note.rule == "git"] == ["none"]
+    assert "Read-only" in session.inside("echo x > .git", check=False)
+
+
+def test_layouts_that_cannot_be_held_are_refused(tmp_path: Path, state: Path) -> None:
+    real = repository(tmp_path / "real")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / ".git").symlink_to(real / ".git")
+    bare = tmp_path / "bare"
+    git(tmp_path, "init", "-q", "--bare", str(bare))
+    (real / ".git" / "commondir").write_text("../elsewhere\n")
+    for top, code in ((linked, "workspace.git-symlink"), (bare, "workspace.bare-repository"), (real, "workspace.git-commondir")):
+        with pytest.raises(CannotEnforce) as caught:
+            private.find(str(top))
+        assert caught.value.code == code and caught.value.hint
+
+
+def test_a_bare_repository_inside_the_workspace_works_and_is_private(tmp_path: Path, state: Path) -> None:
+    top, mark = tmp_path / "w", tmp_path / "mark"
+    source = repository(tmp_path / "source")
+    top.mkdir()
+    git(top, "clone", "-q", "--bare", str(source), "a/b/.bare")
+    git(top / "a/b/.bare", "config", "core.bare", "false")
+    (top / ".git").write_text("gitdir: ./a/b/.bare\n")
+    git(top, "reset", "-q", "--hard")
+    session = Session(top, state)
+    session.inside(f'git config core.fsmonitor "touch {mark}; false"; echo x > x; git add x; git commit -qm x')
+    mark.unlink()  # git inside obeys its own config, to its own harm
+    assert "busy" in session.inside("mv a a2", check=False)
+    git(top, "status")
+    session.end()
+    session.report()
+    git(top, "status")
+    assert git(top, "log", "--format=%s").split() == ["x", "first"]
+    assert not mark.exists()
+
+
+def test_objects_that_fail_fsck_do_not_come_in(tmp_path: Path, state: Path) -> None:
+    top = repository(tmp_path / "w")
+    session = Session(top, state)
+    session.inside(
+        r"""
+        blob=$(echo evil | git hash-object -w --stdin)
+        tree=$(printf '100644 .git\0' > t; git rev-parse $blob | xxd -r -p >> t; git hash-object -t tree -w --stdin --literally < t)
+        git update-ref refs/heads/evil $(git commit-tree -m evil $tree)
+        """
+    )
+    event = session.end()["git.import"]
+    assert "fsck" in event["error"] or "hasDotgit" in event["error"] or "Dotgit" in str(event)
+    assert refs(event) == {}
+    assert git(top, "for-each-ref", "--format=%(refname)").split() == ["refs/heads/main"]
+
+
+def test_too_large_a_pack_is_refused_and_kept(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bringback, "PACK_AT_MOST", 100_000)
+    top = repository(tmp_path / "w")
+    session = Session(top, state)
+    session.inside("head -c 300000 /dev/urandom > big; git add big; git commit -qm big")
+    event = session.end()["git.import"]
+    assert "more than" in event["error"]
+    assert any("is kept in" in note for note in event["notes"])
+    assert git(top, "log", "--format=%s").split() == ["first"]
+
+
+def test_names_that_are_no_ref_names(tmp_path: Path, state: Path) -> None:
+    top = repository(tmp_path / "w")
+    before = (top / ".git" / "config").read_bytes()
+    session = Session(top, state)
+    session.inside(
+        r"""
+        oid=$(git rev-parse HEAD)
+        for name in -x HEAD .. good.lock good; do echo $oid > ".git/refs/heads/$name" || true; done
+        mkdir -p .git/refs/replace; echo $oid > .git/refs/replace/$oid
+        """
+    )
+    event = session.end()["git.import"]
+    assert refs(event)["refs/heads/good"] == "created"
+    assert git(top, "for-each-ref", "--format=%(refname)").split() == ["refs/heads/good", "refs/heads/main"]
+    assert (top / ".git" / "config").read_bytes() == before
+
+
+def test_a_repository_broken_inside_changes_nothing_outside(tmp_path: Path, state: Path) -> None:
+    top = repository(tmp_path / "w")
+    session = Session(top, state)
+    session.inside('git commit -q --allow-empty -m x; echo "[broken" > .git/config')
+    assert "could not list" in session.end()["git.import"]["error"]
+    assert git(top, "log", "--format=%s").split() == ["first"]
+
+
+def test_a_lying_git_inside_gets_nothing_in(tmp_path: Path, state: Path) -> None:
+    top = repository(tmp_path / "w")
+    session = Session(top, state)
+    session.inside("git commit -q --allow-empty -m x")
+    real = session.confined
+
+    def lies(argv: list[str], stdout_fd: int, seconds: float) -> int:
+        if "pack-objects" in argv[2]:
+            os.write(stdout_fd, b"PACK\0\0\0\2\xff\xff\xff\xff" + b"\0" * 100)
+            return 0
+        return real(argv, stdout_fd, seconds)
+
+    session.confined = lies  # type: ignore[assignment,method-assign]
+    event = session.end()["git.import"]
+    assert event["error"] and refs(event) == {}
+    assert git(top, "log", "--format=%s").split() == ["first"]
+
+
+def test_borrowed_objects_are_not_made_visible(tmp_path: Path, state: Path) -> None:
+    source = repository(tmp_path / "source")
+    top = tmp_path / "w"
+    git(tmp_path, "clone", "-q", "--shared", str(source), str(top))
+    session = Session(top, state)
+    assert [note for note in session.view.notes if note.rule == "git alternates" and str(source) in note.detail]
+    assert not any(str(source) in mount.source for mount in session.view.mounts)
+
+
+def test_scan_before_mounts_nested_repositories_read_only(tmp_path: Path, state: Path) -> None:
+    mark = tmp_path / "mark"
+    top = workspace_of(tmp_path / "w", mark)
+    (top / "deep" / "er").mkdir(parents=True)
+    (top / "nested").rename(top / "deep" / "er" / "nested")
+    session = Session(top, state, policy=Workspace(scan="before"))
+    assert "busy" in session.inside("mv deep deep2", check=False)
+    assert "Read-only" in session.inside("mv deep/er/nested/.git x", check=False)
+    assert "Read-only" in session.inside("git -C deep/er/nested config core.fsmonitor x; echo y > deep/er/nested/.git/config", check=False)
+    session.inside("echo fine > deep/er/nested/file")
+
+
+SUBMODULE = {
+    "pointer": 'mv deep/sub/.git x; echo "gitdir: ../../evil/.git" > deep/sub/.git',
+    "parent": "mv deep/sub away; mv evil deep/sub",
+    "grandparent": "mv deep away; mkdir deep; mv evil deep/sub",
+    "config": 'git -C deep/sub config core.fsmonitor "touch $MARK; false"',
+}
+
+
+def submodule(tmp_path: Path, attack: str, mark: Path) -> tuple[Path, str]:
+    library = repository(tmp_path / "library")
+    top = repository(tmp_path / "w")
+    git(top, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(library), "deep/sub")
+    git(top, "commit", "-q", "-m", "add")
+    return top, 'git clone -q deep/sub evil; git -C evil config core.fsmonitor "touch $MARK; false"; ' + SUBMODULE[attack]
+
+
+@pytest.mark.parametrize("attack", SUBMODULE)
+def test_control_an_attack_through_a_submodule_works(attack: str, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    top, script = submodule(tmp_path, attack, mark)
+    subprocess.run(["sh", "-ec", script], cwd=top, env={**IDENTITY, "MARK": str(mark)}, check=True, capture_output=True)
+    mark.unlink(missing_ok=True)
+    git(top, "status")
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("attack", SUBMODULE)
+def test_a_submodule_is_held_during_the_run(attack: str, tmp_path: Path, state: Path) -> None:
+    mark = tmp_path / "mark"
+    top, script = submodule(tmp_path, attack, mark)
+    session = Session(top, state)
+    session.inside(f"export MARK={mark}; {script}", check=False)
+    mark.unlink(missing_ok=True)
+    git(top, "status")
+    session.end()
+    git(top, "status")
+    session.report()
+    git(top, "status")
+    assert not mark.exists()
+
+
+def test_a_repository_further_up_is_not_visible_and_is_named(tmp_path: Path, state: Path) -> None:
+    above = repository(tmp_path / "above", {"sub/x": "1"})
+    session = Session(above / "sub", state)
+    assert session.view.overlays == ()
+    assert [note for note in session.view.notes if note.rule == "git" and str(above) in note.detail]

@@ -1,0 +1,378 @@
+"""The workspace besides git: protected files, the report, hard links, rw-no-delete (mission rows B5, B6, B7, B8, B10, M20)."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stockade.core.errors import CannotEnforce, StockadeError
+from stockade.core.values import Enforced, Workspace
+from stockade.walls import workspace
+from stockade.walls.workspace import cleanup, defuse, merge, scan
+from walls.workspace_box import Session, git, overlay_works, repository
+
+pytestmark = pytest.mark.wall
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
+    overlay_works(tmp_path / "probe")
+    return tmp_path / "state"
+
+
+def tree(top: Path) -> dict[str, str]:
+    """Every path below `top` with its type and content."""
+    return {
+        str(path.relative_to(top)): os.readlink(path) if path.is_symlink() else path.read_text() if path.is_file() else "/"
+        for path in sorted(top.rglob("*"))
+    }
+
+
+def test_protected_files_cannot_be_written_replaced_or_moved_away(tmp_path: Path, state: Path) -> None:
+    top = tmp_path / "w"
+    (top / ".vscode").mkdir(parents=True)
+    (top / ".husky").mkdir()
+    for name in (".envrc", ".vscode/tasks.json", ".husky/pre-commit"):
+        (top / name).write_text("mine")
+    before = tree(top)
+    session = Session(top, state)
+    for script, complaint in (
+        ("echo x > .envrc", "Read-only"),
+        ("echo x > y; mv -f y .envrc", "busy"),
+        ("rm -f .envrc", "busy"),
+        ("mv .vscode v", "busy"),
+        ("echo x > .vscode/tasks.json", "Read-only"),
+        ("echo x > .husky/new", "Read-only"),
+        ("mv .husky h", "busy"),
+    ):
+        assert complaint in session.inside(script, check=False), script
+    (top / "y").unlink()
+    assert tree(top) == before
+
+
+def test_absent_protected_files_leave_nothing_behind_and_are_reported(tmp_path: Path, state: Path) -> None:
+    top = tmp_path / "w"
+    top.mkdir()
+    session = Session(top, state)
+    session.inside("true")
+    assert session.end() == {} and list(top.iterdir()) == []
+    session.inside("mkdir .vscode; echo '{}' > .vscode/tasks.json; echo 'export X=1' > .envrc")
+    rows = {row["path"]: row for row in session.report()["rows"]}
+    assert rows[".envrc"]["risk"] == rows[".vscode/tasks.json"]["risk"] == "high"
+    assert "+export X=1" in rows[".envrc"]["diff"]
+
+
+def test_a_protected_name_that_is_a_link_is_said_to_be_open(tmp_path: Path, state: Path) -> None:
+    top = tmp_path / "w"
+    top.mkdir()
+    (tmp_path / "outside").write_text("x")
+    (top / ".envrc").symlink_to(tmp_path / "outside")
+    session = Session(top, state)
+    assert [note.mechanism for note in session.view.notes if note.rule == ".envrc"] == ["reported after the run"]
+    assert all(mount.target != str(top / ".envrc") for mount in session.view.mounts)
+
+
+def test_the_report_names_what_changed_with_a_diff(tmp_path: Path, state: Path) -> None:
+    top = repository(tmp_path / "w", {"Makefile": "all:\n\techo\n", "conftest.py": "x = 1\n", "package.json": "{}\n", "a.py": "1\n"})
+    session = Session(top, state)
+    session.inside(
+        r"""
+        printf 'all:\n\tcurl evil\n' > Makefile; touch conftest.py; rm package.json; echo 2 > a.py
+        mkdir -p .github/workflows; echo 'on: push' > .github/workflows/x.yml; echo x > tool; chmod +x tool
+        printf '\033]0;evil\007\n' > .envrc; echo y > "$(printf 'new\nline.pth')"
+        """
+    )
+    report = session.report()
+    rows = {row["path"]: (row["change"], row["risk"]) for row in report["rows"]}
+    assert rows == {
+        "Makefile": ("changed", "medium"),
+        "package.json": ("removed", "low"),
+        ".github/workflows/x.yml": ("written", "medium"),
+        "tool": ("written", "low"),
+        ".envrc": ("written", "high"),
+        "new\\nline.pth": ("written", "high"),
+    }
+    assert report["complete"] and report["changed"] >= 6
+    assert "-\techo".replace("\t", "\\t") in report["rows"][2]["diff"] or any("curl evil" in row["diff"] for row in report["rows"])
+    assert "\x1b" not in json.dumps(report, ensure_ascii=False)
+
+
+def hard_link(tmp_path: Path) -> tuple[Path, Path]:
+    top, outside = tmp_path / "w", tmp_path / "outside"
+    (top / "d").mkdir(parents=True)
+    outside.write_text("theirs")
+    outside.chmod(0o640)
+    os.setxattr(outside, "user.kept", b"yes")
+    os.utime(outside, (1_000_000_000, 1_000_000_000))
+    os.link(outside, top / "d" / "linked")
+    (top / "one").write_text("both inside")
+    os.link(top / "one", top / "two")
+    return top, outside
+
+
+def test_control_a_hard_link_lets_a_write_through(tmp_path: Path) -> None:
+    top, outside = hard_link(tmp_path)
+    (top / "d" / "linked").write_text("changed")
+    assert outside.read_text() == "changed"
+
+
+@pytest.mark.parametrize("when", ["before", "behind"])
+def test_the_first_run_breaks_a_hard_link_to_a_file_outside(when: str, tmp_path: Path, state: Path) -> None:
+    top, outside = hard_link(tmp_path)
+    session = Session(top, state, policy=Workspace(scan="before" if when == "before" else "behind"))
+    assert Enforced("hard links", "broken before the start", "1 led outside") in session.view.notes
+    session.inside("echo changed > d/linked; echo x >> one")
+    assert outside.read_text() == "theirs"
+    assert (top / "two").read_text() == "both insidex\n"  # both ends inside: no escape, and still one file
+    assert session.report()["links"] == []
+
+
+def test_a_later_run_notices_a_new_link_in_the_top_folder_before_it_starts(tmp_path: Path, state: Path) -> None:
+    top, outside = hard_link(tmp_path)
+    Session(top, state, "s1")
+    os.link(outside, top / "again")
+    session = Session(top, state, "s2")
+    session.inside("echo changed > again")
+    assert outside.read_text() == "theirs"
+
+
+def test_a_later_run_breaks_a_new_link_below_as_soon_as_the_scan_sees_it(tmp_path: Path, state: Path) -> None:
+    top, outside = hard_link(tmp_path)
+    Session(top, state, "s1")
+    os.link(outside, top / "d" / "again")
+    session = Session(top, state, "s2")
+    rows = scan.break_links(str(top), session.before, time.time())
+    assert [(row["path"], row["broken"], row["written"]) for row in rows] == [("d/again", True, False)]
+    session.inside("echo changed > d/again")
+    assert outside.read_text() == "theirs"
+
+
+def test_a_link_that_cannot_be_broken_stops_the_start(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top, _ = hard_link(tmp_path)
+    monkeypatch.setattr(scan, "COPY_AT_MOST", 3)
+    with pytest.raises(CannotEnforce) as caught:
+        Session(top, state)
+    assert caught.value.code == "workspace.hard-link" and "d/linked" in caught.value.message
+
+
+def test_the_copy_keeps_mode_times_and_attributes(tmp_path: Path) -> None:
+    top, outside = hard_link(tmp_path)
+    assert scan.break_link(str(top), "d/linked")
+    copy, original = (top / "d/linked").stat(), outside.stat()
+    assert copy.st_ino != original.st_ino and copy.st_nlink == 1
+    assert (copy.st_mode, copy.st_mtime_ns, copy.st_uid) == (original.st_mode, original.st_mtime_ns, original.st_uid)
+    assert os.getxattr(top / "d/linked", "user.kept") == b"yes"
+    assert sorted(path.name for path in (top / "d").iterdir()) == ["linked"]
+
+
+def test_a_link_written_before_it_was_broken_is_said_so(tmp_path: Path, state: Path) -> None:
+    top, outside = hard_link(tmp_path)
+    Session(top, state, "s1")
+    os.link(outside, top / "d" / "again")
+    session = Session(top, state, "s2")
+    session.inside("echo changed > d/again")
+    assert [(row["path"], row["broken"], row["written"]) for row in session.report()["links"]] == [("d/again", True, True)]
+
+
+def test_a_small_workspace_is_looked_at_at_once_and_a_large_one_is_not(
+    tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = tmp_path / "w"
+    top.mkdir()
+    session = Session(top, state)
+    session.inside("git init -q n; git -C n config core.fsmonitor x; echo x > .envrc")
+    session.end()
+    report = session.view.look(0.1)
+    assert report and report["held"] and report["rows"] and not report["baseline"]
+    monkeypatch.setattr(workspace, "SMALL", -1)
+    assert session.view.look(0.1) is None
+
+
+def test_no_link_is_followed_while_breaking_and_defusing(tmp_path: Path, state: Path) -> None:
+    outside = tmp_path / "outside"
+    (outside / "hooks").mkdir(parents=True)
+    (outside / "hooks" / "x").write_text("theirs")
+    (outside / "config").write_text("[core]\n\tfsmonitor = x\n")
+    for name in ("objects", "refs"):
+        (outside / name).mkdir()
+    (outside / "HEAD").write_text("ref: refs/heads/main\n")
+    before = tree(outside)
+    top = tmp_path / "w"
+    top.mkdir()
+    session = Session(top, state)
+    session.inside(
+        f"""
+        ln -s {outside} whole
+        mkdir a; ln -s {outside} a/.git
+        git init -q b; rm -rf b/.git/config b/.git/hooks; ln -s {outside}/config b/.git/config; ln -s {outside}/hooks b/.git/hooks
+        git init -q c; rm -rf c/.git/objects/info; ln -s {outside} c/.git/objects/info
+        """
+    )
+    report = session.report()
+    assert tree(outside) == before
+    assert {row["path"] for row in report["held"]} == {"a/.git", "b/.git/config", "b/.git/hooks"}
+    assert not report["not_defused"]
+    with pytest.raises(OSError):
+        scan.break_link(str(top), "whole/config")
+
+
+def test_what_is_held_can_be_released(tmp_path: Path, state: Path) -> None:
+    top = tmp_path / "w"
+    top.mkdir()
+    session = Session(top, state)
+    session.inside("git init -q n; git -C n config core.editor vim; echo x > n/.git/hooks/pre-commit")
+    assert {row["path"] for row in session.report()["held"]} == {"n/.git/config", "n/.git/hooks"}
+    for name in ("config", "hooks"):
+        assert defuse.release(str(top), f"n/.git/{name}.stockade-held") == name
+    assert git(top / "n", "config", "core.editor").strip() == "vim"
+    assert (top / "n/.git/hooks/pre-commit").exists()
+    with pytest.raises(ValueError, match="held back"):
+        defuse.release(str(top), "n/.git/HEAD")
+
+
+def test_a_missing_workspace_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StockadeError) as caught:
+        workspace.prepare(Workspace(), str(tmp_path / "none"), "/w", str(tmp_path), "s")
+    assert caught.value.code == "workspace.missing"
+
+
+def test_the_background_process_reports_as_json_lines(tmp_path: Path, state: Path) -> None:
+    top = repository(tmp_path / "w", {"Makefile": "all:\n"})
+    session = Session(top, state, remember=False)
+    argv = [sys.executable, "-m", "stockade.walls.workspace.scan", str(session.directory)]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdin
+    first = json.loads(process.stdout.readline())
+    session.inside("echo x >> Makefile; git commit -q --amend -m rewritten")
+    assert session.end()["git.import"]["refs"][0]["result"] == "updated"
+    process.stdin.close()
+    second = json.loads(process.stdout.readline())
+    assert process.wait(30) == 0
+    process.stdout.close()
+    assert (first["kind"], first["complete"], first["session"]) == ("workspace.baseline", True, "s1")
+    assert second["kind"] == "workspace.report" and [row["path"] for row in second["rows"]] == ["Makefile"]
+
+
+NO_DELETE = {
+    "unlink": "rm a.txt",
+    "rename": "mv a.txt b.txt",
+    "rename over": "echo new > n; mv n a.txt",
+    "truncate": ": > a.txt",
+    "overwrite in place": "printf X | dd of=a.txt conv=notrunc status=none",
+    "punch a hole": "fallocate -p -o 0 -l 3 a.txt",
+    "rmdir": "rm -r d",
+    "folder replaced by a file": "rm -r d; echo x > d",
+    "file replaced by a folder": "rm a.txt; mkdir a.txt; echo x > a.txt/y",
+    "link replaced": "ln -sf /etc/passwd s",
+    "folder moved": "mv d e",
+    "map and write": 'python3 -c \'import mmap; f = open("a.txt", "r+b"); mmap.mmap(f.fileno(), 0)[0:1] = b"X"\'',
+}
+
+
+@pytest.mark.parametrize("name", NO_DELETE)
+def test_rw_no_delete_loses_nothing_that_existed(name: str, tmp_path: Path, state: Path) -> None:
+    top = tmp_path / "w"
+    (top / "d" / "sub").mkdir(parents=True)
+    (top / "a.txt").write_text("first version")
+    (top / "d" / "sub" / "f").write_text("deep")
+    (top / "s").symlink_to("a.txt")
+    before = tree(top)
+    session = Session(top, state, policy=Workspace(mode="rw-no-delete"))
+    session.inside(NO_DELETE[name])
+    assert tree(top) == before  # nothing is touched during the run
+    event = session.end()["workspace.merge"]
+    after, kept = tree(top), tree(Path(event["kept_in"]))
+    for path, content in before.items():
+        assert content in (after.get(path), kept.get(path)), path
+    again = merge.merge(session.view.facts)
+    assert tree(top) == after and tree(Path(event["kept_in"])) == kept, again
+
+
+def test_rw_no_delete_brings_new_and_changed_files(tmp_path: Path, state: Path) -> None:
+    top = repository(tmp_path / "w", {"a.txt": "one\n", "run.sh": "x\n"})
+    session = Session(top, state, policy=Workspace(mode="rw-no-delete"))
+    session.inside("echo two >> a.txt; mkdir -p n/m; echo x > n/m/f; ln -s f n/m/l; chmod +x run.sh; git add -A; git commit -qm second")
+    events = session.end()
+    assert events["workspace.merge"]["failed"] == []
+    assert (top / "a.txt").read_text() == "one\ntwo\n" and (top / "n/m/f").read_text() == "x\n" and os.readlink(top / "n/m/l") == "f"
+    assert (top / "run.sh").stat().st_mode & stat.S_IXUSR
+    assert git(top, "log", "--format=%s").split() == ["second", "first"]
+    assert git(top, "status", "--porcelain") == ""
+
+
+def test_rw_no_delete_holds_back_what_git_would_execute(tmp_path: Path, state: Path) -> None:
+    top, mark = repository(tmp_path / "w"), tmp_path / "mark"
+    repository(top / "nested")
+    repository(top / "pointed")
+    (top / "pointed/.git").rename(top / "g")
+    (top / "pointed/.git").write_text("gitdir: ../g\n")
+    session = Session(top, state, policy=Workspace(mode="rw-no-delete"))
+    session.inside(
+        f"""
+        git init -q new; git -C new config core.fsmonitor "touch {mark}; false"
+        git -C nested config core.fsmonitor "touch {mark}; false"; echo x > nested/.git/hooks/pre-commit; cp -r new/.git evil
+        echo ../../evil > nested/.git/commondir; echo "gitdir: ../evil" > pointed/.git; mkdir x; ln -s ../evil x/.git
+        """
+    )
+    mark.unlink(missing_ok=True)
+    event = session.end()["workspace.merge"]
+    for where in (".", "new", "nested", "pointed", "x", "evil"):
+        git(top / where, "status", check=False)
+    assert not mark.exists()
+    assert len(event["held"]) >= 5
+    assert [row["path"] for row in event["failed"]] == ["x/.git"]
+
+
+def test_rw_no_delete_protects_the_same_files(tmp_path: Path, state: Path) -> None:
+    top = tmp_path / "w"
+    top.mkdir()
+    (top / ".envrc").write_text("mine")
+    session = Session(top, state, policy=Workspace(mode="rw-no-delete"))
+    session.inside("echo evil > .envrc")
+    event = session.end()["workspace.merge"]
+    assert (top / ".envrc").read_text() == "mine"
+    assert [row["path"] for row in event["failed"]] == [".envrc"]
+
+
+def test_a_sessions_directory_can_be_removed(tmp_path: Path, state: Path) -> None:
+    top, outside = repository(tmp_path / "w"), tmp_path / "outside"
+    outside.mkdir()
+    session = Session(top, state, policy=Workspace(mode="rw-no-delete"))
+    session.inside(f"mkdir x; ln -s {outside} x/l; chmod 000 x; rm a.txt; echo y > .git/y")
+    cleanup.discard(str(session.directory))
+    assert not session.directory.exists() and outside.exists()
+
+
+def test_no_cost_grows_with_the_workspace(tmp_path: Path, state: Path) -> None:
+    """Mission row B8: the same system calls at start and end, however large the tree."""
+    small, large = repository(tmp_path / "small"), repository(tmp_path / "large")
+    for number in range(50):
+        (large / f"d{number}/.git").mkdir(parents=True)
+        for name in range(20):
+            (large / f"d{number}/{name}").write_text("")
+
+    def calls(top: Path) -> int:
+        script = (
+            "import sys, time; from stockade.walls import workspace; from stockade.core.values import Workspace; "
+            "view = workspace.prepare(Workspace(), sys.argv[1], sys.argv[1], sys.argv[2], 's'); view.started(1.0); "
+            "count = 0\n"
+            "def hook(event, args):\n global count\n count += event.startswith(('os.', 'open'))\n"
+            "sys.addaudithook(hook); view.finish(None)\n"
+            "import os; os.mkdir(sys.argv[2] + '/again'); workspace.prepare(Workspace(), sys.argv[1], sys.argv[1], sys.argv[2] + '/again', 's')\n"
+            "print(count)"
+        )
+        directory = state / top.name
+        directory.mkdir(parents=True)
+        done = subprocess.run([sys.executable, "-c", script, str(top), str(directory)], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert calls(small) == calls(large) > 0
