@@ -149,6 +149,14 @@ def test_other_protocols_in_a_tunnel_are_closed_and_nothing_is_dialled(gate: Gat
     assert upstream.connections == before
 
 
+def test_a_proxy_behind_the_proxy(gate: Gate, quiet: Upstream) -> None:
+    context = ssl.create_default_context(cafile=str(gate.ca_file))
+    with tunnel(gate, quiet) as connection, context.wrap_socket(connection, server_hostname="api.localhost") as tls:
+        tls.sendall(f"CONNECT api.localhost:{quiet.port} HTTP/1.1\r\nHost: api.localhost:{quiet.port}\r\n\r\n".encode())
+        assert tls.recv(4096).split()[1] in (b"403", b"404")
+    assert not quiet.requests
+
+
 def test_sni_other_than_the_tunnel(gate: Gate, quiet: Upstream) -> None:
     context = ssl.create_default_context(cafile=str(gate.ca_file))
     with tunnel(gate, quiet) as connection, context.wrap_socket(connection, server_hostname="open.localhost") as tls:

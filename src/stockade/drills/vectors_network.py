@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from stockade.drills.internet import EVIL6, HOSTS
 from stockade.drills.scenario import FILES_SITE, MODEL, PLAIN, Evidence, Scenario, any_of, queried, secret
 
@@ -33,7 +35,7 @@ def _network(
     )
 
 
-def _beside_site(*kinds: str):  # type: ignore[no-untyped-def]  # a contextmanager of contextmanagers
+def _beside_site(*kinds: str) -> Callable[[Evidence], bool]:
     """Traffic of these kinds to anything but the granted site and its name."""
 
     def judge(seen: Evidence) -> bool:

@@ -184,7 +184,7 @@ class Foreground:
 
     def _signals(self) -> None:
         """Let signals wake the loop through a pipe, and hand them on (signal(7))."""
-        import signal
+        import _signal as signal  # type: ignore[import-not-found]  # what signal wraps, without the 5 ms of enum
 
         self._wake, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -202,7 +202,7 @@ class Foreground:
         self.loop.watch(self._wake, READ, self._signalled)
 
     def _signalled(self, _events: int) -> None:
-        import signal
+        import _signal as signal
 
         from stockade.walls import terminal
 
@@ -219,7 +219,7 @@ class Foreground:
                     self.loop.later(GRACE, lambda: self._stop("asked to end", "signal"))
 
     def _restore(self) -> None:
-        import signal
+        import _signal as signal
 
         if self._raw is not None:
             self._raw.restore()

@@ -155,7 +155,7 @@ class LiveSession:
                     code=0 if error is None else 128 + signal.SIGKILL if self._outcome else EXIT_FAILED,
                     outcome=self._outcome,
                     output=self._output,
-                    refused=self.refused,
+                    decisions=dict(self._gate.decisions) if self._gate is not None else {},
                     commands=self._number,
                     seconds=round(time.time() - self._session.started, 3),
                     **why,
