@@ -7,6 +7,7 @@ Request headers are an allowlist: a list of bad credential headers always misses
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 from stockade.checks.normalise import Ambiguous, normalise_host, normalise_path, query_names
@@ -86,7 +87,7 @@ def choose(request: HttpRequest, grants: tuple[Grant, ...], credentials: tuple[C
     in_use = {credential.name: credential for credential in credentials}
     accepted: list[Grant] = []
     refusals: list[_Refusal] = []
-    for grant in sorted(set(grants), key=_sort_key):
+    for grant in sorted({grant for grant in grants if _host_matches(grant.host, host)}, key=_sort_key):
         if grant.effect == DENY:
             if _covers(grant, request, host, path, folded=True):
                 return Verdict(DENY, "denied-by-rule", (f"{request.method} {host}{path} is denied by {_where(grant)}.",)), None
@@ -262,21 +263,32 @@ def _path_matches(patterns: tuple[str, ...], path: str, folded: bool = False) ->
 
 
 def _one_path_matches(pattern: str, path: str, folded: bool) -> bool:
-    try:
-        wanted = normalise_path(pattern)
-    except Ambiguous:
+    expected = _segments(pattern)
+    if expected is None:
         return folded  # a pattern that nobody can read allows nothing and, in a denial, covers everything
-    if folded:
-        wanted, path = wanted.lower(), path.lower()
-    expected, found = wanted.split("/")[1:], path.split("/")[1:]
+    found = path.split("/")[1:]
     if expected[-1] == "**":
-        expected.pop()
-        found, rest = found[: len(expected)], found[len(expected) :]
-        if not rest:
+        expected = expected[:-1]
+        if len(found) <= len(expected):
             return False
-    return len(expected) == len(found) and all(
-        part != "" if want == "*" else want == part for want, part in zip(expected, found, strict=True)
-    )
+        found = found[: len(expected)]
+    if len(expected) != len(found):
+        return False
+    for want, part in zip(expected, found, strict=True):
+        if want == "*":
+            if not part:
+                return False
+        elif want != part and not (folded and want.lower() == part.lower()):
+            return False
+    return True
+
+
+@lru_cache(4096)
+def _segments(pattern: str) -> tuple[str, ...] | None:
+    try:
+        return tuple(normalise_path(pattern).split("/")[1:])
+    except Ambiguous:
+        return None
 
 
 def _where(grant: Grant) -> str:

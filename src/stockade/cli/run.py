@@ -116,8 +116,18 @@ def main(argv: Sequence[str]) -> int:
     if "--json" in given:
         import json
 
-        sys.stderr.write(json.dumps({"exit": end.code, "outcome": end.outcome, "session": end.session, "refused": end.refused}) + "\n")
-    elif end.outcome:
+        report = {"exit": end.code, "outcome": end.outcome, "session": end.session, "refused": end.refused, "events": end.events}
+        sys.stderr.write(json.dumps(report) + "\n")
+        return end.code
+    if end.events:
+        from stockade.cli.aftermath import tell
+
+        tell(end.events)
+    if end.refused:
+        sys.stderr.write(
+            f"stockade: {end.refused} request{'s' * (end.refused != 1)} refused: stockade log show --session {end.session} --kind egress\n"
+        )
+    if end.outcome:
         sys.stderr.write(f"stockade: the command was ended: {end.outcome}\n")
     elif end.missing:
         what = "not found inside the sandbox" if end.code == EXIT_NOT_FOUND else "not executable inside the sandbox"

@@ -1,7 +1,7 @@
 """The yard's own init: raises the network, plays the internet, and runs what the drill outside asks for.
 
 Started by `yard.Yard` as root of fresh user, network, mount, PID, IPC and UTS namespaces; speaks JSON lines on stdin and stdout. Dies with its parent.
-Requests: {"op": "run", "argv", "env", "timeout"} | {"op": "take"} | {"op": "network"}.
+Requests: {"op": "run", "argv", "env", "timeout"} | {"op": "take"}.
 """
 
 from __future__ import annotations
@@ -65,11 +65,8 @@ def main() -> None:
         request = json.loads(line)
         if request["op"] == "run":
             answer = run(request["argv"], request["env"], request["timeout"])
-        elif request["op"] == "take":
-            answer = {"records": internet.records.take()}
         else:
-            raise_network()
-            answer = {"ok": True}
+            answer = {"records": internet.records.take()}
         print(json.dumps(answer), flush=True)
 
 

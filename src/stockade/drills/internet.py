@@ -57,7 +57,7 @@ class Records:
 
 
 def raise_network() -> None:
-    """Bring `lo` up and make every IPv4 and IPv6 address local. Idempotent. Sources: netdevice(7), rtnetlink(7)."""
+    """Bring `lo` up and make every IPv4 and IPv6 address local. Sources: netdevice(7), rtnetlink(7)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, 0x8914, struct.pack("16sh14s", b"lo", 0x1 | 0x40, b""))  # SIOCSIFFLAGS: up, running
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as link:
@@ -66,7 +66,7 @@ def raise_network() -> None:
             body = struct.pack("BBBBBBBBI", family, 0, 0, 0, 255, 3, scope, 2, 0) + struct.pack("HHI", 8, 4, 1)  # local 0/0 dev lo
             link.send(struct.pack("IHHII", 16 + len(body), 24, 0x0405, 1, 0) + body)
             status = -struct.unpack("i", link.recv(4096)[16:20])[0]
-            if status not in (0, 17):  # EEXIST: there already
+            if status:
                 raise OSError(status, os.strerror(status))
     for name, value in (("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 0")):
         try:

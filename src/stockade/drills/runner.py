@@ -157,8 +157,8 @@ class Drill:
                 after,
             )
         finally:
-            if root:
-                self.yard.mend()
+            if root and not confined:
+                self.yard.renew()
 
     def _prepare(self, case: Case, scenario: Scenario, index: int, root: bool) -> None:
         files = {f"work/project/{name}": text for name, text in scenario.files.items()}

@@ -98,8 +98,15 @@ class Yard:
                     f"the yard needs {tool}, which is not installed", code="drill.yard", hint="apt-get install bubblewrap util-linux"
                 )
         self._furnish()
+        (self._scratch / "run").mkdir(mode=0o755)
+        self._start()
+        return self
+
+    def _start(self) -> None:
+        """Bring up the namespaces and the internet in them."""
         run = self._scratch / "run"
-        run.mkdir(mode=0o755)
+        for old in run.iterdir():
+            old.unlink()
         namespaces = "--user --map-root-user --net --pid --fork --kill-child --mount-proc --ipc --uts".split()
         hand = [sys.executable, "-P", "-m", "stockade.drills.hand", str(self._scratch / "leaf.pem"), str(run / Path(PATH_SOCKET).name)]
         self._hand = subprocess.Popen(["unshare", *namespaces, "--", *hand], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -108,12 +115,15 @@ class Yard:
         except WallFailed:
             self.close()
             raise
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
+        self._stop()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _stop(self) -> None:
         if self._hand:
             assert self._hand.stdin and self._hand.stdout
             self._hand.stdin.close()
@@ -124,7 +134,6 @@ class Yard:
                 self._hand.wait()
             self._hand.stdout.close()
             self._hand = None
-        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _answer(self) -> dict[str, Any]:
         assert self._hand and self._hand.stdout
@@ -238,7 +247,13 @@ class Yard:
                 argv += ["--symlink", os.readlink(path), path]
             elif name in ("usr", "opt", "nix", "gnu", "sys") or name.startswith(("bin", "sbin", "lib")) and os.path.isdir(path):
                 argv += ["--ro-bind", path, path]
-        argv += ["--bind", str(self._scratch / "etc"), "/etc"] if root else ["--ro-bind", str(self._scratch / "etc"), "/etc"]
+        if root:  # it may spoil its own /etc, not the next one's
+            own = case.home.parent / "etc"
+            if not own.exists():
+                shutil.copytree(self._scratch / "etc", own, symlinks=True)
+            argv += ["--bind", str(own), "/etc"]
+        else:
+            argv += ["--ro-bind", str(self._scratch / "etc"), "/etc"]
         argv += ["--bind", "/proc", "/proc", "--dev", "/dev", "--tmpfs", "/run", "--tmpfs", "/var", "--dir", "/var/tmp", "--tmpfs", "/srv"]
         argv += [
             "--bind",
@@ -276,6 +291,7 @@ class Yard:
             found.append(Record(item["kind"], item["dest"], item["port"], base64.b64decode(item["data"]), headers=headers, **rest))
         return found
 
-    def mend(self) -> None:
-        """Put the network back as it was, after an attack that had root on the yard's machine."""
-        self._ask(op="network")
+    def renew(self) -> None:
+        """Start over with fresh namespaces, after an attack that had root on the yard's machine. Homes stay."""
+        self._stop()
+        self._start()

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from stockade.core.values import Origin
 
 _KERNEL = ("/proc", "/sys", "/dev")
+# Whole trees in which sessions and services leave sockets and secrets: an ssh-agent's socket in /tmp is as good as its keys.
+_SHARED = ("/tmp", "/var/tmp", "/var", "/home", "/mnt", "/media", "/boot", "/root")
 _RUNTIME = ("/run/user", "/run/dbus", "/run/systemd", "/run/containerd", "/run/docker")  # sockets that act for the user outside
 # Below the home: places that hold credentials and nothing an agent's work needs.
 CREDENTIAL_STORES = (
@@ -71,6 +73,8 @@ def _reason(real: str, what: str, mode: str, kind: int) -> tuple[str, str] | Non
     for place in (*_RUNTIME, "/run"):
         if (real == place) if place == "/run" else within(real, place) or within(place, real):
             return f"{place} holds sockets of programs that act outside the sandbox", narrower
+    if real in _SHARED:
+        return f"{real} holds files and sockets of other programs and people", narrower
     for store in CREDENTIAL_STORES:
         place = f"{home}/{store}"
         if home != "/" and (within(real, os.path.realpath(place)) or within(place, real) and os.path.lexists(place)):

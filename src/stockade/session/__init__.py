@@ -11,7 +11,7 @@ import os
 import time
 
 from stockade.core import places
-from stockade.core.errors import CannotEnforce, StockadeError
+from stockade.core.errors import CannotEnforce, StockadeError, WallFailed
 from stockade.core.frozen import plain
 from stockade.session import confine
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from stockade.record.ledger import Ledger, Receipt
     from stockade.session.bundle import Bundle
     from stockade.walls.box import Box
+    from stockade.walls.bubblewrap import Plan
     from stockade.walls.door import Door
     from stockade.walls.limits import Groups
     from stockade.walls.workspace import View
@@ -41,6 +42,7 @@ class Session:
         self.directory = ""
         self.confinement: Confinement
         self.view: View
+        self.plan: Plan
         self.enforced: tuple[Enforced, ...] = ()
         self.box: Box
         self.door: Door
@@ -48,6 +50,8 @@ class Session:
         self.bundle: Bundle
         self.start_receipt: Receipt
         self._ledger: Ledger | None = None
+        self._scan = (0, -1)
+        self._keep = self._looked = False
         self._closers: list[Any] = []
 
     def __enter__(self) -> Self:
@@ -61,6 +65,13 @@ class Session:
         wall = wall_of(self.policy)
         try:
             self._open(wall)
+        except OSError as error:  # a full or vanished disk, no descriptors left
+            self.close()
+            raise WallFailed(
+                f"cannot set up the session: {error}",
+                code="session.setup",
+                hint="Nothing was run. Look at the disk that holds stockade's state.",
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -71,7 +82,6 @@ class Session:
         from stockade.walls.workspace import prepare
 
         self.directory = places.private(places.state(f"sessions/{self.id}"))
-        self._closers.append(self._sweep)
         self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(self._lock, fcntl.LOCK_EX)  # who cleans up after a crash takes only what nobody holds
         self._closers.append(lambda: os.close(self._lock))
@@ -82,7 +92,7 @@ class Session:
         self.view = prepare(self.policy.workspace, workspace, workspace, self.directory, self.id)
         self.confinement = confine.confinement(self.policy, self.cwd, self.view, self.id, variables, self.bundle.path)
         host = bubblewrap.look(self.confinement.home)
-        plan = bubblewrap.plan(self.confinement, host, stage=f"{self.directory}/stage")
+        plan = self.plan = bubblewrap.plan(self.confinement, host, stage=f"{self.directory}/stage")
         for stage in (os.path.dirname(plan.stages[0]), *plan.stages) if plan.stages else ():
             os.mkdir(stage, 0o700)
         self.door = door.make()
@@ -114,6 +124,7 @@ class Session:
     def record_start(self, argv: Sequence[str]) -> None:
         """Write the start and every mount, before anything runs."""
         wanted = self.confinement
+        self.view.started(time.time())
         self.start_receipt = self.record(
             "session.start",
             command=list(argv),
@@ -138,57 +149,78 @@ class Session:
         }
         return started(session=self.id, asked=self.confinement, enforced=self.enforced, versions=versions, start=self.start_receipt)
 
+    def scan(self) -> None:
+        """Start looking at the workspace behind the command; once, and only while the sandbox lives."""
+        if self._scan == (0, -1) and self.policy.workspace.mode != "ro":
+            from stockade.session import after
+
+            self._scan = after.scan(self.directory, self._lock)
+
+    def finish(self) -> list[dict[str, Any]]:
+        """The sandbox is dead: merge what a private layer holds, make the workspace harmless, bring commits back, and report; all of it recorded.
+
+        The events are returned as well, for the user's eyes. Raises StockadeError when they cannot be recorded.
+        """
+        from stockade.session.confined import confined
+
+        self.box.close()
+        lasted = time.time() - self.started
+        events = self.view.finish(lambda argv, stdout, seconds: confined(self, argv, stdout, seconds))
+        # What could not be brought back stays in our directory until somebody looks after it.
+        self._keep = any(event.get("error") or event.get("failed") or event.get("kept_in") for event in events)
+        for event in events:
+            self._record_event(event)
+        if self.view.overlays:
+            os.close(os.open(f"{self.directory}/finished", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        pid, told = self._scan
+        if pid:
+            os.close(told)
+            self._scan = (0, -1)
+            report = self._wait_for_scan(pid)
+        else:
+            report = self.view.look(lasted)
+            self._looked = report is not None
+            if report is not None and any(report.get(part) for part in ("rows", "held", "not_defused", "links")):
+                self._record_event(report)
+        return [*events, *([report] if report else [])]
+
+    def _record_event(self, event: dict[str, Any]) -> None:
+        self.record(str(event["kind"]), **{name: value for name, value in event.items() if name not in ("kind", "session")})
+
+    def _wait_for_scan(self, pid: int) -> dict[str, Any] | None:
+        """Give the scan a moment, so that its report can be shown before the prompt returns; otherwise it goes on alone."""
+        import select
+
+        from stockade.session import after
+        from stockade.walls.workspace import patience
+
+        process = os.pidfd_open(pid)
+        try:
+            poll = select.poll()
+            poll.register(process, select.POLLIN)
+            if not poll.poll(patience(time.time() - self.started) * 1000):
+                return None
+            os.waitpid(pid, 0)
+            return after.report_of(self.directory)
+        finally:
+            os.close(process)
+
     def close(self) -> None:
         """End the sandbox and remove what the session kept."""
         while self._closers:
             self._closers.pop()()
         if self._ledger is not None:
-            from stockade.record import signer
-
             self._ledger.close()
             self._ledger = None
-            signer.later(places.state("ledger"))
+        if self.directory:
+            from stockade.session import after
 
-    def _sweep(self) -> None:
-        """Remove our directory, and those of sessions that were killed (nobody holds their lock)."""
-        remove(self.directory)
-        parent = os.path.dirname(self.directory)
-        for name in os.listdir(parent)[:16]:
-            path = f"{parent}/{name}"
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except OSError:
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.stat(path).st_mtime < self.started - 60:
-                    remove(path)
-            except OSError:
-                pass
-            finally:
-                os.close(fd)
-
-
-def remove(directory: str) -> None:
-    """Delete a session's directory: never follows links, ignores what is gone."""
-    try:
-        names = os.listdir(directory)
-    except OSError:
-        return
-    for name in names:
-        path = f"{directory}/{name}"
-        try:
-            os.unlink(path)
-        except IsADirectoryError:
-            import shutil
-
-            shutil.rmtree(path, ignore_errors=True)
-        except OSError:
-            pass
-    try:
-        os.rmdir(directory)
-    except OSError:
-        pass
+            if self._keep:
+                after.keep(self.directory)
+            elif self._looked or not self.recording:
+                after.discard(self.directory)
+            self.directory = ""
+            after.sweep()
 
 
 def wall_of(policy: Policy) -> str:

@@ -8,6 +8,7 @@ from stockade.core import places
 from stockade.core.errors import CannotEnforce, StockadeError
 from stockade.core.frozen import replace
 from stockade.core.values import Confinement, Mount
+from stockade.policy.paths import judge
 from stockade.walls.system import CA_BUNDLE
 
 TYPE_CHECKING = False
@@ -22,8 +23,6 @@ CA_VARIABLES = (
     "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO", "PIP_CERT", "AWS_CA_BUNDLE", "CARGO_HTTP_CAINFO",
     "DENO_CERT", "NIX_SSL_CERT_FILE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "HTTPLIB2_CA_CERTS", "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
 )  # fmt: skip
-# Whole trees in which agents, sessions and services leave sockets and secrets: an ssh-agent's socket in /tmp is as good as its keys.
-TOO_WIDE = ("/tmp", "/var/tmp", "/run", "/var", "/var/run", "/home", "/mnt", "/media", "/srv", "/opt", "/boot", "/root")
 NO_PROXY = "localhost,127.0.0.1,::1"
 
 
@@ -40,40 +39,10 @@ def resolve(path: str, cwd: str, rule: str) -> str:
         ) from error
 
 
-def judge(path: str, rule: str) -> None:
-    """Raises CannotEnforce for a path that would show too much: the root, a home directory or above it, system directories, our own files."""
-    home = os.path.realpath(places.home())
-    if path == "/" or path == home or home.startswith(path + "/"):
-        raise CannotEnforce(
-            f"{rule}: {path} would show your whole home directory to the sandbox",
-            code="mount.too-wide",
-            hint="Run in a project's folder, or name one with --workspace; single folders of your home can be mounted by [[mount]].",
-        )
-    for ours in (places.state(), places.config(), places.cache()):
-        ours = os.path.realpath(ours).rstrip("/")
-        if ours == path or ours.startswith(path + "/") or path.startswith(ours + "/"):
-            raise CannotEnforce(
-                f"{rule}: {path} holds stockade's own files", code="mount.own", hint="Choose another folder; stockade's files stay outside."
-            )
-    if path in TOO_WIDE:
-        raise CannotEnforce(
-            f"{rule}: {path} holds sockets and files of other programs",
-            code="mount.too-wide",
-            hint="Name a folder below it, with only what is needed.",
-        )
-    for system in ("/proc", "/sys", "/dev"):
-        if path == system or path.startswith(system + "/"):
-            raise CannotEnforce(
-                f"{rule}: {path} belongs to the kernel", code="mount.kernel", hint="A sandbox has its own /proc and /dev and no /sys."
-            )
-
-
 def workspace_of(policy: Policy, cwd: str) -> str:
-    """The workspace's real path. Raises StockadeError or CannotEnforce when it is missing, no folder, or shows too much."""
+    """The workspace's real path, judged anew at each start. Raises StockadeError or PolicyError when it is missing, no folder, or shows too much."""
     path = resolve(policy.workspace.path, cwd, "workspace")
-    if not os.path.isdir(path):
-        raise StockadeError(f"the workspace {path} is not a directory", code="workspace.file", hint="Name a folder with --workspace.")
-    judge(path, "workspace")
+    judge(path, what="workspace", mode=policy.workspace.mode, origin=policy.workspace.origin)
     return path
 
 
@@ -82,7 +51,7 @@ def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders
     mounts = [*view.mounts]
     for mount in policy.mounts:
         source = resolve(mount.source, cwd, f"mount {mount.source}")
-        judge(source, f"mount {mount.source}")
+        judge(source, what="mount", mode=mount.mode, origin=mount.origin)
         mounts.append(replace(mount, source=source, target=mount.target or source))
     mounts.append(Mount(bundle, CA_BUNDLE, "ro"))
     environment = base_environment(session)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stockade.walls.terminal import Raw
 
 GRACE = 5.0  # seconds between passing on SIGTERM or SIGHUP and ending the sandbox
+DRAIN = 2.0  # seconds in which the reader of a run that we ended may take what is left
 
 
 class Foreground:
@@ -110,7 +111,10 @@ class Foreground:
         limits = session.policy.limits
         if limits.wall_time:
             self.loop.later(limits.wall_time, lambda: self._stop(f"wall time of {limits.wall_time} s is over", "wall_time"))
+        from stockade.session.after import MOMENT
         from stockade.walls.limits import INTERVAL
+
+        self.loop.later(MOMENT, session.scan)
 
         self.loop.later(INTERVAL, self._look)
 
@@ -140,7 +144,9 @@ class Foreground:
         for fd in self._given:
             os.close(fd)
         self._given = []
-        deadline = time.monotonic() + 3600
+        if self.outcome:
+            self.loop.later(DRAIN, lambda: None)  # wakes the loop: a reader that is stuck does not outlast the limit
+        deadline = time.monotonic() + (DRAIN if self.outcome else 3600)
         while not all(pump.done for pump in self._out) and time.monotonic() < deadline:
             self.loop.turn()
         if self.outcome:
@@ -231,15 +237,27 @@ class Foreground:
             self._gate.close()
 
 
+def _standard_descriptors() -> None:
+    """Open /dev/null where the caller closed 0, 1 or 2: the number would go to a file of ours, and the command's output into it."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open("/dev/null", os.O_RDWR)  # takes the lowest free number, which is this one
+
+
 @frozen
 class End:
-    """How a run ended: exit code, why we ended it (""= by itself), whether the command could not be executed, refused requests, session."""
+    """How a run ended: exit code, why we ended it (""= by itself), whether the command could not be executed, refused requests, session,
+    and what became of the workspace (events as in the ledger).
+    """
 
     code: int
     outcome: str
     missing: bool
     refused: int
     session: str
+    events: tuple[dict[str, Any], ...] = ()
 
 
 def run(policy: Policy, argv: Sequence[str], *, cwd: str, tty: bool | None = None, receipt: str = "") -> End:
@@ -247,6 +265,7 @@ def run(policy: Policy, argv: Sequence[str], *, cwd: str, tty: bool | None = Non
 
     Raises StockadeError when nothing could be run, or when what happened cannot be recorded.
     """
+    _standard_descriptors()
     with Session(policy, cwd) as session:
         paper = None
         if receipt:
@@ -260,6 +279,7 @@ def run(policy: Policy, argv: Sequence[str], *, cwd: str, tty: bool | None = Non
             if session.recording:
                 session.record("session.exit", code=EXIT_FAILED, error=error.code, message=error.message)
             raise
+        events = session.finish()
         facts = {"code": code, "outcome": front.outcome, "output": front.output, "decisions": front.decisions}
         end = session.record("session.exit", seconds=round(time.time() - session.started, 3), **facts)
         if paper is not None:
@@ -275,4 +295,4 @@ def run(policy: Policy, argv: Sequence[str], *, cwd: str, tty: bool | None = Non
                 )
             )
         missing = front.child is not None and front.child.error != 0
-    return End(code, front.outcome, missing, front.refused, session.id)
+    return End(code, front.outcome, missing, front.refused, session.id, tuple(events))

@@ -1,7 +1,7 @@
 """Sessions inside a program: `async with open_session(policy) as session: await session.exec([...])`. See docs/api.md.
 
-The same session as `stockade run` makes, with the same door, wall, gate, limits and ledger, driven by asyncio. No thread is started and no signal
-handler is set, so any number of sessions can live in one program; all calls belong to the event loop that opened the session.
+The same session as `stockade run` makes, with the same door, wall, gate, limits and ledger, driven by asyncio. No signal handler is set, and a
+thread only brings back commits at the end, so any number of sessions can live in one program; all calls belong to the event loop that opened the session.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from stockade.core.errors import EXIT_FAILED, StockadeError, WallFailed
 from stockade.core.loop import READ
 from stockade.session import Session
+from stockade.session.after import MOMENT
 from stockade.session.command import Command, Piece, Result, SessionEnded
 from stockade.session.exchange import AsyncioLoop
 from stockade.session.gate import GateKeeper
@@ -135,36 +136,58 @@ class LiveSession:
             seconds = session.policy.limits.wall_time
             self.loop.later(seconds, lambda: self._stop(f"wall time of {seconds} s is over", "wall_time"))
         self.loop.later(limits.INTERVAL, self._look)
+        self.loop.later(MOMENT, session.scan)
         late = self.loop.later(READY, lambda: self._broken(_slow()))
         await self._ready
         self.loop.cancel(late)
 
     async def close(self) -> None:
-        """End everything inside, and record it. May be called twice. Raises StockadeError when the end cannot be recorded."""
+        """End everything inside, bring commits back, and record it. May be called twice. Raises StockadeError when the end cannot be recorded."""
         error, closed = self._end, SessionEnded("the session is closed", code="session.closed", hint="Open a new one; nothing was run.")
         if self._closed:
             return
         self._closed = True
+        session = self._session
         try:
-            if self._session.recording:
+            if session.recording:
                 self._finish(closed)
                 self._end = closed
+            if self._gate is not None:
+                self._gate.close()
+            self.loop.clear()
+            if session.recording:
+                await self._afterwards()
                 why = {"error": error.code, "message": error.message} if error is not None else {}
-                self._session.record(
+                session.record(
                     "session.exit",
                     code=0 if error is None else 128 + signal.SIGKILL if self._outcome else EXIT_FAILED,
                     outcome=self._outcome,
                     output=self._output,
                     decisions=dict(self._gate.decisions) if self._gate is not None else {},
                     commands=self._number,
-                    seconds=round(time.time() - self._session.started, 3),
+                    seconds=round(time.time() - session.started, 3),
                     **why,
                 )
         finally:
-            if self._gate is not None:
-                self._gate.close()
-            self.loop.clear()
-            self._session.close()
+            session.close()
+
+    async def _afterwards(self) -> None:
+        """What is done with the workspace once everything inside is dead. Whatever can take long goes to a thread; a cancellation waits for it."""
+        session = self._session
+        facts = session.view.facts
+        if not (facts["git"] or facts["layer"]) and time.time() - session.started < MOMENT:
+            session.finish()
+            return
+        task = asyncio.ensure_future(asyncio.to_thread(session.finish))
+        cancelled = False
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                cancelled = True
+        task.result()
+        if cancelled:
+            raise asyncio.CancelledError
 
     def _finish(self, error: StockadeError) -> None:
         """No command will end by itself any more. Only the first call counts."""

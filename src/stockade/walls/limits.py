@@ -7,6 +7,7 @@ of the sandbox's own process tree: every process in it descends from its init, a
 from __future__ import annotations
 
 import os
+import time
 
 from stockade.core.frozen import frozen
 from stockade.core.values import Enforced
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from stockade.core.values import Limits
 
 ROOT = "/sys/fs/cgroup"
+STALE = 60.0  # seconds after which an empty group of ours is what a killed supervisor left
 INTERVAL = 0.25  # seconds between two looks of the watchdog
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -36,9 +38,22 @@ class Groups:
         for directory in self.directories:
             try:
                 os.rmdir(directory)
-            except OSError:  # a process that is just ending: the next start of a session sweeps empty groups
+            except OSError:  # a process that is just ending: a later session sweeps empty groups
                 pass
+        for parent in {os.path.dirname(directory) for directory in self.directories}:
+            _sweep(parent)
         self.descriptors, self.directories = [], []
+
+
+def _sweep(parent: str) -> None:
+    """Remove empty groups of sessions that were killed; a group with processes in it cannot be removed, and a young one may be about to get some."""
+    for name in os.listdir(parent):
+        if name.startswith("stockade-"):
+            try:
+                if time.time() - os.stat(f"{parent}/{name}").st_mtime > STALE:
+                    os.rmdir(f"{parent}/{name}")
+            except OSError:
+                pass
 
 
 def join(name: str, limits: Limits) -> Groups:

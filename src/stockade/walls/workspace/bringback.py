@@ -308,7 +308,7 @@ class _Import:
             if hashlib.sha256(self.host.run("ls-files", "--stage", "-z")).hexdigest() != self.before.get("index"):
                 return self.note("something was staged on the host meanwhile: its index stays; `git reset` makes it follow HEAD")
         self.host.run("read-tree", "-i", "-m", tree)
-        self.event["index"] = tree
+        self.event["staged"] = tree
         return None
 
     def busy(self) -> str:

@@ -1,0 +1,223 @@
+"""What remains to be done when a run is over, without the user waiting for it: look at the workspace again, report, sign the ledger, clean up.
+
+Two processes of lowest priority, both plain `python -m` programs of ours on the host:
+
+- the *scan* (one a session, started when a command lives longer than a moment) takes a baseline while the command works, and compares at its end;
+- the *sweeper* (at most one a user) takes the directories of sessions that are over, also of killed ones, compares those that had no scan of their own,
+  removes them, and signs the ledger.
+
+Whose turn it is says flock(2) on the session's directory: the session holds it, its scan inherits it, and the sweeper takes only what nobody holds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+
+from stockade.core import places
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PAUSE = 0.2  # seconds in which further sessions may end and share one sweep
+MOMENT = 0.25  # seconds that a command lives before its session gets a scan of its own
+_SPAWN = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0), (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
+
+
+def _spawn(program: str, arguments: list[str], descriptors: dict[int, int]) -> int:
+    actions: list[Any] = [*_SPAWN, *((os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in descriptors.items())]
+    return os.posix_spawn(
+        sys.executable, [sys.executable, "-I", "-m", program, *arguments], dict(os.environ), file_actions=actions, setsid=True
+    )
+
+
+def scan(directory: str, lock: int) -> tuple[int, int]:
+    """Start the scan of a session; (its pid, a descriptor whose closing tells it that the sandbox is dead)."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    try:
+        return _spawn("stockade.session.after", ["scan", directory], {0: reading, 3: lock}), writing
+    except OSError:
+        os.close(writing)
+        raise
+    finally:
+        os.close(reading)
+
+
+def sweep() -> None:
+    """Start the sweeper unless one is about to look. Costs under a millisecond and never fails the caller: whoever ends next tries again."""
+    try:
+        lock = os.open(places.state("sweeper.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _spawn("stockade.session.after", ["sweep"], {3: lock})
+    except OSError:
+        pass
+    finally:
+        os.close(lock)
+
+
+def report_of(directory: str) -> dict[str, Any] | None:
+    """The report that a finished scan left in its session's directory."""
+    return _load(f"{directory}/reported")
+
+
+def keep(directory: str) -> None:
+    """Leave this session's directory alone: it holds work that could not be brought back."""
+    with open(f"{directory}/keep", "w"):
+        pass
+
+
+def discard(directory: str) -> None:
+    """Remove a session's directory. What cannot be removed is left for the sweeper."""
+    from stockade.walls.workspace import cleanup
+
+    try:
+        cleanup.discard(directory)
+    except OSError:
+        pass
+
+
+def _sweeper(lock: int) -> None:
+    """Until there is nothing left: a session that ends while we work finds the lock taken, so look again after letting it go."""
+    import time
+
+    from stockade.record.ledger import Ledger
+
+    while True:
+        time.sleep(PAUSE)
+        for path in _over():
+            _take(path)
+        Ledger(places.state("ledger")).checkpoint()
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        if not _over():
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return  # another sweeper has it
+
+
+def _over() -> list[str]:
+    """Directories of sessions that nobody holds, without those that are kept or that we already failed to remove."""
+    parent = places.state("sessions")
+    try:
+        names = sorted(os.listdir(parent))
+    except FileNotFoundError:
+        return []
+    found = []
+    for name in names:
+        path = f"{parent}/{name}"
+        if os.path.exists(f"{path}/keep"):
+            continue
+        fd = _hold(path)
+        if fd >= 0:
+            os.close(fd)
+            found.append(path)
+    return found
+
+
+def _hold(path: str) -> int:
+    """Take the lock of a session's directory; -1 if somebody has it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return -1
+    return fd
+
+
+def _take(path: str) -> None:
+    """Finish the session in `path`: report what nobody reported, keep what could not be brought back, remove the rest."""
+    from stockade.record.ledger import Ledger
+    from stockade.walls.workspace import scan as scanner
+
+    fd = _hold(path)
+    if fd < 0:
+        return
+    try:
+        facts = _load(f"{path}/facts")
+        if facts and facts.get("started") and not os.path.exists(f"{path}/reported"):
+            ledger = Ledger(places.state("ledger"))
+            if facts["mode"] != "ro":
+                report = scanner.compare(facts, scanner.Baseline())
+                ledger.append({"kind": report.pop("kind"), "session": facts["name"], **report})
+            if not os.path.exists(f"{path}/finished") and _unfinished(facts):
+                ledger.append({"kind": "workspace.kept", "session": facts["name"], "kept_in": path, "reason": "the supervisor was killed"})
+                keep(path)
+                return
+        discard(path)
+        if os.path.exists(path):
+            keep(path)
+    finally:
+        os.close(fd)
+
+
+def _unfinished(facts: dict[str, Any]) -> bool:
+    """Whether a killed session left commits or files in its private layers."""
+    from stockade.walls.workspace import touched
+
+    layer = facts["layer"]
+    return bool((layer and os.listdir(f"{layer}/upper")) or (facts["git"] and touched.repository(facts["git"])))
+
+
+def _load(path: str) -> dict[str, Any] | None:
+    import marshal
+
+    try:
+        with open(path, "rb") as file:
+            data = marshal.load(file)  # noqa: S302 - written by us, in a directory of ours
+    except (OSError, ValueError, EOFError, TypeError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _scanner(directory: str) -> None:
+    import marshal
+    import select
+
+    from stockade.record.ledger import Ledger
+    from stockade.walls.workspace import scan as scanner
+
+    ledger = Ledger(places.state("ledger"))
+    facts = _load(f"{directory}/facts")
+    if facts is None:
+        return
+
+    def emit(event: dict[str, Any]) -> None:
+        ledger.append({**event, "session": facts["name"]})
+        if event["kind"] == "workspace.report":
+            with open(f"{directory}/reported.new", "wb") as file:
+                marshal.dump(event, file)
+            os.rename(f"{directory}/reported.new", f"{directory}/reported")
+
+    def ended() -> bool:
+        return bool(select.select([0], [], [], 0)[0])
+
+    def wait_for_end() -> None:
+        select.select([0], [], [])
+
+    scanner.run(facts, wait_for_end, ended, emit)
+
+
+def main(argv: list[str]) -> int:
+    """`scan DIRECTORY` (descriptor 3 is its lock) or `sweep` (descriptor 3 is the sweeper's)."""
+    os.nice(19)
+    if argv[:1] == ["scan"]:
+        _scanner(argv[1])
+        os.close(3)
+        sweep()
+    else:
+        _sweeper(3)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,37 @@
+"""A second look from inside: run one of the wall's own programs in the view of a session that is over, without network."""
+
+from __future__ import annotations
+
+import select
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stockade.session import Session
+
+
+def confined(session: Session, argv: Sequence[str], stdout: int, seconds: float) -> int:
+    """Run `argv` in a new sandbox made by the session's own plan; its exit status, or 137 when `seconds` are over.
+
+    The door is shut by then, so nothing answers there. Everything that was started is dead when this returns. Raises WallFailed.
+    """
+    from stockade.walls import bubblewrap
+
+    session.door.shut()
+    box = bubblewrap.open_box(session.plan, session.door)
+    try:
+        wanted = session.confinement
+        child = box.spawn(argv, env=dict(wanted.environment), cwd=wanted.cwd, stdout=stdout)
+        poll = select.poll()
+        poll.register(box.fileno(), select.POLLIN)
+        deadline = time.monotonic() + seconds
+        while child.status is None and not child.error:
+            left = deadline - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                return 137
+            box.step()
+        return child.exit_code
+    finally:
+        box.close()
