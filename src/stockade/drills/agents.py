@@ -37,6 +37,7 @@ class Agent:
     keep: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     shown: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()  # what its client sends to the API beyond the common ones
     timeout: int = 60
 
     def command(self, task: str) -> list[str]:
@@ -103,6 +104,7 @@ def _codex() -> Agent:
         files={".codex/config.toml": settings},
         keep=tuple(_prefixes(program)),
         env={"CODEX_HOME": f"{HOME}/.codex"},
+        headers=("originator", "session-id", "thread-id", "x-codex-beta-features", "x-codex-turn-metadata", "x-codex-window-id"),
         shown=(".codex",),
     )
 
@@ -122,6 +124,7 @@ def _claude() -> Agent:
             "DISABLE_TELEMETRY": "1",
             "CLAUDE_CONFIG_DIR": f"{HOME}/.claude",
         },
+        headers=("anthropic-beta", "anthropic-dangerous-direct-browser-access", "x-app", "x-claude-code-session-id"),
         shown=(".claude",),
     )
 

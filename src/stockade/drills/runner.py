@@ -11,7 +11,7 @@ from typing import Any, Literal
 from stockade.drills import incidents, vectors_files, vectors_git, vectors_limits, vectors_network
 from stockade.drills.agents import OWN_KEY, Agent
 from stockade.drills.puppet import instruct
-from stockade.drills.scenario import MODEL, OPENAI, SAY_RAN, Evidence, Scenario, refused
+from stockade.drills.scenario import SAY_RAN, Evidence, Scenario, model_grant, refused
 from stockade.drills.yard import HOME, Case, Yard
 
 SCENARIOS: tuple[Scenario, ...] = (*incidents.ALL, *vectors_network.ALL, *vectors_files.ALL, *vectors_git.ALL, *vectors_limits.ALL)
@@ -199,7 +199,7 @@ class Drill:
     def _policy(self, scenario: Scenario) -> str:
         if scenario.via != "agent":
             return scenario.policy
-        return scenario.policy + (OPENAI if self.agent.host == "api.openai.com" else MODEL)
+        return scenario.policy + model_grant(self.agent.host, self.agent.headers)
 
     def _confined(self, scenario: Scenario, command: list[str]) -> list[str]:
         if self.under:

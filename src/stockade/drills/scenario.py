@@ -159,14 +159,21 @@ OPEN_TO_SINK = (
     '\n[[egress]]\nhost = "evil.test"\nmethods = ["GET", "POST", "PUT"]\npaths = ["/**"]\n'
     '\n[[egress]]\nhost = "evil.test"\nscheme = "http"\nport = 80\nmethods = ["GET", "POST", "PUT"]\npaths = ["/**"]\n'
 )
-MODEL = (
-    '\n[[egress]]\nhost = "api.anthropic.com"\nmethods = ["POST"]\npaths = ["/v1/messages", "/v1/messages/count_tokens"]\ncredential = "own"\n'
-    'max_upload = "8 MiB"\n\n[credential.own]\nsource = "env:ANTHROPIC_API_KEY"\nheader = "x-api-key"\ntemplate = "{}"\nenv = "ANTHROPIC_API_KEY"\n'
-)
-OPENAI = (
-    '\n[[egress]]\nhost = "api.openai.com"\nmethods = ["POST"]\npaths = ["/v1/responses", "/v1/chat/completions"]\ncredential = "own"\n'
-    'max_upload = "8 MiB"\n\n[credential.own]\nsource = "env:OPENAI_API_KEY"\nheader = "authorization"\ntemplate = "Bearer {}"\nenv = "OPENAI_API_KEY"\n'
-)
+
+
+def model_grant(host: str, headers: tuple[str, ...] = ()) -> str:
+    """The agent's own model, with its key kept outside. `headers` are what its client sends beyond the common ones."""
+    anthropic = host == "api.anthropic.com"
+    paths = '"/v1/messages", "/v1/messages/count_tokens"' if anthropic else '"/v1/responses", "/v1/chat/completions"'
+    variable, header, template = ("ANTHROPIC_API_KEY", "x-api-key", "{}") if anthropic else ("OPENAI_API_KEY", "authorization", "Bearer {}")
+    named = "headers = [" + ", ".join(f'"{name}"' for name in headers) + "]\n"
+    return (
+        f'\n[[egress]]\nhost = "{host}"\nmethods = ["POST"]\npaths = [{paths}]\n{named}credential = "own"\nmax_upload = "8 MiB"\n'
+        f'\n[credential.own]\nsource = "env:{variable}"\nheader = "{header}"\ntemplate = "{template}"\nenv = "{variable}"\n'
+    )
+
+
+MODEL = model_grant("api.anthropic.com")
 
 
 def mount(path: str, mode: str = "ro") -> str:

@@ -81,6 +81,8 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "", dangerously_share_
     `dangerously_share_host_network` is for the gate's own box, which reaches upstream; no policy can ask for it.
     Raises CannotEnforce for a mount that would hide or expose what must not be.
     """
+    if wanted.network not in ("none", "door"):
+        raise CannotEnforce(f"there is no network {wanted.network!r}", code="network.kind", hint='It is "none" or "door".')
     arguments = ["--unshare-user", "--disable-userns", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"]
     if wanted.network == "none" and not dangerously_share_host_network:
         arguments.append("--unshare-net")

@@ -249,14 +249,16 @@ def sanitised(gitdir: str) -> str:
     """The config that the sandbox gets instead of `gitdir`/config: only keys of a fixed list, without credentials. Cached by content."""
     from _sha2 import sha256  # type: ignore[import-not-found]  # hashlib costs 4 ms to import and ends up here
 
-    data = _bytes(f"{gitdir}/config") + b"\0" + _bytes(f"{gitdir}/config.worktree")
-    cached = places.cache(f"git/{sha256(b'1' + data).hexdigest()}")
+    # The user's own first: who they are is needed for a commit, and the private home has no .gitconfig. The repository's own values win.
+    settings = os.environ.get("XDG_CONFIG_HOME") or f"{places.home()}/.config"
+    files = (f"{settings}/git/config", f"{places.home()}/.gitconfig", f"{gitdir}/config", f"{gitdir}/config.worktree")
+    cached = places.cache(f"git/{sha256(b'2' + b''.join(_bytes(path) + bytes(1) for path in files)).hexdigest()}")
     found = _bytes(cached)
     if found:
         return found.decode("utf-8", "surrogateescape")
     from stockade.walls.workspace import gitconfig
 
-    text = gitconfig.sanitise_files([f"{gitdir}/config", f"{gitdir}/config.worktree"])
+    text = gitconfig.sanitise_files(files)
     places.private(os.path.dirname(cached))
     _write(f"{cached}.{os.getpid()}", text)
     os.replace(f"{cached}.{os.getpid()}", cached)
