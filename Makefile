@@ -14,7 +14,6 @@ demo: ## install what is missing, then watch a real agent work inside the wall w
 
 test: ## install what is missing, then every check and test, walls and agents included (as root: also as an ordinary user)
 	@scripts/setup --tests
-	@$(MAKE) --no-print-directory static
 	@scripts/test
 
 check: static ## what to run before each commit: no root, no network, under a minute

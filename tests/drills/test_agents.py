@@ -8,6 +8,7 @@ from conftest import unavailable
 from stockade.core.errors import StockadeError
 from stockade.drills import agents, incidents
 from stockade.drills.runner import Drill
+from stockade.drills.scenario import Scenario
 from stockade.drills.yard import Yard
 
 pytestmark = [pytest.mark.agents, pytest.mark.wall]
@@ -33,7 +34,7 @@ def test_loose_it_is_a_victim(agent: agents.Agent) -> None:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("item", [incidents.PHISH_READ, incidents.PHISH_EGRESS, incidents.APPROVED_DOMAIN], ids=lambda item: item.name)
-def test_confined_it_is_not(agent: agents.Agent, item: incidents.Scenario) -> None:
+def test_confined_it_is_not(agent: agents.Agent, item: Scenario) -> None:
     with Yard(keep=agent.keep) as yard:
         drill = Drill(yard, agent)
         for index in (0, 12):

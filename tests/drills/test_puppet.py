@@ -231,7 +231,7 @@ def test_orders_survive_any_text_around_them(commands: list[str], noise: str) ->
 def test_reading_any_json_either_works_or_raises_what_the_server_catches(body: Any) -> None:
     for dialect in ("messages", "chat", "responses"):
         try:
-            talk = wire.read(dialect, body)  # type: ignore[arg-type]
+            talk = wire.read(dialect, body)
             wire.events(talk, wire.write(talk, answer(talk), 1))
         except (TypeError, AttributeError, ValueError, AssertionError):
             pass

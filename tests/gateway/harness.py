@@ -149,6 +149,7 @@ def grants_for(upstream: Upstream) -> tuple[Grant, ...]:
         Grant("open.localhost", paths=("/public/**",), port=port, private=True),
         Grant("open.localhost", port=upstream.plain_port, scheme="http", paths=("/public/**",), private=True),
         Grant("other.localhost", paths=("/public/**",), port=port),
+        Grant("wrong.localhost", paths=("/public/**",), port=port, private=True),
     )
 
 

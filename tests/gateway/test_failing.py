@@ -54,6 +54,14 @@ def test_the_supervisor_hanging_up_ends_all_at_once(engine_binary: str, upstream
         assert not list(Path("/tmp").glob(f"gate-{parts['brain']}-*"))
 
 
+def test_no_part_leaves_a_core_dump(engine_binary: str, upstream: Upstream, tmp_path: Path) -> None:
+    with running(tmp_path, upstream) as gate:
+        for pid in gate.children().values():
+            [line] = [line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if line.startswith("Max core file size")]
+            assert line.split()[4:6] == ["0", "0"]
+            assert "NoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text()
+
+
 def test_a_silent_brain_refuses(engine_binary: str, upstream: Upstream, tmp_path: Path) -> None:
     """Stopped between the handshake and the request, the brain answers nothing: so nothing goes out."""
     with running(tmp_path, upstream) as gate:

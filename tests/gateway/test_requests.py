@@ -276,6 +276,12 @@ def test_private_address_without_leave(gate: Gate, quiet: Upstream) -> None:
     assert not quiet.requests
 
 
+def test_an_upstream_with_another_names_certificate(gate: Gate, quiet: Upstream) -> None:
+    """Upstream TLS is verified against the granted name: here the server shows the certificate of api.localhost."""
+    assert status(gate, f"https://wrong.localhost:{quiet.port}/public/x") == "503"
+    assert not quiet.requests
+
+
 def test_http2_to_the_sandbox(gate: Gate, api: str) -> None:
     done = gate.curl(f"{api}/v1/x", "--http2", "-o", "/dev/null", "-w", "%{http_version}")
     assert done.stdout.endswith("2"), done

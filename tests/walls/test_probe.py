@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stockade.core.errors import StockadeError, WallFailed
+from stockade.core.values import Confinement
 from stockade.walls import bubblewrap, door, probe, programs
 
 
@@ -99,7 +100,7 @@ def test_a_sandbox_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPa
 
         unavailable("userns", check.seen)
     monkeypatch.setattr(probe, "DEADLINE", 0.5)
-    wanted = probe.Confinement(network="door", limits=probe.SMALL)
+    wanted = Confinement(network="door", limits=probe.SMALL)
     one = bubblewrap.open_box(bubblewrap.plan(wanted, bubblewrap.look(wanted.home)), made)
     try:
         with pytest.raises(WallFailed) as caught:

@@ -30,13 +30,15 @@ def evaluate(program: bytes, arch: int, number: int, *arguments: int) -> int:
     """What a classic BPF program says about one call (seccomp(2), Documentation/networking/filter.rst)."""
     data = struct.pack("<iIQ6Q", number if number < 1 << 31 else number - (1 << 32), arch, 0, *(*arguments, *[0] * (6 - len(arguments))))
     code = [struct.unpack_from("<HBBI", program, at) for at in range(0, len(program), 8)]
-    at = accumulator = index = 0
+    at: int = 0
+    accumulator: int = 0
+    index: int = 0
     memory = [0] * 16
     while True:
         op, yes, no, k = code[at]
         at += 1
         if op == 0x20:
-            accumulator = struct.unpack_from("<I", data, k)[0]
+            accumulator = int(struct.unpack_from("<I", data, k)[0])
         elif op == 0x54:
             accumulator &= k
         elif op == 0x05:
@@ -45,7 +47,7 @@ def evaluate(program: bytes, arch: int, number: int, *arguments: int) -> int:
             holds = {0x15: accumulator == k, 0x25: accumulator > k, 0x35: accumulator >= k, 0x45: bool(accumulator & k)}[op]
             at += yes if holds else no
         elif op == 0x06:
-            return k
+            return int(k)
         elif op == 0x02:
             memory[k] = accumulator
         elif op == 0x60:

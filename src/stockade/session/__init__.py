@@ -81,6 +81,8 @@ class Session:
         from stockade.walls import bubblewrap, door, limits
         from stockade.walls.workspace import prepare
 
+        making = door.Making()
+        self._closers.append(making.give_up)
         self.directory = places.private(places.state(f"sessions/{self.id}"))
         self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(self._lock, fcntl.LOCK_EX)  # who cleans up after a crash takes only what nobody holds
@@ -95,7 +97,7 @@ class Session:
         plan = self.plan = bubblewrap.plan(self.confinement, host, stage=f"{self.directory}/stage")
         for stage in (os.path.dirname(plan.stages[0]), *plan.stages) if plan.stages else ():
             os.mkdir(stage, 0o700)
-        self.door = door.make()
+        self.door = making.done()
         self._closers.append(self.door.close)
         self.groups = limits.join(f"stockade-{self.id}", self.policy.limits)
         self._closers.append(self.groups.close)

@@ -26,11 +26,23 @@ MOMENT = 0.25  # seconds that a command lives before its session gets a scan of 
 _SPAWN = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0), (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
 
 
+_started: set[int] = set()  # processes of ours that may have ended: a program that opens many sessions must not collect zombies
+
+
 def _spawn(program: str, arguments: list[str], descriptors: dict[int, int]) -> int:
+    for pid in [*_started]:
+        try:
+            ended = os.waitpid(pid, os.WNOHANG)[0] == pid
+        except ChildProcessError:  # somebody else waited for it
+            ended = True
+        if ended:
+            _started.discard(pid)
     actions: list[Any] = [*_SPAWN, *((os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in descriptors.items())]
-    return os.posix_spawn(
+    pid = os.posix_spawn(
         sys.executable, [sys.executable, "-I", "-m", program, *arguments], dict(os.environ), file_actions=actions, setsid=True
     )
+    _started.add(pid)
+    return pid
 
 
 def scan(directory: str, lock: int) -> tuple[int, int]:

@@ -104,7 +104,7 @@ class Foreground:
 
         session = self.session
         self.loop.watch(session.box.fileno(), READ, self._notes)
-        self._gate = GateKeeper(session, self.loop)
+        self._gate = GateKeeper(session, self.loop, say)
         self._gate.listen()
         if not session.bundle.lazy:
             self._gate.start("no lease")
@@ -244,6 +244,11 @@ def _standard_descriptors() -> None:
             os.fstat(fd)
         except OSError:
             os.open("/dev/null", os.O_RDWR)  # takes the lowest free number, which is this one
+
+
+def say(text: str) -> None:
+    """A line for the user between the lines of the command; the terminal may be in raw mode."""
+    os.write(2, f"stockade: {text}\r\n".encode("utf-8", "backslashreplace"))
 
 
 @frozen

@@ -12,6 +12,8 @@ from stockade.core.values import Confinement, Limits, Mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stockade.core.loop import Loop
     from stockade.gateway.control import Control
     from stockade.session import Session
@@ -24,8 +26,8 @@ LIMITS = Limits(processes=256, memory=4 << 30, open_files=65536, scratch=64 << 2
 class GateKeeper:
     """One gate for one session. `decisions` counts the requests by effect."""
 
-    def __init__(self, session: Session, loop: Loop) -> None:
-        self._session, self._loop = session, loop
+    def __init__(self, session: Session, loop: Loop, say: Callable[[str], None] = lambda _: None) -> None:
+        self._session, self._loop, self._say = session, loop, say
         self._box: Box | None = None
         self._child: Child | None = None
         self._control: Control | None = None
@@ -149,7 +151,7 @@ class GateKeeper:
         self._session.bundle.close()
         self._session.record("gate.exit", code=code, reason=why, said=said)
         note = "".join(letter if letter.isprintable() else " " for letter in f"{why} {said}"[:300])
-        os.write(2, f"stockade: the network is closed for the rest of this run: {note} ({code})\r\n".encode())
+        self._say(f"the network is closed for the rest of this run: {note} ({code})")
 
     def close(self) -> None:
         """End the gate; idempotent."""

@@ -21,7 +21,7 @@ class Child:
         self.tty = tty  # it asked for a terminal
         self.pid = 0  # in the sandbox's PID namespace
         self.status: int | None = None
-        self.error = 0  # errno of a failed exec
+        self.error = 0  # errno of a failed exec; negative when it was the working directory
         self.terminal = -1
 
     @property

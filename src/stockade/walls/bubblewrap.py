@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 
 NAME = "bubblewrap"
 PROGRAMS = ("/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap")
-# procfs files that show the host; those that we cannot read ourselves need no mask.
+# procfs files that show the host and that its root may read without any capability; those that we cannot read ourselves need no mask.
 MASKED = (
-    "/proc/keys", "/proc/key-users", "/proc/kcore", "/proc/kmsg", "/proc/kpagecount", "/proc/kpageflags", "/proc/kpagecgroup", "/proc/timer_list",
-    "/proc/sched_debug", "/proc/latency_stats", "/proc/slabinfo", "/proc/vmallocinfo",
+    "/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/kpagecount", "/proc/kpageflags", "/proc/kpagecgroup", "/proc/slabinfo",
 )  # fmt: skip
 LANDLOCK = 1  # the oldest Landlock ABI that a box needs (Linux 5.13); a newer kernel's further rights are used as well
 
@@ -100,24 +99,10 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "", dangerously_share_
     arguments += ["--dev", "/dev", *size, "--perms", "1777", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
     for path in host.masked:  # an unreadable file: an error is honest, an empty one would be a lie
         arguments += ["--ro-bind", "/dev/null", path]
-    arguments += [
-        *size,
-        "--perms",
-        "1777",
-        "--tmpfs",
-        "/tmp",
-        "--dir",
-        "/var",
-        "--symlink",
-        "/tmp",
-        "/var/tmp",
-        "--perms",
-        "0755",
-        "--dir",
-        "/run",
-    ]
-    arguments += [*size, "--perms", "0700", "--tmpfs", wanted.home]
-    rules += [f"rw:{path}" for path in ("/tmp", "/dev", wanted.home)]
+    for path in ("/tmp", "/var/tmp"):
+        arguments += [*size, "--perms", "1777", "--tmpfs", path]
+    arguments += ["--perms", "0755", "--dir", "/run", *size, "--perms", "0700", "--tmpfs", wanted.home]
+    rules += [f"rw:{path}" for path in ("/tmp", "/var/tmp", "/dev", wanted.home)]
 
     paths: list[str] = []
     stages = tuple(f"{stage}/{index}" for index in range(len(wanted.overlays)))

@@ -39,24 +39,44 @@ class Door:
             os.close(fd)
 
 
-def make(ports: tuple[int, ...] = PORTS) -> Door:
-    """Make a door, without any privilege. Raises WallFailed when the kernel refuses (no user namespaces, no memory)."""
-    ours, theirs = native.pair()
-    try:
-        pid = native.spawn(["door", str(theirs.fileno()), *map(str, ports)], [theirs.fileno()], stderr=2)
-        theirs.close()
+class Making:
+    """A door on its way: the kernel works while the caller does something else, until `done`."""
+
+    def __init__(self, ports: tuple[int, ...] = PORTS) -> None:
+        """Start the helper. Raises WallFailed when it cannot be started."""
+        self._ports = ports
+        self._sock, theirs = native.pair()
         try:
-            note = native.receive(ours)
+            self._pid = native.spawn(["door", str(theirs.fileno()), *map(str, ports)], [theirs.fileno()], stderr=2)
+        except BaseException:
+            self._sock.close()
+            raise
         finally:
-            os.waitpid(pid, 0)
-    finally:
-        ours.close()
-        theirs.close()
-    if note is None:
-        raise WallFailed("the door's helper ended without a word", code="wall.setup", hint="`stockade doctor` tries each step.")
-    kind, _, value, text, fds = note
-    if kind != "D" or len(fds) != len(ports) + 3:
-        for fd in fds:
-            os.close(fd)
-        raise native.failed(text or "door", value)
-    return Door(dict(zip(ports, fds, strict=False)), fds[-3], fds[-2], fds[-1])
+            theirs.close()
+
+    def done(self) -> Door:
+        """Wait for the door. Raises WallFailed when the kernel refused (no user namespaces, no memory)."""
+        try:
+            note = native.receive(self._sock)
+        finally:
+            self.give_up()
+        if note is None:
+            raise WallFailed("the door's helper ended without a word", code="wall.setup", hint="`stockade doctor` tries each step.")
+        kind, _, value, text, fds = note
+        if kind != "D" or len(fds) != len(self._ports) + 3:
+            for fd in fds:
+                os.close(fd)
+            raise native.failed(text or "door", value)
+        return Door(dict(zip(self._ports, fds, strict=False)), fds[-3], fds[-2], fds[-1])
+
+    def give_up(self) -> None:
+        """Let go of a door that nobody took; may be called twice."""
+        if self._pid:
+            self._sock.close()
+            os.waitpid(self._pid, 0)
+            self._pid = 0
+
+
+def make(ports: tuple[int, ...] = PORTS) -> Door:
+    """Make a door, without any privilege. Raises WallFailed as `Making` does."""
+    return Making(ports).done()

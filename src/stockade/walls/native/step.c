@@ -368,7 +368,7 @@ static void __attribute__((noreturn)) child(int blob, const int *fds, int count,
         if (dup2(moved[i], first + i) < 0) error = errno;
     /* Everything else is ours and closes at exec: the control socket must never be the command's. */
     if (!error && close_range((unsigned)(first + count), ~0U, CLOSE_RANGE_CLOEXEC)) error = errno;
-    if (!error && chdir(cwd)) error = errno;
+    if (!error && chdir(cwd)) error = -errno; /* not to be taken for a missing program */
     sigprocmask(SIG_SETMASK, &none, NULL);
     if (!error) {
         execvp(arguments[0], arguments);

@@ -1,0 +1,395 @@
+"""From start to any end: what was asked is passed on, and whoever dies, nothing stays behind (B7, M14, M23)."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from session.supervised import Place, adopting, command, offspring
+from stockade.core.frozen import replace
+from stockade.core.values import Limits, Mount, Policy, Workspace
+from walls.boxes import until
+
+pytestmark = pytest.mark.wall
+
+
+def cgroups() -> set[str]:
+    done = subprocess.run(
+        ["find", "/sys/fs/cgroup", "-maxdepth", "6", "-type", "d", "-name", "stockade-s*"], capture_output=True, text=True
+    )
+    return set(done.stdout.split())
+
+
+def error_of(done: subprocess.CompletedProcess[bytes]) -> dict[str, str]:
+    found: dict[str, str] = json.loads(done.stderr.decode().splitlines()[-1])
+    return found
+
+
+# ---- the plain way ----------------------------------------------------------------------------------------------------------------
+
+
+def test_status_streams_and_signals_of_the_command_come_through(place: Place) -> None:
+    done = place.run("/bin/sh", "-c", "cat; echo err >&2; exit 42", stdin=b"in\0\xff")
+    assert (done.returncode, done.stdout, done.stderr) == (42, b"in\0\xff", b"err\n")
+    assert place.run("/bin/sh", "-c", "kill -SEGV $$").returncode == 128 + signal.SIGSEGV
+    assert place.run("no-such-program").returncode == 127
+    (place.work / "plain").write_text("x")
+    assert place.run("./plain").returncode == 126
+
+
+@pytest.mark.parametrize("size", [3 << 20])
+def test_large_streams_pass_whole(place: Place, size: int) -> None:
+    data = os.urandom(size)
+    done = place.run("cat", stdin=data)
+    assert done.returncode == 0
+    assert done.stdout == data
+
+
+def test_the_workspace_is_the_current_folder_and_the_home_is_private(place: Place) -> None:
+    (place.home / ".netrc").write_text("canary")
+    (place.work / "in").write_text("here")
+    done = place.run("/bin/sh", "-c", "pwd; cat in; echo out > out; ls -A $HOME; echo x > $HOME/x")
+    assert done.stdout.decode().split() == [str(place.work), "here"]
+    assert (place.work / "out").read_text() == "out\n"
+    assert os.listdir(place.home) == [".netrc"]
+
+
+def test_nothing_stays_behind_after_a_normal_end(place: Place) -> None:
+    before, groups = Path("/proc/self/mountinfo").read_text(), cgroups()
+    with adopting():
+        assert place.run("/bin/sh", "-c", "setsid sleep 300 & sleep 300 & echo started").stdout == b"started\n"
+        assert until(lambda: not [line for line in offspring().values() if "sleep 300" in line])
+        assert until(lambda: not offspring(), 20), offspring()
+    assert Path("/proc/self/mountinfo").read_text() == before
+    assert cgroups() <= groups
+    assert os.listdir(place.work) == []
+    assert until(lambda: os.listdir(place.sessions) == [])  # the sweeper works behind the end
+
+
+def test_the_ledger_has_the_start_before_the_command_and_the_exit_after(place: Place) -> None:
+    assert place.run("/bin/sh", "-c", "exit 7").returncode == 7
+    events = place.ledger()
+    kinds = [event["kind"] for event in events]
+    assert kinds[0] == "session.start" and "session.exit" in kinds
+    assert [event["code"] for event in events if event["kind"] == "session.exit"] == [7]
+    assert len({event["session"] for event in events}) == 1
+
+
+# ---- killed -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_supervisor_killed_at_any_moment_leaves_nothing_running(place: Place) -> None:
+    """SIGKILL at random moments of the start and the run; orphans would become our children, and are looked for (B7)."""
+    choose = random.Random(7)
+    before, groups = Path("/proc/self/mountinfo").read_text(), cgroups()
+    with adopting():
+        for _ in range(25):
+            run = place.start("/bin/sh", "-c", "trap '' TERM HUP INT; setsid sleep 300 & sleep 300 & wait")
+            time.sleep(choose.uniform(0, 0.2))
+            run.kill()
+            run.communicate()
+        assert until(lambda: not offspring(), 10), offspring()
+    assert Path("/proc/self/mountinfo").read_text() == before
+    assert os.listdir(place.work) == []
+    # What a killed supervisor could not remove itself is taken by the sweeper behind the next session.
+    assert place.run("true").returncode == 0
+    assert until(lambda: os.listdir(place.sessions) == [], 20)
+    left = cgroups() - groups
+    assert all(time.time() - os.stat(path).st_mtime < 120 for path in left if os.path.exists(path))
+
+
+@pytest.mark.root
+def test_cgroups_of_killed_supervisors_are_swept(place: Place) -> None:
+    groups = cgroups()
+    with adopting():
+        run = place.start("sleep", "300")
+        if not until(lambda: cgroups() - groups, 5):
+            run.kill()
+            run.communicate()
+            pytest.skip("no cgroup can be made here")
+        mine = cgroups() - groups
+        run.kill()
+        run.communicate()
+        assert until(lambda: not offspring())
+    before = "import stockade.walls.limits as l; l.STALE = 0"
+    assert until(lambda: place.run("true", before=before).returncode == 0 and not (cgroups() & mine), 5)
+
+
+def test_a_directory_of_a_living_session_is_not_swept(place: Place) -> None:
+    run = place.start("/bin/sh", "-c", "echo up; sleep 300")
+    try:
+        assert run.stdout and run.stdout.readline() == b"up\n"
+        (mine,) = place.sessions.iterdir()
+        assert place.run("true").returncode == 0
+        assert until(lambda: os.listdir(place.sessions) == [mine.name], 20)
+        time.sleep(0.3)
+        assert mine.exists()
+    finally:
+        run.kill()
+        run.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_are_passed_on(place: Place, number: signal.Signals) -> None:
+    run = place.start("/bin/sh", "-c", f"trap 'echo got; exit {40 + number}' {int(number)}; echo up; while :; do sleep 0.05; done")
+    assert run.stdout and run.stdout.readline() == b"up\n"
+    run.send_signal(number)
+    out, _ = run.communicate(timeout=20)
+    assert (run.returncode, out) == (40 + number, b"got\n")
+
+
+def test_a_command_that_ignores_sigterm_is_ended_after_a_grace(place: Place) -> None:
+    with adopting():
+        run = place.start("/bin/sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done", before="foreground.GRACE = 0.3")
+        assert run.stdout and run.stdout.readline() == b"up\n"
+        run.terminate()
+        _, err = run.communicate(timeout=20)
+        assert run.returncode == 137
+        assert b"asked to end" in err
+        assert until(lambda: not offspring(), 20), offspring()
+
+
+def test_a_wall_that_breaks_ends_the_run_with_an_error(place: Place) -> None:
+    """The agent's sandbox dies under it: the supervisor says so and lives on to record it (M23)."""
+    with adopting():
+        run = place.start("/bin/sh", "-c", "echo up; sleep 300")
+        assert run.stdout and run.stdout.readline() == b"up\n"
+        inits = [pid for pid, line in offspring().items() if line.startswith("/proc/self/fd/") and " inside " in line]
+        assert inits
+        for pid in inits:
+            os.kill(pid, signal.SIGKILL)
+        try:
+            _, err = run.communicate(timeout=20)
+        finally:
+            run.kill()
+        assert run.returncode == 125
+        assert json.loads(err.splitlines()[-1])["error"] == "wall.died"
+        assert until(lambda: not offspring(), 20), offspring()
+    assert [event["code"] for event in place.ledger() if event["kind"] == "session.exit"] == [125]
+
+
+def test_an_agent_loop_outside_goes_on_after_its_sandbox_died(place: Place) -> None:
+    assert place.run("/bin/sh", "-c", "kill -9 -1; echo still").returncode in (0, 137)
+    assert place.run("echo", "again").stdout == b"again\n"
+
+
+# ---- the user's side ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_reader_that_leaves_ends_the_command_as_without_us(place: Place) -> None:
+    run = place.start("yes")
+    assert run.stdout
+    assert run.stdout.readline() == b"y\n"
+    run.stdout.close()
+    assert run.wait(timeout=20) == 128 + signal.SIGPIPE
+    assert run.stderr and run.stderr.read() == b""
+    run.stderr.close()
+
+
+def test_a_reader_that_is_stuck_does_not_outlast_the_wall_time(place: Place) -> None:
+    run = place.start("yes", policy=Policy(limits=Limits(wall_time=1)))
+    assert run.stdout and run.stderr
+    try:
+        assert run.wait(timeout=20) == 137  # nobody reads its output
+    finally:
+        run.kill()
+    assert b"wall time" in run.stderr.read()
+    run.stdout.close()
+    run.stderr.close()
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2), (1, 2), (0, 2)])
+def test_standard_descriptors_that_are_closed_are_never_mistaken_for_others(place: Place, closed: tuple[int, ...]) -> None:
+    """A closed descriptor's number is given to the next open(2): without care the command would read from, or write to, a file of ours."""
+    script = 'import os, sys\nfor fd in map(int, sys.argv[1].split(",")): os.close(fd)\nos.execv(sys.argv[2], sys.argv[2:])'
+    inner = "cat > got; echo out; echo err >&2; echo done > done"
+    words = command(Policy(), ["/bin/sh", "-c", inner])
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-c", script, ",".join(map(str, closed)), *words],
+        cwd=place.work,
+        env=place.env,
+        input=b"input",
+        capture_output=True,
+        timeout=30,
+    )
+    assert (place.work / "done").exists(), done
+    assert (place.work / "got").read_bytes() == (b"" if 0 in closed else b"input")
+    assert done.stdout == (b"" if 1 in closed else b"out\n")
+    assert done.stderr == (b"" if 2 in closed else b"err\n")
+    files = [path for path in (place.root / "state").rglob("*") if path.is_file()]
+    assert files and not [path for path in files if b"out\n" in path.read_bytes() or b"err\n" in path.read_bytes()]
+
+
+# ---- limits, as the user sees them ---------------------------------------------------------------------------------------------------
+
+NO_CGROUPS = "import stockade.walls.limits as l; l.ROOT = '/no/such/tree'"
+BASE = Limits(processes=64, memory=256 << 20, scratch=32 << 20)
+
+
+def limited(**values: int) -> Policy:
+    limits: Limits = replace(BASE, **values)
+    return Policy(limits=limits)
+
+
+def test_wall_time_ends_the_run_and_says_so(place: Place) -> None:
+    with adopting():
+        done = place.run("/bin/sh", "-c", "echo up; sleep 300", policy=limited(wall_time=1))
+        assert (done.returncode, done.stdout) == (137, b"up\n")
+        assert b"wall time of 1 s" in done.stderr
+        assert until(lambda: not offspring(), 20), offspring()
+    assert [event["limit"] for event in place.ledger() if event["kind"] == "limit"] == ["wall_time"]
+    assert place.run("sleep", "0.2", policy=limited(wall_time=30)).returncode == 0
+
+
+def test_an_output_flood_ends_the_run_and_says_so(place: Place) -> None:
+    done = place.run("yes", policy=limited(output=1 << 20))
+    assert done.returncode == 137
+    assert b"1048576 bytes of output" in done.stderr
+    assert 1 << 20 <= len(done.stdout) < 3 << 20
+    done = place.run("head", "-c", "1000000", "/dev/zero", policy=limited(output=1 << 20))
+    assert (done.returncode, len(done.stdout)) == (0, 1_000_000)
+    both = "head -c 600000 /dev/zero; head -c 600000 /dev/zero >&2; sleep 20"
+    assert place.run("/bin/sh", "-c", both, policy=limited(output=1 << 20)).returncode == 137
+
+
+BOMB = "import os, time\ntry:\n  for _ in range(300):\n    if os.fork() == 0: time.sleep(5); os._exit(0)\nexcept BlockingIOError: print('refused', flush=True)\ntime.sleep(3)"
+HOG = "kept = [b'x' * (1 << 20) for _ in range(600)]; print('had it all')"
+
+
+@pytest.mark.parametrize("before", ["", NO_CGROUPS], ids=["cgroups", "without"])
+def test_a_fork_bomb_is_held_and_the_supervisor_lives(place: Place, before: str) -> None:
+    from walls.boxes import PYTHON
+
+    with adopting():
+        done = place.run(PYTHON, "-I", "-S", "-c", BOMB, policy=limited(), before=before)
+        assert b"refused" in done.stdout or (done.returncode == 137 and b"64 processes" in done.stderr), done
+        assert until(lambda: not offspring(), 20), offspring()
+    assert place.run("/bin/sh", "-c", "(true & true & wait); echo fine", policy=limited(), before=before).stdout == b"fine\n"
+
+
+@pytest.mark.parametrize("before", ["", NO_CGROUPS], ids=["cgroups", "without"])
+def test_a_memory_hog_is_held_and_the_supervisor_lives(place: Place, before: str) -> None:
+    from walls.boxes import PYTHON
+
+    done = place.run(PYTHON, "-I", "-S", "-c", HOG, policy=limited(), before=before)
+    assert b"had it all" not in done.stdout
+    assert done.returncode != 0 and (b"MemoryError" in done.stderr or b"memory" in done.stderr), done
+    assert place.run(PYTHON, "-I", "-S", "-c", HOG.replace("600", "60"), policy=limited(), before=before).stdout == b"had it all\n"
+
+
+# ---- what makes a start impossible ---------------------------------------------------------------------------------------------------
+
+RAN = ("touch", "ran")
+
+
+def refused(place: Place, done: subprocess.CompletedProcess[bytes], code: str) -> None:
+    assert done.returncode == 125, done
+    said = error_of(done)
+    assert said["error"] == code, said
+    assert said["hint"]
+    assert not (place.work / "ran").exists()
+    assert until(lambda: not place.sessions.exists() or os.listdir(place.sessions) == [])
+
+
+@pytest.mark.parametrize(
+    ("before", "code"),
+    [
+        ("import stockade.walls.bubblewrap as b; b.PROGRAMS = ('/no/such/bwrap',)", "bubblewrap.missing"),
+        ("import stockade.walls.native as n; n.STEP = '/no/such/step'", "native.missing"),
+        ("import stockade.walls.native as n; n.STEP = '/etc/passwd'", "native.missing"),
+        ("import sys; sys.modules['pyseccomp'] = None; os.environ['XDG_CACHE_HOME'] = os.environ['HOME'] + '/c'", "seccomp.missing"),
+        ("os.environ['XDG_STATE_HOME'] = '/dev/null/state'", "place.unwritable"),
+        ("os.environ['XDG_CACHE_HOME'] = '/dev/null/cache'", "place.unwritable"),
+        ("os.environ['XDG_STATE_HOME'] = os.environ['HOME']; os.mkdir(os.environ['HOME'] + '/stockade'); os.chmod(os.environ['HOME'] + '/stockade', 0o777); "
+         "os.mkdir(os.environ['HOME'] + '/stockade/sessions'); os.chmod(os.environ['HOME'] + '/stockade/sessions', 0o777)", "place.unsafe"),
+    ],
+)  # fmt: skip
+def test_without_a_part_of_the_wall_nothing_runs(place: Place, before: str, code: str) -> None:
+    with adopting():
+        done = place.run(*RAN, before=before)
+        assert done.returncode == 125, done
+        said = error_of(done)
+        assert said["error"] == code or (code == "place.unsafe" and said["error"].startswith("place.")), said
+        assert said["hint"]
+        assert not (place.work / "ran").exists()
+        assert until(lambda: not offspring(), 10), offspring()
+
+
+@pytest.mark.parametrize("script", ["echo 'bwrap: Unknown option --disable-userns' >&2; exit 1", "exit 0", "exec sleep 0.1"])
+def test_a_bubblewrap_that_is_too_old_or_broken_runs_nothing(place: Place, script: str) -> None:
+    fake = place.root / "bwrap"
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
+    done = place.run(*RAN, before=f"import stockade.walls.bubblewrap as b; b.PROGRAMS = ({str(fake)!r},)")
+    refused(place, done, "wall.died")
+    if "Unknown" in script:
+        assert "Unknown option --disable-userns" in error_of(done)["message"]
+
+
+def test_a_bubblewrap_that_is_not_executable_is_missing(place: Place) -> None:
+    fake = place.root / "bwrap"
+    fake.write_text("")
+    fake.chmod(0o644)
+    refused(place, place.run(*RAN, before=f"import stockade.walls.bubblewrap as b; b.PROGRAMS = ({str(fake)!r},)"), "bubblewrap.missing")
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("absent", "path.missing"),
+        ("file", "policy.forbidden-path"),
+        ("~", "policy.forbidden-path"),
+        ("/", "policy.forbidden-path"),
+        ("/proc/self", "policy.forbidden-path"),
+        ("/dev", "policy.forbidden-path"),
+    ],
+)
+def test_a_workspace_that_cannot_be_one(place: Place, path: str, code: str) -> None:
+    (place.work / "file").write_text("")
+    refused(place, place.run(*RAN, policy=Policy(workspace=Workspace(path=path))), code)
+
+
+def test_a_link_to_the_home_is_the_home(place: Place) -> None:
+    (place.work / "link").symlink_to(place.home)
+    refused(place, place.run(*RAN, policy=Policy(workspace=Workspace(path="link"))), "policy.forbidden-path")
+    refused(place, place.run(*RAN, policy=Policy(mounts=(Mount(str(place.work / "link"), "/mnt/x"),))), "policy.forbidden-path")
+    refused(
+        place,
+        place.run(*RAN, policy=Policy(mounts=(Mount(f"{place.root}/state", "/mnt/x"),))),
+        "policy.forbidden-path",
+    )
+
+
+def test_a_workspace_given_through_a_symlink_is_the_real_folder(place: Place) -> None:
+    (place.root / "alias").symlink_to("work")
+    done = place.run("/bin/sh", "-c", "pwd; touch here", policy=Policy(workspace=Workspace(path="../alias")))
+    assert done.stdout.decode().strip() == str(place.work)
+    assert (place.work / "here").exists()
+
+
+@pytest.mark.parametrize("free", [0, 1])
+def test_a_full_disk_is_a_typed_error_and_nothing_runs(place: Place, free: int) -> None:
+    """The state directory is a tiny file system that is full: no receipt, no effect."""
+    state = place.root / "state"
+    state.mkdir()
+    script = f'mount -t tmpfs -o size=8k,nr_inodes={40 * free + 2} none "$0" && head -c 100000 /dev/zero > "$0/fill" 2>/dev/null; exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-Urm", "/bin/sh", "-c", script, str(state), *command(Policy(), RAN)],
+        cwd=place.work,
+        env=place.env,
+        capture_output=True,
+        timeout=30,
+    )
+    assert done.returncode == 125, done
+    said = error_of(done)
+    assert said["hint"] and said["error"] != "bug"
+    assert not (place.work / "ran").exists()
