@@ -1,7 +1,5 @@
 """`python -m stockade`."""
 
-import sys
+from stockade.cli import entry
 
-from stockade.cli import main
-
-sys.exit(main())
+entry()

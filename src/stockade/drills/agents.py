@@ -92,7 +92,7 @@ def _codex() -> Agent:
     program = str(native[0]) if native else _program("codex")
     settings = (
         'model = "gpt-5"\nmodel_provider = "drill"\napproval_policy = "never"\nsandbox_mode = "danger-full-access"\n'
-        "check_for_update_on_startup = false\nweb_search = \"disabled\"\n\n[features]\nmulti_agent = false\n\n[analytics]\nenabled = false\n\n"
+        'check_for_update_on_startup = false\nweb_search = "disabled"\n\n[features]\nmulti_agent = false\n\n[analytics]\nenabled = false\n\n'
         '[model_providers.drill]\nname = "OpenAI"\nbase_url = "https://api.openai.com/v1"\nenv_key = "OPENAI_API_KEY"\nwire_api = "responses"\n'
         "supports_websockets = false\nrequest_max_retries = 1\nstream_max_retries = 1\n"
     )

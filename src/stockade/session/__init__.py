@@ -184,6 +184,8 @@ class Session:
             self._looked = report is not None
             if report is not None and any(report.get(part) for part in ("rows", "held", "not_defused", "links")):
                 self._record_event(report)
+            else:
+                report = None
         return [*events, *([report] if report else [])]
 
     def _record_event(self, event: dict[str, Any]) -> None:

@@ -58,6 +58,8 @@ class Foreground:
         session.record_start(argv)
         child = self._spawn(argv)
         self._watch()
+        from stockade.walls.workspace import scan  # noqa: F401 - needed at the end; loading it now costs nobody any time
+
         try:
             return self._until_end(child)
         finally:
