@@ -201,6 +201,12 @@ def test_plain_http_by_absolute_form_and_by_tunnel(gate: Gate, quiet: Upstream) 
     assert len(quiet.requests) == 2
 
 
+def test_an_old_client_connects_with_http_1_0(gate: Gate, quiet: Upstream) -> None:
+    """As Python 3.11's urllib does, without a Host header."""
+    got = gate.send(gate.ports["http-proxy"], f"CONNECT api.localhost:{quiet.port} HTTP/1.0\r\n\r\n".encode(), 1.0)
+    assert got.split()[1] == b"200", got
+
+
 @pytest.mark.parametrize(
     "lines",
     [
@@ -210,7 +216,9 @@ def test_plain_http_by_absolute_form_and_by_tunnel(gate: Gate, quiet: Upstream) 
         "GET ftp://open.localhost:{plain}/public/x HTTP/1.1\r\nHost: open.localhost:{plain}",
         "GET /public/x HTTP/1.1\r\nHost: open.localhost:{plain}\r\nHost: evil.test",
         "GET /public/x HTTP/1.1",
-        "GET /public/x HTTP/1.0\r\nHost: open.localhost:{plain}",
+        "GET /secret HTTP/1.0\r\nHost: open.localhost:{plain}",
+        "GET /public/x HTTP/1.0",
+        "CONNECT evil.test:443 HTTP/1.0",
         "GET /public/x HTTP/1.1\r\nHost: open.localhost:{plain}\r\nUpgrade: websocket\r\nConnection: Upgrade",
         "GET /public/x HTTP/1.1\r\nHost : open.localhost:{plain}",
         "GET /public/x HTTP/1.1\r\nHost: open.localhost:{plain}\r\nX-A: a\x00b",

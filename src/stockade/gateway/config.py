@@ -161,7 +161,8 @@ def _manager(name: str, routes: list[Json], injected: tuple[str, ...], *, proxy:
         stream_idle_timeout=IDLE,
         request_headers_timeout="30s",
         common_http_protocol_options={"idle_timeout": IDLE, "max_headers_count": 100, "headers_with_underscores_action": "DROP_HEADER"},
-        http_protocol_options={"allow_chunked_length": False},
+        # Python before 3.12 sends CONNECT with HTTP/1.0. Only the explicit proxy takes it; what it asks for is judged like everything else.
+        http_protocol_options={"allow_chunked_length": False, "accept_http_10": proxy},
         http2_protocol_options={
             "max_concurrent_streams": 100,
             "initial_stream_window_size": 1 << 20,

@@ -26,7 +26,7 @@ PROGRAMS = ("/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap")
 # procfs files that show the host and that its root may read without any capability; those that we cannot read ourselves need no mask.
 MASKED = (
     "/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/kpagecount", "/proc/kpageflags", "/proc/kpagecgroup", "/proc/slabinfo",
-    "/proc/vmallocinfo",
+    "/proc/vmallocinfo", "/proc/pagetypeinfo",
 )  # fmt: skip
 LANDLOCK = 1  # the oldest Landlock ABI that a box needs (Linux 5.13); a newer kernel's further rights are used as well
 
