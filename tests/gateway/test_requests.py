@@ -136,6 +136,15 @@ def tunnel(gate: Gate, upstream: Upstream, name: str = "api.localhost") -> socke
     return connection
 
 
+def test_two_tunnels_at_once_are_two(gate: Gate, upstream: Upstream) -> None:
+    """A tunnel that stays open must not lend its target, or its session, to the next one: Envoy pools connections by what it can hash."""
+    with tunnel(gate, upstream), tunnel(gate, upstream, "open.localhost") as second:
+        trusting = ssl.create_default_context(cafile=str(gate.ca_file))
+        with trusting.wrap_socket(second, server_hostname="open.localhost") as tls:
+            tls.sendall(f"GET /public/x HTTP/1.1\r\nHost: open.localhost:{upstream.port}\r\nConnection: close\r\n\r\n".encode())
+            assert tls.recv(4096).split()[1] == b"200"
+
+
 @pytest.mark.parametrize(
     "data", [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x00" * 64, b"EHLO x\r\n", bytes(range(256)), b"\x16\x03\x01\x00\x05junk!" * 20]
 )

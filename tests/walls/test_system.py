@@ -364,9 +364,10 @@ with inside() as made:
 @walls
 def test_ipc_and_host_names_are_its_own(box: Inside) -> None:
     assert box.run("cat", "/proc/sys/kernel/hostname").text == system.HOSTNAME
-    code = "import ctypes; libc = ctypes.CDLL(None); print(libc.shmget(0x5702CADE, 4096, 0o1600) >= 0)"
+    key = int.from_bytes(os.urandom(3), "big") | 0x57000000  # whatever a failing run leaves behind does not disturb the next
+    code = f"import ctypes; libc = ctypes.CDLL(None); print(libc.shmget({key}, 4096, 0o1600) >= 0)"
     assert box.python(code).text == "True"
-    probe = "import ctypes; libc = ctypes.CDLL(None); print(libc.shmget(0x5702CADE, 0, 0) >= 0)"
+    probe = f"import ctypes; libc = ctypes.CDLL(None); print(libc.shmget({key}, 0, 0) >= 0)"
     assert box.python(probe).text == "True"
     assert unconfined_python(probe).text == "False"
     for name in ("mnt", "pid", "net", "ipc", "uts", "user", "cgroup"):

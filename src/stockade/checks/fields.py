@@ -91,12 +91,20 @@ def _openai(body: dict[str, Any]) -> str | None:
     for name, why in _OPENAI_FIELDS.items():
         if body.get(name):
             return f"the field {name} {why}"
+    return _openai_tools(body) or _content(body, _openai_item)
+
+
+def _openai_tools(body: dict[str, Any], depth: int = 0) -> str | None:
     for tool in _listed(body.get("tools")):
         kind = tool.get("type", "function")
+        if kind == "namespace" and depth < 4:  # Codex's way to group function tools; what is inside counts
+            if reason := _openai_tools(tool, depth + 1):
+                return reason
+            continue
         cached = kind == "web_search" and tool.get("external_web_access") is False  # answers from the provider's own index, fetches nothing
         if kind not in _OPENAI_TOOLS and not cached:
             return f"the tool type {_show(kind)} is carried out by the server"
-    return _content(body, _openai_item)
+    return None
 
 
 def _openai_item(item: dict[str, Any]) -> str | None:

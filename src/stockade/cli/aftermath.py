@@ -31,6 +31,9 @@ def lines(events: Iterable[dict[str, Any]], *, colour: bool) -> list[str]:
             said.append(f"{bold}made harmless:{off} {item['path']} {dim}({item['why']}; kept as {item['held']}){off}")
         for item in event.get("not_defused", ())[:SHOWN]:
             said.append(f"{bold}NOT made harmless:{off} {item['path'] if isinstance(item, dict) else item}")
+        if event["kind"] == "workspace.merge":
+            said += [f"{bold}{row['change']}:{off} {row['path']}" for row in event.get("rows", ())[:SHOWN]]
+            continue
         rows = sorted(event.get("rows", ()), key=lambda row: (_RISK.get(row["risk"], 3), row["path"]))
         if rows:
             said.append(f"{bold}{len(rows)} file{'s' * (len(rows) != 1)} that other programs will execute later:{off}")

@@ -8,13 +8,20 @@ from stockade.core.errors import StockadeError
 
 
 def home() -> str:
-    """The caller's home: $HOME if absolute, else the password database's."""
+    """The caller's home: $HOME if absolute, else the password database's. Raises StockadeError (`place.no-home`) if neither knows."""
     path = os.environ.get("HOME", "")
     if path.startswith("/"):
         return path.rstrip("/") or "/"
     import pwd
 
-    return pwd.getpwuid(os.getuid()).pw_dir
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        raise StockadeError(
+            f"HOME is not set, and user {os.getuid()} is not in the password database",
+            code="place.no-home",
+            hint="Set HOME to a directory that only this user can write to: stockade keeps its records there.",
+        ) from None
 
 
 def _base(variable: str, fallback: str) -> str:

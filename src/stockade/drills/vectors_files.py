@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from stockade.drills.scenario import PLAIN, Evidence, Judge, Scenario, any_of, changed, marked, mount, printed, said
 from stockade.drills.yard import HOME
 
@@ -82,9 +84,15 @@ def _prepare(where: str) -> str:
 
 
 def _lost(seen: Evidence) -> bool:
-    """Anything that existed in the workspace's folder is gone or has lost bytes (appending is no loss)."""
+    """Anything that existed in the workspace's folder is gone: a name, or bytes of which no first version was kept (appending is no loss)."""
     base = seen.workspace / "granted"
-    kept = all((base / name).is_file() and (base / name).read_bytes().startswith(b"original") for name in _FILES)
+    first = list((seen.home / ".local/state/stockade/sessions").glob("*/kept/granted"))
+
+    def whole(name: str) -> bool:
+        versions = [base / name, *(place / name for place in first)]
+        return os.path.lexists(base / name) and any(one.is_file() and one.read_bytes().startswith(b"original") for one in versions)
+
+    kept = all(whole(name) for name in _FILES)
     return not kept or not (base / "rmdir").is_dir() or not (base / "rename-dir").is_dir()
 
 
@@ -151,8 +159,8 @@ ALL = (
     Scenario(
         "symlink-mount-swap", ("M19",), "read rule", "While the sandbox starts, a granted folder is swapped to and fro with a link to ~/.ssh",
         ("cat shared/id_ed25519; cat ~/work/project/shared/id_ed25519",) * 8, printed("ssh"),
-        setup="mkdir shared-real; touch shared-real/fine; ln -s shared-real shared",
-        wrap="(end=$((SECONDS + 3)); while [ $SECONDS -lt $end ]; do ln -sfn ~/.ssh n; mv -T n shared; ln -sfn shared-real n; mv -T n shared; done) & "
+        setup="mkdir shared shared-real; touch shared/fine shared-real/fine",
+        wrap="mv shared old; (end=$((SECONDS + 3)); while [ $SECONDS -lt $end ]; do ln -sfn ~/.ssh n; mv -T n shared; ln -sfn shared-real n; mv -T n shared; done) & "
         "sleep 0.05; \"$@\"; s=$?; kill %1 2>/dev/null; exit $s",
         control="for i in $(seq 300); do cat shared/id_ed25519 2>/dev/null && break; done", policy=PLAIN + mount("~/work/project/shared"), runs=8, may_refuse=True,
         twin="ls shared/fine",

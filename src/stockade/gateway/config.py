@@ -181,7 +181,9 @@ def _identity(proxy: bool) -> Json:
     objects = [
         {
             "object_key": key,
-            "factory_key": "envoy.string",
+            # INVARIANT: hashable. Connections to the tunnel are pooled by these values; with plain strings the second tunnel would inherit the
+            # first one's session and target.
+            "factory_key": "envoy.hashable_string",
             "format_string": {"text_format_source": {"inline_string": text}},
             "shared_with_upstream": "ONCE",
         }

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+import time
 
 from stockade.core import places
 
@@ -95,8 +96,6 @@ def discard(directory: str) -> None:
 
 def _sweeper(lock: int) -> None:
     """Until there is nothing left: a session that ends while we work finds the lock taken, so look again after letting it go."""
-    import time
-
     from stockade.record.ledger import Ledger
 
     while True:
@@ -123,13 +122,21 @@ def _over() -> list[str]:
     found = []
     for name in names:
         path = f"{parent}/{name}"
-        if os.path.exists(f"{path}/keep"):
+        if os.path.exists(f"{path}/keep") or _young(path):
             continue
         fd = _hold(path)
         if fd >= 0:
             os.close(fd)
             found.append(path)
     return found
+
+
+def _young(path: str) -> bool:
+    """Whether a session is just making this directory and has not taken its lock yet."""
+    try:
+        return not os.path.exists(f"{path}/facts") and time.time() - os.stat(path).st_mtime < 10
+    except OSError:
+        return True
 
 
 def _hold(path: str) -> int:

@@ -183,8 +183,7 @@ class Foreground:
         session = self.session
         if session.box.ready:
             init = limits.init_of(session.box.pid)
-            used = limits.usage(init, session.policy.limits.processes) if init else None
-            why = limits.over(session.policy.limits, used, session.groups.held) if used else ""
+            why = limits.exceeded(init, session.policy.limits, session.groups.held) if init else ""
             if why:
                 self._stop(why, "watchdog")
                 return

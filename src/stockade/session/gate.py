@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from stockade.walls.box import Box, Child
 
 KINDS = {3128: "http-proxy", 80: "http", 443: "https", 53: "dns-tcp"}
-LIMITS = Limits(processes=256, memory=4 << 30, open_files=65536, scratch=64 << 20, file_size=64 << 20)
+# No limit of processes: without a door's user namespace RLIMIT_NPROC would count everything that this user runs.
+LIMITS = Limits(processes=0, memory=4 << 30, open_files=65536, scratch=64 << 20, file_size=64 << 20)
 
 
 class GateKeeper:

@@ -293,8 +293,7 @@ class LiveSession:
     def _look(self) -> None:
         session = self._session
         init = limits.init_of(session.box.pid)
-        used = limits.usage(init, session.policy.limits.processes) if init else None
-        why = limits.over(session.policy.limits, used, session.groups.held) if used else ""
+        why = limits.exceeded(init, session.policy.limits, session.groups.held) if init else ""
         if why:
             self._stop(why, "watchdog")
         else:

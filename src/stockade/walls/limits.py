@@ -98,23 +98,26 @@ def join(name: str, limits: Limits) -> Groups:
 
 @frozen
 class Usage:
-    """What a sandbox uses now: processes, bytes of memory (private plus shared once), seconds of CPU."""
+    """What a sandbox uses now: processes, bytes of memory, seconds of CPU."""
 
     processes: int
     memory: int
     cpu: float
 
 
-def usage(init: int, enough: int = 0) -> Usage:
-    """Read the process tree below `init` (a host PID); stops counting once `enough` processes were seen. Processes that end meanwhile count as nothing."""
+def usage(init: int, enough: int = 0, *, precise: bool = False) -> Usage:
+    """Read the process tree below `init` (a host PID); stops counting once `enough` processes were seen. Processes that end meanwhile count as nothing.
+
+    Pages that a fork shares count for each process, unless `precise`: then the kernel divides them (Pss of proc(5)), which costs it a walk of every
+    page table.
+    """
     waiting, seen, memory, ticks = [init], 0, 0, 0
     while waiting and (not enough or seen <= enough):
         pid = waiting.pop()
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
                 fields = file.read().rsplit(b") ", 1)[1].split()
-            with open(f"/proc/{pid}/statm", "rb") as file:
-                _, resident, shared, *_ = file.read().split()
+            size = _shared_out(pid) if precise else _resident(pid)
             for task in os.listdir(f"/proc/{pid}/task"):
                 with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
                     waiting += [int(child) for child in file.read().split()]
@@ -122,8 +125,30 @@ def usage(init: int, enough: int = 0) -> Usage:
             continue
         seen += 1
         ticks += sum(int(value) for value in fields[11:15])  # utime, stime, cutime, cstime of proc(5)
-        memory += (int(resident) - int(shared)) * PAGE
+        memory += size
     return Usage(seen, memory, ticks / TICKS)
+
+
+def _resident(pid: int) -> int:
+    with open(f"/proc/{pid}/statm", "rb") as file:
+        _, resident, shared, *_ = file.read().split()
+    return (int(resident) - int(shared)) * PAGE
+
+
+def _shared_out(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            return next(int(line.split()[1]) << 10 for line in file if line.startswith(b"Pss:"))
+    except (OSError, StopIteration):  # init hides its memory from everybody
+        return _resident(pid)
+
+
+def exceeded(init: int, limits: Limits, held: set[str]) -> str:
+    """Look at the tree below `init` once; which limit it exceeds, as a sentence, or ""."""
+    used = usage(init, limits.processes)
+    if limits.memory and used.memory > limits.memory:
+        used = usage(init, limits.processes, precise=True)
+    return over(limits, used, held)
 
 
 def init_of(bwrap: int) -> int:
