@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.server
 import json
 import os
@@ -262,14 +263,11 @@ def loopback_listeners() -> list[tuple[str, socket.socket]]:
 
 def _spawn(control: socket.socket, listeners: list[socket.socket]) -> subprocess.Popen[bytes]:
     """The gate's process with the descriptors 3, 4, ... as the supervisor hands them over."""
-    low = 200
-    shifted = []
-    for number, sock in enumerate([control, *listeners]):
-        os.dup2(sock.fileno(), low + number, inheritable=False)
-        shifted.append(low + number)
+    # Out of the way of 3, 4, ..., and never onto a descriptor that somebody else in this process holds.
+    shifted = [fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 200) for sock in (control, *listeners)]
     mover = (
         "import os,sys\n"
-        f"for to, fd in enumerate(range({low}, {low + len(shifted)}), 3): os.dup2(fd, to); os.close(fd)\n"
+        f"for to, fd in enumerate({shifted}, 3): os.dup2(fd, to); os.close(fd)\n"
         "os.execv(sys.executable, [sys.executable, '-I', '-m', 'stockade.gatehouse'])"
     )
     process = subprocess.Popen([sys.executable, "-I", "-S", "-c", mover], pass_fds=shifted, start_new_session=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -23,10 +22,7 @@ def line() -> Iterator[tuple[Control, socket.socket]]:
     control = Control(ours.detach(), "s-1")
     yield control, theirs
     theirs.close()
-    if not control.closed:
-        control.close()
-    else:
-        os.close(control.fileno())
+    control.close()
 
 
 EVENT = {"kind": "egress", "session": "s-other", "effect": "deny", "rule": "r", "host": "h", "port": 443}

@@ -90,8 +90,10 @@ class Control:
                 self._outgoing.clear()
 
     def close(self) -> None:
-        """Hang up: the gate exits at once."""
-        os.close(self._fd)
+        """Hang up: the gate exits at once. May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
         self.closed = True
 
     def _send(self, message: dict[str, object]) -> None:

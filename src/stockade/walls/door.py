@@ -33,10 +33,12 @@ class Door:
         self.listeners, self.dns = {}, -1
 
     def close(self) -> None:
-        """Close everything. What still runs inside has no network from then on."""
+        """Close everything; may be called twice. What still runs inside has no network from then on."""
         self.shut()
         for fd in (self.network, self.user):
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
+        self.network = self.user = -1
 
 
 class Making:
