@@ -83,9 +83,12 @@ class Session:
 
         making = door.Making()
         self._closers.append(making.give_up)
-        self.directory = places.private(places.state(f"sessions/{self.id}"))
+        self.directory = places.private(f"{places.private(places.state('sessions'))}/.{self.id}")
         self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)  # who cleans up after a crash takes only what nobody holds
+        fcntl.flock(self._lock, fcntl.LOCK_EX)  # who cleans up after a crash takes only what nobody holds ...
+        ready = places.state(f"sessions/{self.id}")  # ... and does not see it under this name before it is held
+        os.rename(self.directory, ready)
+        self.directory = ready
         self._closers.append(lambda: os.close(self._lock))
         self.bundle = Bundle(f"{self.directory}/ca.pem")
         self._closers.append(self.bundle.close)

@@ -122,7 +122,7 @@ def _over() -> list[str]:
     found = []
     for name in names:
         path = f"{parent}/{name}"
-        if os.path.exists(f"{path}/keep") or _young(path):
+        if os.path.exists(f"{path}/keep") or (name.startswith(".") and _young(path)):
             continue
         fd = _hold(path)
         if fd >= 0:
@@ -132,9 +132,9 @@ def _over() -> list[str]:
 
 
 def _young(path: str) -> bool:
-    """Whether a session is just making this directory and has not taken its lock yet."""
+    """Whether a session may be just making this directory: it has another name until its lock is taken."""
     try:
-        return not os.path.exists(f"{path}/facts") and time.time() - os.stat(path).st_mtime < 10
+        return time.time() - os.stat(path).st_mtime < 10
     except OSError:
         return True
 

@@ -96,11 +96,11 @@ def safe(pair: tuple[str, str | None]) -> tuple[str, str | None] | None:
     pattern = f"{section}.*" if dot else section
     if name not in _SAFE.get(pattern, ()) or "\n" in subsection or "\0" in key:
         return None
+    if (value or "").startswith("!"):  # submodule.*.update = !command; no address starts like that either
+        return None
     if f"{pattern}.{name}" in _ADDRESS:
         address = bare_address(value or "")
-        return (key, address) if address else None
-    if (value or "").startswith("!"):  # submodule.*.update = !command
-        return None
+        return (key, address) if address and not address.startswith("!") else None
     return key, value
 
 
