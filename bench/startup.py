@@ -160,7 +160,7 @@ def main() -> int:
 
     python = sys.executable
     script = next((str(path) for path in [Path(python).with_name("stockade")] if path.exists()), shutil.which("stockade"))
-    with tempfile.TemporaryDirectory(prefix="stockade-bench-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="stockade-bench-", ignore_cleanup_errors=True) as scratch:
         # A home of its own: the ledger and caches of the bench are not the user's. Bytecode is written, as in an installed program.
         env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE" and not key.startswith("XDG_")}
         env["HOME"] = f"{scratch}/home"
