@@ -30,7 +30,7 @@ _SPAWN = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0), (os.POSIX_SPAWN_D
 _started: set[int] = set()  # processes of ours that may have ended: a program that opens many sessions must not collect zombies
 
 
-def _spawn(program: str, arguments: list[str], descriptors: dict[int, int]) -> int:
+def _spawn(arguments: list[str], descriptors: dict[int, int]) -> int:
     for pid in [*_started]:
         try:
             ended = os.waitpid(pid, os.WNOHANG)[0] == pid
@@ -40,7 +40,11 @@ def _spawn(program: str, arguments: list[str], descriptors: dict[int, int]) -> i
             _started.discard(pid)
     actions: list[Any] = [*_SPAWN, *((os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in descriptors.items())]
     pid = os.posix_spawn(
-        sys.executable, [sys.executable, "-I", "-m", program, *arguments], dict(os.environ), file_actions=actions, setsid=True
+        sys.executable,
+        [sys.executable, "-I", "-m", "stockade.session.after", *arguments],
+        dict(os.environ),
+        file_actions=actions,
+        setsid=True,
     )
     _started.add(pid)
     return pid
@@ -50,7 +54,7 @@ def scan(directory: str, lock: int) -> tuple[int, int]:
     """Start the scan of a session; (its pid, a descriptor whose closing tells it that the sandbox is dead)."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     try:
-        return _spawn("stockade.session.after", ["scan", directory], {0: reading, 3: lock}), writing
+        return _spawn(["scan", directory], {0: reading, 3: lock}), writing
     except OSError:
         os.close(writing)
         raise
@@ -66,7 +70,7 @@ def sweep() -> None:
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _spawn("stockade.session.after", ["sweep"], {3: lock})
+        _spawn(["sweep"], {3: lock})
     except OSError:
         pass
     finally:
