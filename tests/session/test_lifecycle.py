@@ -16,6 +16,7 @@ from session.supervised import Place, adopting, command, offspring
 from stockade.core.frozen import replace
 from stockade.core.values import Limits, Mount, Policy, Workspace
 from walls.boxes import until
+from walls.workspace_box import git, repository
 
 pytestmark = pytest.mark.wall
 
@@ -80,6 +81,38 @@ def test_the_ledger_has_the_start_before_the_command_and_the_exit_after(place: P
     assert kinds[0] == "session.start" and "session.exit" in kinds
     assert [event["code"] for event in events if event["kind"] == "session.exit"] == [7]
     assert len({event["session"] for event in events}) == 1
+
+
+def test_commits_in_repositories_below_the_workspace_come_back_and_many_are_read_only(place: Place) -> None:
+    for number in range(2):
+        repository(place.work / f"r{number}")
+    commit = (
+        "cd r1; echo x > x; git add x; git -c user.name=a -c user.email=a@example.test commit -qm inside; git config core.fsmonitor evil"
+    )
+    assert place.run("/bin/sh", "-ec", commit).returncode == 0
+    assert git(place.work / "r1", "log", "--format=%s").split() == ["inside", "first"]
+    assert "evil" not in (place.work / "r1/.git/config").read_text()
+    for number in range(2, 9):
+        repository(place.work / f"r{number}")
+    done = place.run("/bin/sh", "-c", f"{commit}; mv ../r2 ../z; git log --format=%s")
+    assert done.stdout.decode().split() == ["inside", "first"]
+    assert b"Read-only file system" in done.stderr and b"busy" in done.stderr
+    assert (place.work / "r2").is_dir()
+
+
+def test_a_repository_in_a_writable_mount_is_read_only_and_a_bare_one_is_refused(place: Place) -> None:
+    other = repository(place.root / "other")
+    policy = Policy(mounts=(Mount(str(other), "", "rw"),))
+    script = f"cd {other}; echo x > new; git log --format=%s; echo x > .git/hooks/pre-commit; mv .git z; git config core.fsmonitor evil"
+    done = place.run("/bin/sh", "-c", script, policy=policy)
+    assert done.stdout == b"first\n" and done.stderr.count(b"Read-only") + done.stderr.count(b"busy") >= 3
+    assert (other / "new").exists() and not (other / ".git/hooks/pre-commit").exists()
+    git(place.root, "clone", "-q", "--bare", str(other), "bare")
+    for mode, status in (("rw", 125), ("ro", 0)):
+        done = place.run("true", policy=Policy(mounts=(Mount(f"{place.root}/bare", "", mode),)))
+        assert done.returncode == status
+        if status:
+            assert error_of(done)["error"] == "mount.git"
 
 
 # ---- killed -----------------------------------------------------------------------------------------------------------------------

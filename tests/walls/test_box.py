@@ -8,17 +8,19 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from session.supervised import adopting, offspring
 from stockade.core.errors import CannotEnforce, WallFailed
 from stockade.core.frozen import replace
 from stockade.core.values import Confinement, Mount
 from stockade.walls import bubblewrap, native
+from stockade.walls.bubblewrap import Plan
 from walls.boxes import ENVIRONMENT, HOME, PYTHON, SMALL, Inside, children, descriptors, inside, own_places, require, unconfined, until
 
 pytestmark = pytest.mark.wall
@@ -489,3 +491,64 @@ def test_init_answers_nothing_but_its_socket(box: Inside) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         assert "socket:" in box.python(code, fds=[theirs.fileno()]).text
+
+
+# ---- paths held in place -----------------------------------------------------------------------------------------------------------
+
+
+def held(tmp_path: Path, *words: str) -> tuple[Path, Callable[[Plan], Plan]]:
+    """A folder with `a/b/file`, and what holds these paths below it."""
+    require()
+    top = tmp_path / "w"
+    (top / "a/b").mkdir(parents=True)
+    (top / "a/b/file").write_text("mine")
+    return top, lambda plan: replace(plan, held=tuple(word.replace(":", f":{top}/") for word in words))
+
+
+def test_control_what_is_not_held_can_be_changed_and_moved(tmp_path: Path) -> None:
+    top, change = held(tmp_path)
+    with inside(Mount(str(top), str(top), "rw"), network="door", change=change) as made:
+        assert made.sh("echo evil > a/b/file && mv a z", cwd=str(top)).code == 0
+    assert (top / "z/b/file").read_text() == "evil\n"
+
+
+def test_a_held_path_can_be_neither_moved_nor_removed_and_a_read_only_one_not_written(tmp_path: Path) -> None:
+    top, change = held(tmp_path, "rw:a", "ro:a/b")
+    attempts = (
+        "mv a z", "mv a/b z", "rm -rf a/b", "rmdir a", "echo evil > a/b/file", "echo evil > a/b/new", "rm a/b/file", "chmod 777 a/b",
+        "ln -s /tmp a/b/x", "umount a/b", "mount -o remount,rw a/b", "mkdir z && mv -T z a/b",
+    )  # fmt: skip
+    with inside(Mount(str(top), str(top), "rw"), network="door", change=change) as made:
+        for script in attempts:
+            assert made.sh(script, cwd=str(top)).code != 0, script
+        assert made.sh("echo fine > a/new && cat a/b/file && mkdir -p y/a && mv a/new y/a/", cwd=str(top)).text == "mine"
+    assert (top / "a/b/file").read_text() == "mine" and (top / "y/a/new").read_text() == "fine\n"
+
+
+@pytest.mark.parametrize("word", ["ro:gone", "xx:a", "ro:link/b", "a"])
+def test_a_path_that_cannot_be_held_stops_the_start_and_leaves_no_process(tmp_path: Path, word: str) -> None:
+    top, change = held(tmp_path, "rw:a", word)
+    (top / "link").symlink_to("a")
+    before = children()
+    with inside(Mount(str(top), str(top), "rw"), network="door", change=change) as made, pytest.raises(WallFailed):
+        made.run("true")
+    assert until(lambda: children() <= before)
+
+
+def test_without_a_door_nothing_can_be_held(tmp_path: Path) -> None:
+    top, change = held(tmp_path, "ro:a")
+    with pytest.raises(CannotEnforce), inside(Mount(str(top), str(top), "rw"), change=change):
+        pass
+
+
+def test_a_bubblewrap_that_fails_leaves_no_holder(tmp_path: Path) -> None:
+    _, change = held(tmp_path, "ro:a")
+    before = children()
+    with adopting():
+        with (
+            inside(network="door", change=lambda plan: replace(change(plan), arguments=("--no-such-option",))) as made,
+            pytest.raises(WallFailed),
+        ):
+            made.run("true")
+        assert until(lambda: not [line for line in offspring().values() if "launch" in line])
+    assert until(lambda: children() <= before)

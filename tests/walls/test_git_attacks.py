@@ -16,7 +16,7 @@ import pytest
 from stockade.core.errors import CannotEnforce
 from stockade.core.values import Workspace
 from stockade.walls import git as private
-from stockade.walls.workspace import bringback
+from stockade.walls.workspace import bringback, hold
 from walls.workspace_box import IDENTITY, Session, git, overlay_works, refs, repository
 
 pytestmark = pytest.mark.wall
@@ -114,7 +114,9 @@ def test_the_host_runs_nothing(name: str, tmp_path: Path, state: Path) -> None:
     session = Session(top, state)
     session.inside(f"export MARK={mark}; {script}", check=False)
     mark.unlink(missing_ok=True)
-    git(top, "status", check=False)  # a shell prompt during the run
+    existed = where in (".", "nested")
+    for folder in {".", where} if existed else {"."}:  # a shell prompt during the run
+        git(top / folder, "status", check=False)
     assert not mark.exists()
     session.end()
     git(top, "status", check=False)
@@ -124,8 +126,56 @@ def test_the_host_runs_nothing(name: str, tmp_path: Path, state: Path) -> None:
     git(top / where, "status", check=False)
     git(top / where, "log", check=False)
     assert not mark.exists()
-    if where != ".":
+    if not existed:
         assert report["held"] and not report["not_defused"]
+
+
+IN_NESTED = [name for name, (_, where) in ATTACKS.items() if where == "nested"]
+
+
+@pytest.mark.parametrize("name", IN_NESTED)
+@pytest.mark.parametrize("known", ["first run", "cloned since", "deep and known"])
+def test_one_of_many_nested_repositories_runs_nothing_either(name: str, known: str, tmp_path: Path, state: Path) -> None:
+    mark = tmp_path / "mark"
+    top = workspace_of(tmp_path / "w", mark)
+    for number in range(hold.LAYERS):
+        repository(top / f"other{number}")
+    where = "nested"
+    script = ATTACKS[name][0]
+    if known == "deep and known":
+        where = "deep/er/nested"
+        (top / "deep/er").mkdir(parents=True)
+        (top / "nested").rename(top / where)
+        script = f"cd deep/er; cp -r ../../prepared ../../template .; {script}"
+    if known == "cloned since":
+        (top / "nested").rename(tmp_path / "later")
+    if known != "first run":
+        Session(top, state, "s0")
+    if known == "cloned since":
+        (tmp_path / "later").rename(top / "nested")
+    session = Session(top, state)
+    assert f"ro:{top / where}/.git" in session.view.held
+    before = {path: path.read_bytes() for path in (top / where / ".git").rglob("*") if path.is_file()}
+    session.inside(f"export MARK={mark}; {script}", check=False)
+    mark.unlink(missing_ok=True)
+    assert {path: path.read_bytes() for path in (top / where / ".git").rglob("*") if path.is_file()} == before
+    git(top / where, "status", check=False)
+    assert not mark.exists()
+    session.end()
+    session.report()
+    git(top / where, "status", check=False)
+    assert not mark.exists()
+
+
+def test_the_folders_on_the_way_cannot_be_moved_away_and_work_goes_on(tmp_path: Path, state: Path) -> None:
+    top = workspace_of(tmp_path / "w", tmp_path / "mark")
+    (top / "deep" / "er").mkdir(parents=True)
+    (top / "nested").rename(top / "deep" / "er" / "nested")
+    session = Session(top, state)
+    for step in ("deep deep2", "deep/er deep/other", "deep/er/nested deep/er/n"):
+        assert "busy" in session.inside(f"mv {step}", check=False)
+    session.inside("rm -rf deep 2>/dev/null || true; echo fine > deep/er/nested/file; mkdir deep/new; mv deep/er/nested/file deep/new/file")
+    assert (top / "deep/new/file").read_text() == "fine\n" and git(top / "deep/er/nested", "log", "--format=%s").split() == ["first"]
 
 
 def test_a_repository_made_where_there_was_none(tmp_path: Path, state: Path) -> None:
@@ -300,16 +350,34 @@ def test_borrowed_objects_are_not_made_visible(tmp_path: Path, state: Path) -> N
     assert not any(str(source) in mount.source for mount in session.view.mounts)
 
 
-def test_scan_before_mounts_nested_repositories_read_only(tmp_path: Path, state: Path) -> None:
-    mark = tmp_path / "mark"
-    top = workspace_of(tmp_path / "w", mark)
+def test_scan_before_finds_what_was_cloned_deep_since_the_last_run(tmp_path: Path, state: Path) -> None:
+    top = workspace_of(tmp_path / "w", tmp_path / "mark")
     (top / "deep" / "er").mkdir(parents=True)
+    Session(top, state, "s0")
     (top / "nested").rename(top / "deep" / "er" / "nested")
-    session = Session(top, state, policy=Workspace(scan="before"))
+    behind = Session(top, state, "s1", remember=False)
+    assert all("deep" not in held for held in behind.view.held)
+    session = Session(top, state, "s2", policy=Workspace(scan="before", git="ro"))
     assert "busy" in session.inside("mv deep deep2", check=False)
     assert "Read-only" in session.inside("mv deep/er/nested/.git x", check=False)
     assert "Read-only" in session.inside("git -C deep/er/nested config core.fsmonitor x; echo y > deep/er/nested/.git/config", check=False)
     session.inside("echo fine > deep/er/nested/file")
+
+
+def test_scan_before_refuses_a_git_link_that_cannot_be_held(tmp_path: Path, state: Path) -> None:
+    top = workspace_of(tmp_path / "w", tmp_path / "mark")
+    (top / "nested" / ".git").rename(top / "moved")
+    (top / "nested" / ".git").symlink_to("../moved")
+    with pytest.raises(CannotEnforce, match=r"nested/\.git"):
+        Session(top, state, policy=Workspace(scan="before"))
+    Session(top, state, "s2")
+
+
+def test_too_many_nested_repositories_stop_the_start(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = workspace_of(tmp_path / "w", tmp_path / "mark")
+    monkeypatch.setattr(hold, "AT_MOST", 0)
+    with pytest.raises(CannotEnforce, match="too many"):
+        Session(top, state)
 
 
 SUBMODULE = {

@@ -76,8 +76,9 @@ class Session:
 
         from stockade.walls.workspace import bringback
 
-        if self.view.facts["git"]:
-            bringback.remember(self.view.facts)
+        for each in (*self.view.facts["nested"], self.view.facts):
+            if each["git"]:
+                bringback.remember(each)
         self.before = scan.baseline(str(self.top), frozenset(self.view.facts["skip"]))
         (self.directory / "baseline").write_bytes(marshal.dumps(self.before.plain()))
         assert nested.load(str(self.directory / "baseline"))["complete"]
@@ -91,9 +92,15 @@ class Session:
                 options = f"userxattr,lowerdir={item.lower},upperdir={item.upper},workdir={item.work}"
                 steps.append(f"mount -t overlay overlay -o {shlex.quote(options)} {target}")
             else:
-                steps.append(f"mount --bind {shlex.quote(item.source)} {target}")
+                steps.append(f"mount --rbind {shlex.quote(item.source)} {target}")
                 if item.mode == "ro":
                     steps.append(f"mount -o remount,bind,ro {target}")
+        for held in self.view.held:
+            mode, _, path = held.partition(":")
+            place = shlex.quote(path)
+            steps.append(f"mount --rbind {place} {place}")
+            if mode == "ro":
+                steps.append(f"mount -o remount,bind,ro {place}")
         steps.append(f"cd {shlex.quote(str(self.top))}")
         steps.append("exec " + shlex.join(command))
         return "\n".join(steps)

@@ -104,11 +104,14 @@ class Environment:
 class Confinement:
     """What one sandbox may see and use. The default holds nothing: no mounts, no network, an empty environment.
 
+    `held` are paths inside, "rw:PATH" for one that can be neither renamed nor removed, "ro:PATH" for one in which nothing can be written either;
+    absolute, without symbolic links, parents before children. They cost far less than mounts.
     `network` is "none" (a namespace with nothing listening) or "door" (listeners of the door, no route).
     """
 
     mounts: tuple[Mount, ...] = ()
     overlays: tuple[Overlay, ...] = ()
+    held: tuple[str, ...] = ()  # as in a Plan
     network: Literal["none", "door"] = "none"
     limits: Limits = Limits()
     environment: tuple[tuple[str, str], ...] = ()

@@ -104,8 +104,12 @@ def _sweeper(lock: int) -> None:
 
     while True:
         time.sleep(PAUSE)
+        by_workspace: dict[str, list[str]] = {}
         for path in _over():
-            _take(path)
+            facts = _load(f"{path}/facts")
+            by_workspace.setdefault(facts["top"] if facts else "", []).append(path)
+        for paths in by_workspace.values():
+            _take(paths)
         Ledger(places.state("ledger")).checkpoint()
         fcntl.flock(lock, fcntl.LOCK_UN)
         if not _over():
@@ -157,30 +161,36 @@ def _hold(path: str) -> int:
     return fd
 
 
-def _take(path: str) -> None:
-    """Finish the session in `path`: report what nobody reported, keep what could not be brought back, remove the rest."""
+def _take(paths: list[str]) -> None:
+    """Finish sessions of one workspace: report what nobody reported, keep what could not be brought back, remove the rest.
+
+    Many short commands in a large workspace share one look, from the start of the first on.
+    """
     from stockade.record.ledger import Ledger
     from stockade.walls.workspace import scan as scanner
 
-    fd = _hold(path)
-    if fd < 0:
-        return
+    held = {path: fd for path in paths if (fd := _hold(path)) >= 0}
     try:
-        facts = _load(f"{path}/facts")
-        if facts and facts.get("started") and not os.path.exists(f"{path}/reported"):
-            ledger = Ledger(places.state("ledger"))
-            if facts["mode"] != "ro":
-                report = scanner.compare(facts, scanner.Baseline())
-                ledger.append({"kind": report.pop("kind"), "session": facts["name"], **report})
-            if not os.path.exists(f"{path}/finished") and _unfinished(facts):
-                ledger.append({"kind": "workspace.kept", "session": facts["name"], "kept_in": path, "reason": "the supervisor was killed"})
+        sessions = {path: facts for path in held if (facts := _load(f"{path}/facts")) and facts.get("started")}
+        new = {path: facts for path, facts in sessions.items() if not os.path.exists(f"{path}/reported")}
+        ledger = Ledger(places.state("ledger"))
+        if written := sorted((facts for facts in new.values() if facts["mode"] != "ro"), key=lambda facts: facts["started"]):
+            report = scanner.compare(written[0], scanner.Baseline())
+            names = [facts["name"] for facts in written]
+            ledger.append({"kind": report.pop("kind"), "session": names[0], **({"sessions": names} if names[1:] else {}), **report})
+        for path in held:
+            if path in new and not os.path.exists(f"{path}/finished") and _unfinished(new[path]):
+                ledger.append(
+                    {"kind": "workspace.kept", "session": new[path]["name"], "kept_in": path, "reason": "the supervisor was killed"}
+                )
                 keep(path)
-                return
-        discard(path)
-        if os.path.exists(path):
-            keep(path)
+                continue
+            discard(path)
+            if os.path.exists(path):
+                keep(path)
     finally:
-        os.close(fd)
+        for fd in held.values():
+            os.close(fd)
 
 
 def _unfinished(facts: dict[str, Any]) -> bool:
@@ -188,7 +198,10 @@ def _unfinished(facts: dict[str, Any]) -> bool:
     from stockade.walls.workspace import touched
 
     layer = facts["layer"]
-    return bool((layer and os.listdir(f"{layer}/upper")) or (facts["git"] and touched.repository(facts["git"])))
+    return bool(
+        (layer and os.listdir(f"{layer}/upper"))
+        or any(each["git"] and touched.repository(each["git"]) for each in (*facts["nested"], facts))
+    )
 
 
 def _load(path: str) -> dict[str, Any] | None:

@@ -48,11 +48,13 @@ def workspace_of(policy: Policy, cwd: str) -> str:
 
 def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders: dict[str, str], bundle: str) -> Confinement:
     """What the sandbox of `policy` may see and use; `view` is its workspace, `bundle` the host file to show as the CA bundle."""
-    mounts = [*view.mounts]
+    mounts, held = [*view.mounts], [*view.held]
     for mount in policy.mounts:
         source = resolve(mount.source, cwd, f"mount {mount.source}")
         judge(source, what="mount", mode=mount.mode, origin=mount.origin)
         mounts.append(replace(mount, source=source, target=mount.target or source))
+        if mount.mode == "rw":
+            held += _repository(mounts[-1])
     mounts.append(Mount(bundle, CA_BUNDLE, "ro"))
     environment = base_environment(session)
     for name in policy.environment.pass_names:
@@ -64,6 +66,7 @@ def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders
     return Confinement(
         mounts=tuple(mounts),
         overlays=view.overlays,
+        held=tuple(held),
         network="door",
         limits=policy.limits,
         environment=tuple(environment.items()),
@@ -71,6 +74,21 @@ def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders
         home=inside_home(),
         workspace=workspace,
     )
+
+
+def _repository(mount: Mount) -> list[str]:
+    """What to hold of a folder that is mounted writable: the git directory at its top, which git on the host obeys.
+
+    Raises CannotEnforce (`mount.git`) for a git directory itself.
+    """
+    if all(os.path.lexists(f"{mount.source}/{name}") for name in ("HEAD", "objects", "refs")):
+        raise CannotEnforce(
+            f"{mount.source} is a git directory: its config and hooks would be writable inside, and the host's git executes them ({mount.origin})",
+            code="mount.git",
+            hint='Mount it "ro", or make its working tree the workspace: then the agent can commit.',
+        )
+    dotgit = f"{mount.source}/.git"
+    return [f"ro:{mount.target}/.git"] if os.path.lexists(dotgit) and not os.path.islink(dotgit) else []
 
 
 def inside_home() -> str:

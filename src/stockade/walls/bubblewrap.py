@@ -46,13 +46,15 @@ class Plan:
     """Everything `open_box` will do, as plain data.
 
     `arguments` go to bubblewrap; "@N" in them stands for the descriptor of `paths[N]` (opened without following a final symlink). `overlays` are
-    mounted at the paths in `stages` before. `rules` are Landlock's. `rlimits` are (resource, value) pairs of setrlimit(2).
+    mounted at the paths in `stages` before, and each of `held` ("ro:PATH", "rw:PATH") is made a mount of itself afterwards. `rules` are
+    Landlock's. `rlimits` are (resource, value) pairs of setrlimit(2).
     """
 
     arguments: tuple[str, ...]
     paths: tuple[str, ...]
     overlays: tuple[Overlay, ...]
     stages: tuple[str, ...]
+    held: tuple[str, ...]
     rules: tuple[str, ...]
     landlock: int
     rlimits: tuple[tuple[int, int], ...]
@@ -129,9 +131,18 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "", dangerously_share_
     rules.append("ro:/")  # a read-only tmpfs of ours; what lies in it is listed above
     network = "host" if dangerously_share_host_network else wanted.network
     return Plan(
-        tuple(arguments), tuple(paths), wanted.overlays, stages, tuple(dict.fromkeys(rules)), LANDLOCK, rlimits(wanted.limits), network, host.bwrap,
-        enforced(wanted, network),
-    )  # fmt: skip
+        arguments=tuple(arguments),
+        paths=tuple(paths),
+        overlays=wanted.overlays,
+        stages=stages,
+        held=wanted.held,
+        rules=tuple(dict.fromkeys(rules)),
+        landlock=LANDLOCK,
+        rlimits=rlimits(wanted.limits),
+        network=network,
+        bwrap=host.bwrap,
+        enforced=enforced(wanted, network),
+    )
 
 
 RESERVED = ("/", "/usr", "/etc", "/proc", "/dev", "/sys", "/bin", "/sbin", "/lib", "/lib64")
@@ -180,6 +191,11 @@ def enforced(wanted: Confinement, network: str) -> tuple[Enforced, ...]:
     ]
     lines += [Enforced(f"mount {mount.target}", "read-only bind" if mount.mode == "ro" else "bind", mount.mode) for mount in wanted.mounts]
     lines += [Enforced(f"overlay {overlay.target}", "overlayfs, private upper layer") for overlay in wanted.overlays]
+    fixed = [held[3:] for held in wanted.held if held.startswith("ro:")]
+    if fixed:
+        lines.append(
+            Enforced("held in place", "read-only binds, and one for each folder on the way", f"{len(fixed)}: {', '.join(fixed[:20])}")
+        )
     return tuple(lines)
 
 
@@ -199,12 +215,19 @@ def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) 
         if door is not None:
             joined = [door.user, door.network]
             launch += [f"user={door.user}", f"net={door.network}"]
-        elif plan.overlays:
-            raise CannotEnforce("an overlay needs the door's user namespace", code="overlay.network", hint="This is a bug in stockade.")
+        elif plan.overlays or plan.held:
+            raise CannotEnforce(
+                "an overlay or a held path needs the door's user namespace", code="overlay.network", hint="This is a bug in stockade."
+            )
         for overlay, stage in zip(plan.overlays, plan.stages, strict=True):
             triple = [_open(path) for path in (overlay.lower, overlay.upper, overlay.work)]
             opened += triple
             launch.append(f"overlay={triple[0]}:{triple[1]}:{triple[2]}:{stage}")
+        holding = -1
+        if plan.held:
+            wait, holding = native.credentials_pair()
+            opened += [wait, holding, native.blob(b"".join(os.fsencode(word) + b"\0" for word in plan.held))]
+            launch.append(f"hold={opened[-1]}:{wait}")
         inherit = [*joined, *opened, *cgroups]
         launch += [f"cgroup={fd}" for fd in cgroups]
         launch += [f"rlimit={resource}:{value}" for resource, value in plan.rlimits]
@@ -219,10 +242,10 @@ def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) 
         opened.append(step)
         words = [str(kept[int(word[1:])]) if word[:1] == "@" else word for word in plan.arguments]
         words += ["--add-seccomp-fd", str(filters[0]), "--add-seccomp-fd", str(filters[1])]
-        inner = [f"/proc/self/fd/{step}", "inside", str(theirs.fileno()), str(plan.landlock), *plan.rules]
+        inner = [f"/proc/self/fd/{step}", "inside", str(theirs.fileno()), str(plan.landlock), str(holding), *plan.rules]
         arguments = native.blob(b"".join(os.fsencode(word) + b"\0" for word in words))
         opened.append(arguments)
-        keep = [*kept, *filters, step, arguments, theirs.fileno()]
+        keep = [*kept, *filters, step, arguments, theirs.fileno(), *([holding] if plan.held else [])]
         launch += [f"keep={fd}" for fd in keep]
         stderr = os.memfd_create("bwrap", os.MFD_CLOEXEC)
         try:

@@ -20,6 +20,7 @@ from stockade.core.values import Enforced, Mount, Overlay
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
     from stockade.core.values import Origin
 
@@ -64,6 +65,21 @@ class GitView:
     session: str = ""
     prepared: tuple[tuple[str, tuple[str, ...]], ...] = ()  # names in the upper layer before the run, by git directory ("" = `common`)
     heads: tuple[tuple[str, str, str, tuple[int, int, int]], ...] = ()  # by git directory: see `position`
+
+    def facts(self) -> dict[str, Any]:
+        """What bringing commits back needs, as plain data; {} without a private layer."""
+        if self.repository is None or not self.session:
+            return {}
+        return {
+            "common": self.repository.common,
+            "admin": self.repository.admin,
+            "inside": self.overlays[0].target,
+            "session": self.session,
+            "upper": f"{self.session}/upper",
+            "heads": {rel: list(rest) for rel, *rest in self.heads},
+            "config": stamp(f"{self.session}/upper/config"),
+            "prepared": {rel: list(names) for rel, names in self.prepared},
+        }
 
 
 def find(top: str) -> tuple[Repository | None, str]:

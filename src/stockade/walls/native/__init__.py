@@ -24,6 +24,13 @@ def pair() -> tuple[_socket.socket, _socket.socket]:
     return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
 
 
+def credentials_pair() -> tuple[int, int]:
+    """Descriptors of a pair like `pair`'s whose first end learns who writes to the second (SO_PASSCRED, unix(7))."""
+    ours, theirs = pair()
+    ours.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
+    return ours.detach(), theirs.detach()
+
+
 def stream_pair() -> tuple[int, int]:
     """Descriptors of a connected pair of Unix stream sockets."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)

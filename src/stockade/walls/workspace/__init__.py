@@ -40,11 +40,12 @@ _KIND, _DIRECTORY, _REGULAR, _SYMLINK = 0o170000, 0o040000, 0o100000, 0o120000
 class View:
     """The workspace as the wall shall make it. Mounts are in order of depth, and go after the overlays whose targets they lie below.
 
-    `facts` is plain data (marshal): what `finish` and the background scan need; also written to `<session>/facts`.
+    `held` is as in a Confinement. `facts` is plain data (marshal): what `finish` and the background scan need; also written to `<session>/facts`.
     """
 
     mounts: tuple[Mount, ...]
     overlays: tuple[Overlay, ...]
+    held: tuple[str, ...]
     notes: tuple[Enforced, ...]
     facts: dict[str, Any]
 
@@ -73,17 +74,18 @@ class View:
             from stockade.walls.workspace import nested
 
             events += nested.top(facts)
-        if facts["git"]:
+        if facts["git"] or facts["nested"]:
             from stockade.walls.workspace import touched
 
-            if touched.links_changed(facts):
+            if facts["git"] and touched.links_changed(facts):
                 from stockade.walls.workspace import nested
 
                 events += nested.known_links(facts)
-            if touched.repository(facts["git"]):
-                from stockade.walls.workspace import bringback
+            for each in (*facts["nested"], facts):  # before the workspace's own repository names them
+                if each["git"] and touched.repository(each["git"]):
+                    from stockade.walls.workspace import bringback
 
-                events += bringback.bring_back_all(facts, confined)
+                    events += bringback.bring_back_all({**facts, **each}, confined)
         return events
 
     def look(self, lasted: float) -> dict[str, Any] | None:
@@ -153,33 +155,28 @@ def prepare(workspace: Workspace, source: str, target: str, session: str, name: 
         "dotgit": _shape(source),
         "skip": [],
         "files": -1,
-        "git": {},
+        "git": view.facts(),
+        "nested": [],  # the same four facts (top, target, common, git) of each repository below the top that has a private layer
     }
     if repository and repository.common.startswith(f"{source}/"):
         facts["skip"] = [repository.common[len(source) + 1 :]]
-    if repository and view.session:
-        facts["git"] = {
-            "common": repository.common,
-            "admin": repository.admin,
-            "inside": view.overlays[0].target,
-            "session": view.session,
-            "upper": f"{view.session}/upper",
-            "heads": {rel: list(rest) for rel, *rest in view.heads},
-            "config": git.stamp(f"{view.session}/upper/config"),
-            "prepared": {rel: list(names) for rel, names in view.prepared},
-        }
-    if workspace.scan == "before" and mode == "rw":
-        from stockade.walls.workspace import before
-
-        more, said = before.hold(facts, workspace)
-        mounts += more
+    held: tuple[str, ...] = ()
+    if mode == "rw":
+        nested, said = _looked(facts, workspace.scan)
         notes += said
-    elif mode == "rw":
-        notes += _links(facts)
+        if nested:
+            from stockade.walls.workspace.hold import Holding
+
+            others = Holding(facts, nested, workspace)
+            mounts += others.mounts
+            overlays += others.overlays
+            notes += others.notes
+            held, facts["nested"] = others.held, others.nested
     mounts = sorted({mount.target: mount for mount in mounts}.values(), key=lambda mount: mount.target.count("/"))
     facts["mounts"] = [(mount.source, mount.target, mount.mode) for mount in mounts]
     facts["overlays"] = [(overlay.lower, overlay.upper, overlay.work, overlay.target) for overlay in overlays]
-    return View(tuple(mounts), tuple(overlays), tuple(notes), facts)
+    facts["held"] = list(held)
+    return View(tuple(mounts), tuple(overlays), held, tuple(notes), facts)
 
 
 def resume(session: str) -> View:
@@ -187,7 +184,7 @@ def resume(session: str) -> View:
     with open(f"{session}/facts", "rb") as file:
         facts = marshal.load(file)  # noqa: S302 - written by us, in a directory of ours
     mounts = tuple(Mount(source, target, mode) for source, target, mode in facts["mounts"])
-    return View(mounts, tuple(Overlay(*paths) for paths in facts["overlays"]), (), facts)
+    return View(mounts, tuple(Overlay(*paths) for paths in facts["overlays"]), tuple(facts["held"]), (), facts)
 
 
 def patience(lasted: float) -> float:
@@ -195,25 +192,28 @@ def patience(lasted: float) -> float:
     return min(5.0, 0.1 * lasted) if lasted > 0.25 else 0.0
 
 
-def _links(facts: dict[str, Any]) -> list[Enforced]:
-    """The first run in a workspace looks for hard links that lead outside before it starts; later ones look behind the start."""
+def _looked(facts: dict[str, Any], scan: str) -> tuple[list[str], list[Enforced]]:
+    """The repositories below the top as far as they are known, and notes. The first run in a workspace looks at all of it before it starts."""
     from stockade.walls.workspace import known
 
-    last = known.load(facts["top"])
-    if last is None or known.new_link(facts["top"], last):
+    top = facts["top"]
+    last = known.load(top)
+    new_link, fresh = known.glance(top, last) if last is not None and scan == "behind" else (True, [])
+    if new_link:
         from stockade.walls.workspace import before
 
-        said = before.links(facts)
-        last = known.load(facts["top"])
+        said = before.look(facts, strict=scan == "before")
+        last, fresh = known.load(top), []
     else:
         said = [
             Enforced("hard links", "known from the last look, scan behind the start", "one added since, below the top folder, has a window")
         ]
+    if scan == "behind":
+        said.append(
+            Enforced("new repositories", "scan behind the start", "made harmless after the run; until then as writable as any file")
+        )
     facts["files"] = last["files"] if last else -1
-    return [
-        *said,
-        Enforced("nested repositories", "scan behind the start", "made harmless after the run; until then as writable as any file"),
-    ]
+    return [*(last["nested"] if last else ()), *fresh], said
 
 
 def _protect(source: str, target: str, workspace: Workspace) -> tuple[list[Mount], list[Enforced]]:

@@ -1,4 +1,5 @@
-"""What was found at the last look at a workspace: how large it is, and which hard links stay inside. Kept with our state, never in the workspace.
+"""What was found at the last look at a workspace: how large it is, which hard links stay inside, and which repositories lie in it. Kept with our
+state, never in the workspace.
 
 A sandbox cannot make a hard link to a file outside (link(2) does not cross mounts), so a workspace that was looked at once stays clean unless
 somebody on the host adds one; later looks happen behind the start. HOT: on the path of every `stockade run`.
@@ -22,11 +23,14 @@ def _place(top: str) -> str:
     from _sha2 import sha256  # type: ignore[import-not-found]  # built in, not in typeshed
 
     found = os.lstat(top)
-    return places.state(f"workspaces/{sha256(os.fsencode(f'{found.st_dev}:{found.st_ino}:{top}')).hexdigest()}")
+    return places.state(f"workspaces/{sha256(os.fsencode(f'2:{found.st_dev}:{found.st_ino}:{top}')).hexdigest()}")
 
 
 def load(top: str) -> dict[str, Any] | None:
-    """{"files": number, "inside": [(device, inode), ...]} of the last complete look, None if there was none."""
+    """{"files": number, "inside": [(device, inode), ...], "nested": [relative path, ...]} of the last complete look, None if there was none.
+
+    `nested` are git directories and `.git` files below the top.
+    """
     try:
         with open(_place(top), "rb") as file:
             found: dict[str, Any] = marshal.load(file)  # noqa: S302 - written by us, in a directory of ours
@@ -35,25 +39,43 @@ def load(top: str) -> dict[str, Any] | None:
         return None
 
 
-def save(top: str, files: int, inside: list[tuple[int, int]]) -> None:
+def save(top: str, files: int, inside: list[tuple[int, int]], nested: list[str]) -> None:
     """Remember a complete look. Raises OSError, StockadeError when the state directory is not ours or cannot be written."""
     path = _place(top)
     places.private(places.state())
     places.private(os.path.dirname(path))
     temporary = f"{path}.{os.getpid()}"
     with open(temporary, "wb") as file:
-        marshal.dump({"files": files, "inside": inside[:10_000]}, file)
+        marshal.dump({"files": files, "inside": inside[:10_000], "nested": nested}, file)
     os.replace(temporary, path)
 
 
-def new_link(top: str, known: dict[str, Any]) -> bool:
-    """Whether a file right in the top folder has links that the last look did not account for. At most `ENTRIES` lstat calls."""
+def glance(top: str, known: dict[str, Any]) -> tuple[bool, list[str]]:
+    """What may be new since the last look, seen from the top folder alone, by at most `ENTRIES` lstat calls.
+
+    (whether a file in it has links that the look did not account for, the `.git` directories and files of its folders)
+    """
+    inside = {tuple(key) for key in known["inside"]}
+    link, repositories = False, []
     with os.scandir(top) as entries:
         for number, entry in enumerate(entries):
             if number >= ENTRIES:
                 break
-            if entry.is_file(follow_symlinks=False):
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name != ".git" and _holds_repository(entry.path):
+                    repositories.append(f"{entry.name}/.git")
+            elif entry.is_file(follow_symlinks=False):
                 found = entry.stat(follow_symlinks=False)
-                if found.st_nlink > 1 and (found.st_dev, found.st_ino) not in known["inside"]:
-                    return True
-    return False
+                link = link or (found.st_nlink > 1 and (found.st_dev, found.st_ino) not in inside)
+    return link, repositories
+
+
+def _holds_repository(folder: str) -> bool:
+    """Whether `folder` has a `.git` that is a git directory, or no directory at all."""
+    try:
+        os.lstat(f"{folder}/.git/HEAD")
+    except NotADirectoryError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -28,10 +28,15 @@ KEEP_FILE, KEEP_ALL = 64 << 10, 8 << 20  # bytes of content kept for diffs: of o
 
 
 class Baseline:
-    """What was there: `git` maps a git directory to its inode, `files` a known name to its content, `links` an inode to its links found."""
+    """What was there: `git` maps a git directory to its inode, `files` a known name to its content, `links` an inode to its links found.
+
+    `pointers` are `.git` files and `linked` symbolic links of that name, both below the top.
+    """
 
     def __init__(self) -> None:
         self.git: dict[str, int] = {}
+        self.pointers: list[str] = []
+        self.linked: list[str] = []
         self.files: dict[str, bytes | None] = {}
         self.links: dict[tuple[int, int], tuple[int, list[str]]] = {}
         self.kept = self.count = 0
@@ -40,6 +45,18 @@ class Baseline:
 
     def plain(self) -> dict[str, Any]:
         return {"git": self.git, "complete": self.complete}
+
+    def note_repository(self, here: Directory, rel: str, entries: list[os.DirEntry[str]]) -> None:
+        """Note whether the directory at `rel` is a git directory, or has a `.git` that is none."""
+        if looks_like_git(entries):
+            self.git[rel] = os.fstat(here.fd).st_ino
+        for entry in entries:
+            if rel and entry.name == ".git" and not entry.is_dir(follow_symlinks=False):
+                (self.linked if entry.is_symlink() else self.pointers).append(f"{rel}/.git")
+
+    def nested(self) -> list[str]:
+        """Every git directory and `.git` file below the top."""
+        return [*(rel for rel in self.git if rel), *self.pointers]
 
 
 def walk(
@@ -86,8 +103,7 @@ def baseline(top: str, skip: frozenset[str], ended: Callable[[], bool] = lambda:
         for here, rel, entries in walk(root, "", skip, found.skipped):
             if ended():
                 return found
-            if looks_like_git(entries):
-                found.git[rel] = os.fstat(here.fd).st_ino
+            found.note_repository(here, rel, entries)
             for entry in entries:
                 _remember(found, here, f"{rel}/{entry.name}" if rel else entry.name, entry, contents)
     found.complete = True
@@ -187,6 +203,7 @@ def compare(facts: Facts, before: Baseline) -> dict[str, Any]:
     rows, held, errors = Rows(before.files if before.complete else {}), [], []
     with Directory.top(top) as root:
         for here, rel, entries in walk(root, "", frozenset(facts["skip"]), after.skipped):
+            after.note_repository(here, rel, entries)
             if looks_like_git(entries) and rel:
                 try:
                     held += defuse.directory(here, rel, nested.since(known, rel, here, started), top)
@@ -201,6 +218,7 @@ def compare(facts: Facts, before: Baseline) -> dict[str, Any]:
                 _look(after, rows, here, f"{rel}/{entry.name}" if rel else entry.name, entry, started)
     rows.gone(lambda path: _absent(top, path))
     links = [] if facts["layer"] else break_links(top, after, started)
+    _keep(facts, after, links)
     return {
         "kind": "workspace.report",
         "complete": before.complete and not after.skipped,
@@ -215,9 +233,15 @@ def compare(facts: Facts, before: Baseline) -> dict[str, Any]:
     }
 
 
+def _keep(facts: Facts, found: Baseline, links: list[dict[str, object]]) -> None:
+    """Remember a complete look for the next start: what it found can be held from the first moment then."""
+    if facts["mode"] == "rw" and not found.skipped and all(row["broken"] for row in links):
+        known.save(facts["top"], found.count, inside_links(found), found.nested())
+
+
 def _ours(facts: Facts, place: str) -> bool:
-    common = facts["common"]
-    return bool(common) and place.startswith((f"{common}/worktrees/", f"{common}/modules/"))
+    commons = [common for common in (facts["common"], *(each["common"] for each in facts["nested"])) if common]
+    return any(place.startswith((f"{common}/worktrees/", f"{common}/modules/")) for common in commons)
 
 
 def _absent(top: str, rel: str) -> bool:
@@ -254,18 +278,19 @@ def _look(after: Baseline, rows: Rows, here: Directory, rel: str, entry: os.DirE
 def run(facts: Facts, wait_for_end: Callable[[], None], ended: Callable[[], bool], emit: Callable[[dict[str, Any]], None]) -> None:
     """The whole life of the background process. `emit` gets `workspace.baseline` once, then `workspace.report`."""
     began = time.monotonic()
-    if facts["git"]:
-        from stockade.walls.workspace import bringback
+    for each in (*facts["nested"], facts):
+        if each["git"]:
+            from stockade.walls.workspace import bringback
 
-        bringback.remember(facts)
+            bringback.remember(each)
     before = baseline(facts["top"], frozenset(facts["skip"]), ended)
     path = os.path.join(facts["session"], "baseline")
     with open(f"{path}.new", "wb") as file:
         marshal.dump(before.plain(), file)
     os.replace(f"{path}.new", path)
     links = break_links(facts["top"], before, facts["started"] - nested.SLACK) if before.complete and facts["mode"] == "rw" else []
-    if facts["mode"] == "rw" and before.complete and not before.skipped and all(row["broken"] for row in links):
-        known.save(facts["top"], before.count, inside_links(before))
+    if before.complete:
+        _keep(facts, before, links)
     emit(
         {
             "kind": "workspace.baseline",
