@@ -83,6 +83,27 @@ def test_the_ledger_has_the_start_before_the_command_and_the_exit_after(place: P
     assert len({event["session"] for event in events}) == 1
 
 
+def test_a_command_that_lives_a_moment_is_looked_at_behind_the_start_and_after_its_end(place: Place) -> None:
+    (place.work / "Makefile").write_text("all:\n")
+    place.run("/bin/sh", "-c", "sleep 1; echo x >> Makefile")
+    events = {event["kind"]: event for event in place.ledger()}
+    assert events["workspace.baseline"]["complete"] and events["workspace.report"]["baseline"]
+    assert [row["path"] for row in events["workspace.report"]["rows"]] == ["Makefile"]
+
+
+def test_many_short_commands_of_one_workspace_share_one_look(place: Place) -> None:
+    (place.work / "d").mkdir()
+    for number in range(1600):  # more than are looked at before the prompt returns
+        (place.work / f"d/{number}").write_text("")
+    hold = "import stockade.session.after as a; a.sweep = lambda: None"
+    for number in range(3):
+        assert place.run("/bin/sh", "-c", f"echo {number} > Makefile", before=hold).returncode == 0
+    assert place.run("true").returncode == 0
+    assert until(lambda: os.listdir(place.sessions) == [], 20)
+    (report,) = [event for event in place.ledger() if event["kind"] == "workspace.report"]
+    assert [row["path"] for row in report["rows"]] == ["Makefile"] and len(report["sessions"]) == 4
+
+
 def test_commits_in_repositories_below_the_workspace_come_back_and_many_are_read_only(place: Place) -> None:
     for number in range(2):
         repository(place.work / f"r{number}")

@@ -245,23 +245,6 @@ def test_a_missing_workspace_is_an_error(tmp_path: Path) -> None:
     assert caught.value.code == "workspace.missing"
 
 
-def test_the_background_process_reports_as_json_lines(tmp_path: Path, state: Path) -> None:
-    top = repository(tmp_path / "w", {"Makefile": "all:\n"})
-    session = Session(top, state, remember=False)
-    argv = [sys.executable, "-m", "stockade.walls.workspace.scan", str(session.directory)]
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout and process.stdin
-    first = json.loads(process.stdout.readline())
-    session.inside("echo x >> Makefile; git commit -q --amend -m rewritten")
-    assert session.end()["git.import"]["refs"][0]["result"] == "updated"
-    process.stdin.close()
-    second = json.loads(process.stdout.readline())
-    assert process.wait(30) == 0
-    process.stdout.close()
-    assert (first["kind"], first["complete"], first["session"]) == ("workspace.baseline", True, "s1")
-    assert second["kind"] == "workspace.report" and [row["path"] for row in second["rows"]] == ["Makefile"]
-
-
 NO_DELETE = {
     "unlink": "rm a.txt",
     "rename": "mv a.txt b.txt",
@@ -353,26 +336,33 @@ def test_a_sessions_directory_can_be_removed(tmp_path: Path, state: Path) -> Non
 
 
 def test_no_cost_grows_with_the_workspace(tmp_path: Path, state: Path) -> None:
-    """Mission row B8: the same system calls at start and end, however large the tree."""
+    """Mission row B8: the same calls at start and end however many files there are, and one lstat for each repository that is held."""
     small, large = repository(tmp_path / "small"), repository(tmp_path / "large")
+    for top, repositories in ((small, 10), (large, 50)):
+        for number in range(repositories):
+            (top / f"d{number}/.git").mkdir(parents=True)
+            (top / f"d{number}/.git/HEAD").write_text("ref: refs/heads/main\n")
     for number in range(50):
-        (large / f"d{number}/.git").mkdir(parents=True)
-        for name in range(20):
+        for name in range(40):
             (large / f"d{number}/{name}").write_text("")
 
-    def calls(top: Path) -> int:
+    def calls(top: Path) -> tuple[int, int]:
         script = (
-            "import sys, time; from stockade.walls import workspace; from stockade.core.values import Workspace; "
+            "import os, sys; from stockade.walls import workspace; from stockade.core.values import Workspace; "
             "view = workspace.prepare(Workspace(), sys.argv[1], sys.argv[1], sys.argv[2], 's'); view.started(1.0); "
-            "count = 0\n"
+            "count = looks = 0; lstat = os.lstat\n"
             "def hook(event, args):\n global count\n count += event.startswith(('os.', 'open'))\n"
-            "sys.addaudithook(hook); view.finish(None)\n"
-            "import os; os.mkdir(sys.argv[2] + '/again'); workspace.prepare(Workspace(), sys.argv[1], sys.argv[1], sys.argv[2] + '/again', 's')\n"
-            "print(count)"
+            "def look(path, **kw):\n global looks\n looks += 1\n return lstat(path, **kw)\n"
+            "sys.addaudithook(hook); view.finish(None); os.lstat = look\n"
+            "os.mkdir(sys.argv[2] + '/again'); workspace.prepare(Workspace(), sys.argv[1], sys.argv[1], sys.argv[2] + '/again', 's')\n"
+            "print(count, looks)"
         )
         directory = state / top.name
         directory.mkdir(parents=True)
         done = subprocess.run([sys.executable, "-c", script, str(top), str(directory)], capture_output=True, text=True, check=True)
-        return int(done.stdout)
+        count, looks = done.stdout.split()
+        return int(count), int(looks)
 
-    assert calls(small) == calls(large) > 0
+    (few, looks), (many, more) = calls(small), calls(large)
+    assert few == many > 0
+    assert more - looks <= 3 * 40  # at a glance, itself, and its folder

@@ -83,10 +83,20 @@ def ledger() -> Iterator[Check]:
         yield Check("ledger", True, f"{report.entries} entries verified, {report.signed} of them signed", why)
 
 
+def sessions() -> Iterator[Check]:
+    """What sessions that are over have left."""
+    from stockade.session import kept
+
+    holding = [left.id for left in kept.sessions() if left.state == "kept"]
+    said = f"{len(holding)} that are over hold something: stockade session list" if holding else "none that is over holds anything"
+    yield Check("kept work", True, said, "commits and files of a session whose end was cut short", need="information")
+
+
 PARTS: dict[str, Callable[[], Iterator[Check]]] = {
     "bubblewrap": probe.bubblewrap_wall,
     "gate": gate,
     "ledger": ledger,
+    "sessions": sessions,
     "gvisor": others.gvisor_wall,
     "vm": others.vm_wall,
 }
@@ -94,6 +104,7 @@ TITLES = {
     "bubblewrap": "bubblewrap wall (default)",
     "gate": "gate (network grants)",
     "ledger": "ledger",
+    "sessions": "sessions",
     "gvisor": "gvisor wall",
     "vm": "vm wall",
 }

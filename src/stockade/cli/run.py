@@ -123,6 +123,12 @@ def main(argv: Sequence[str]) -> int:
         from stockade.cli.aftermath import tell
 
         tell(end.events)
+        from stockade.session.after import left_by
+
+        if left_by(end.events):
+            sys.stderr.write(
+                f"stockade: this session holds something for you: stockade session list (then recover or discard {end.session})\n"
+            )
     if end.refused:
         sys.stderr.write(
             f"stockade: {end.refused} request{'s' * (end.refused != 1)} refused: stockade log show --session {end.session} --kind egress\n"

@@ -51,7 +51,8 @@ class Session:
         self.start_receipt: Receipt
         self._ledger: Ledger | None = None
         self._scan = (0, -1)
-        self._keep = self._looked = False
+        self._keep: tuple[str, ...] = ()
+        self._looked = False
         self._closers: list[Any] = []
 
     def __enter__(self) -> Self:
@@ -166,13 +167,14 @@ class Session:
 
         The events are returned as well, for the user's eyes. Raises StockadeError when they cannot be recorded.
         """
+        from stockade.session import after
         from stockade.session.confined import confined
 
         self.box.close()
         lasted = time.time() - self.started
-        events = self.view.finish(lambda argv, stdout, seconds: confined(self, argv, stdout, seconds))
-        # What could not be brought back stays in our directory until somebody looks after it.
-        self._keep = any(event.get("error") or event.get("failed") or event.get("kept_in") for event in events)
+        events = self.view.finish(lambda argv, stdout, seconds: confined(self.plan, self.door, self.confinement, argv, stdout, seconds))
+        # What could not be brought back stays in our directory until somebody looks after it (`stockade session`).
+        self._keep = after.left_by(events) if events else ()
         for event in events:
             self._record_event(event)
         if self.view.overlays:
@@ -223,7 +225,7 @@ class Session:
             from stockade.session import after
 
             if self._keep:
-                after.keep(self.directory)
+                after.keep(self.directory, self._keep)
             elif self._looked or not self.recording:
                 after.discard(self.directory)
             self.directory = ""

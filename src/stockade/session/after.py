@@ -20,6 +20,7 @@ from stockade.core import places
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 PAUSE = 0.2  # seconds in which further sessions may end and share one sweep
@@ -79,13 +80,35 @@ def sweep() -> None:
 
 def report_of(directory: str) -> dict[str, Any] | None:
     """The report that a finished scan left in its session's directory."""
-    return _load(f"{directory}/reported")
+    return load(f"{directory}/reported")
 
 
-def keep(directory: str) -> None:
-    """Leave this session's directory alone: it holds work that could not be brought back."""
-    with open(f"{directory}/keep", "w"):
-        pass
+def left_by(events: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    """What the events of a session's end say that must be kept, in sentences; () = nothing."""
+    found: list[str] = []
+    for event in events:
+        if event.get("error"):
+            found.append(f"commits that could not be brought back to {event['repository']}: {event['error']}")
+        if event.get("failed"):
+            found.append(f"{len(event['failed'])} files that could not be merged, in {event['layer']}")
+        if event.get("kept_in") and os.listdir(event["kept_in"]):
+            found.append(f"first versions of changed files, in {event['kept_in']}")
+    return tuple(found)
+
+
+def keep(directory: str, why: Iterable[str]) -> None:
+    """Leave this session's directory alone, and say in it why: it holds work that could not be brought back."""
+    with open(f"{directory}/keep", "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(f"{line}\n" for line in why)
+
+
+def reasons(directory: str) -> tuple[str, ...]:
+    """Why a session's directory is kept; () = it is not."""
+    try:
+        with open(f"{directory}/keep", encoding="utf-8", errors="replace") as file:
+            return tuple(file.read().splitlines()) or ("for a reason that could not be written down",)
+    except OSError:
+        return ()
 
 
 def discard(directory: str) -> None:
@@ -106,7 +129,7 @@ def _sweeper(lock: int) -> None:
         time.sleep(PAUSE)
         by_workspace: dict[str, list[str]] = {}
         for path in _over():
-            facts = _load(f"{path}/facts")
+            facts = load(f"{path}/facts")
             by_workspace.setdefault(facts["top"] if facts else "", []).append(path)
         for paths in by_workspace.values():
             _take(paths)
@@ -132,7 +155,7 @@ def _over() -> list[str]:
         path = f"{parent}/{name}"
         if os.path.exists(f"{path}/keep") or (name.startswith(".") and _young(path)):
             continue
-        fd = _hold(path)
+        fd = hold(path)
         if fd >= 0:
             os.close(fd)
             found.append(path)
@@ -147,7 +170,7 @@ def _young(path: str) -> bool:
         return True
 
 
-def _hold(path: str) -> int:
+def hold(path: str) -> int:
     """Take the lock of a session's directory; -1 if somebody has it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -169,9 +192,9 @@ def _take(paths: list[str]) -> None:
     from stockade.record.ledger import Ledger
     from stockade.walls.workspace import scan as scanner
 
-    held = {path: fd for path in paths if (fd := _hold(path)) >= 0}
+    held = {path: fd for path in paths if (fd := hold(path)) >= 0}
     try:
-        sessions = {path: facts for path in held if (facts := _load(f"{path}/facts")) and facts.get("started")}
+        sessions = {path: facts for path in held if (facts := load(f"{path}/facts")) and facts.get("started")}
         new = {path: facts for path, facts in sessions.items() if not os.path.exists(f"{path}/reported")}
         ledger = Ledger(places.state("ledger"))
         if written := sorted((facts for facts in new.values() if facts["mode"] != "ro"), key=lambda facts: facts["started"]):
@@ -183,11 +206,11 @@ def _take(paths: list[str]) -> None:
                 ledger.append(
                     {"kind": "workspace.kept", "session": new[path]["name"], "kept_in": path, "reason": "the supervisor was killed"}
                 )
-                keep(path)
+                keep(path, ["work that was not brought back: the supervisor was killed"])
                 continue
             discard(path)
             if os.path.exists(path):
-                keep(path)
+                keep(path, ["something that cannot be removed"])
     finally:
         for fd in held.values():
             os.close(fd)
@@ -204,7 +227,7 @@ def _unfinished(facts: dict[str, Any]) -> bool:
     )
 
 
-def _load(path: str) -> dict[str, Any] | None:
+def load(path: str) -> dict[str, Any] | None:
     import marshal
 
     try:
@@ -223,7 +246,7 @@ def _scanner(directory: str) -> None:
     from stockade.walls.workspace import scan as scanner
 
     ledger = Ledger(places.state("ledger"))
-    facts = _load(f"{directory}/facts")
+    facts = load(f"{directory}/facts")
     if facts is None:
         return
 

@@ -9,20 +9,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stockade.session import Session
+    from stockade.core.values import Confinement
+    from stockade.walls.bubblewrap import Plan
+    from stockade.walls.door import Door
 
 
-def confined(session: Session, argv: Sequence[str], stdout: int, seconds: float) -> int:
-    """Run `argv` in a new sandbox made by the session's own plan; its exit status, or 137 when `seconds` are over.
+def confined(plan: Plan, door: Door, wanted: Confinement, argv: Sequence[str], stdout: int, seconds: float) -> int:
+    """Run `argv` in a new sandbox made by the session's own `plan` of `wanted`; its exit status, or 137 when `seconds` are over.
 
     The door is shut by then, so nothing answers there. Everything that was started is dead when this returns. Raises WallFailed.
     """
     from stockade.walls import bubblewrap
 
-    session.door.shut()
-    box = bubblewrap.open_box(session.plan, session.door)
+    door.shut()
+    box = bubblewrap.open_box(plan, door)
     try:
-        wanted = session.confinement
         child = box.spawn(argv, env=dict(wanted.environment), cwd=wanted.cwd, stdout=stdout)
         poll = select.poll()
         poll.register(box.fileno(), select.POLLIN)

@@ -6,11 +6,11 @@ tree, behind the start and never in its way. The order in which a session uses t
 
     view = prepare(...)            # its mounts and overlays are the workspace, whole
     view.started(time.time())      # just before the command
-    scan = start("-m stockade.walls.workspace.scan SESSION", stdin=pipe)  # once the command has lived a moment; not for mode "ro"
+    scan.run(facts, ...)           # in a process of its own, once the command has lived a moment; not for mode "ro"
     ...                            # the command ends; the box is closed, every process in it is dead
     events = view.finish(confined)
-    either: close the scan's stdin, read its JSON lines for at most patience(lasted) seconds, then let it go on by itself
-    or, without a scan: report = view.look(lasted); if None, start the scan with its stdin closed
+    either: tell the scan, wait for its report for at most patience(lasted) seconds, then let it go on by itself
+    or, without a scan: report = view.look(lasted); if None, have `scan.compare` done behind the end
     cleanup.discard(session)       # unless an event says that something is kept there ("error", "failed", "kept_in")
 
 HOT: on the path of every `stockade run`.
@@ -91,7 +91,7 @@ class View:
     def look(self, lasted: float) -> dict[str, Any] | None:
         """The look after the run, here and now, for a run of `lasted` seconds without a scan in the background: the event `workspace.report`.
 
-        None when the workspace is too large for that: then start the scan with its standard input closed, and do not wait longer than `patience`.
+        None when the workspace is too large for that, or read-only.
         """
         facts = self.facts
         if facts["mode"] == "ro" or facts["files"] < 0 or (facts["files"] > SMALL and lasted < 10.0):

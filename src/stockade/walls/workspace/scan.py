@@ -9,7 +9,6 @@ from __future__ import annotations
 import marshal
 import os
 import stat
-import sys
 import time
 
 from stockade.walls.workspace import defuse, known, names, nested
@@ -305,30 +304,3 @@ def run(facts: Facts, wait_for_end: Callable[[], None], ended: Callable[[], bool
     began = time.monotonic()
     report = compare(facts, before)
     emit({**report, "seconds": round(time.monotonic() - began, 4)})
-
-
-def scan_main(argv: list[str]) -> int:
-    """`argv[0]` is the session's directory. JSON lines on standard output; standard input ends (or says anything) when the sandbox is gone."""
-    import json
-    import select
-
-    os.nice(19)
-    with open(os.path.join(argv[0], "facts"), "rb") as file:
-        facts = marshal.load(file)  # noqa: S302 - written by us, in a directory of ours
-
-    def ended() -> bool:
-        return bool(select.select([0], [], [], 0)[0])
-
-    def emit(event: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps({**event, "session": facts["name"]}) + "\n")
-        sys.stdout.flush()
-
-    def wait_for_end() -> None:
-        select.select([0], [], [])
-
-    run(facts, wait_for_end, ended, emit)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(scan_main(sys.argv[1:]))

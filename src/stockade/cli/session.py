@@ -1,0 +1,104 @@
+"""`stockade session`: what runs, what sessions that are over have left behind, and what became harmless by another name."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from stockade.core.errors import StockadeError
+from stockade.core.frozen import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """`stockade session`'s own parser."""
+    parser = argparse.ArgumentParser(
+        prog="stockade session", description="List sessions, and bring back or discard what one that is over has left."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        found = commands.add_parser(name, help=text, description=text)
+        found.add_argument("--json", action="store_true", help="JSON on standard output")
+        return found
+
+    command("list", "Show the sessions that run, and those that are over and still hold something.")
+    for name, text in (
+        ("recover", "Bring back commits and files of a session whose end was cut short, as its own end would have done."),
+        ("discard", "Remove what a session that is over still holds. It cannot be undone."),
+    ):
+        command(name, text).add_argument("id", metavar="ID", help="a session's id, or the beginning of it")
+    release = command("release", "Give a file that was made harmless (NAME.stockade-held) its name back. Look into it first.")
+    release.add_argument("path", metavar="PATH", help="the file or folder whose name ends in .stockade-held")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `stockade session` with `argv` (without "session"). 0: done; 1: something could still not be brought back."""
+    options = build_parser().parse_args(argv)
+    run: Callable[[Any], int] = {"list": _list, "recover": _recover, "discard": _discard, "release": _release}[options.command]
+    return run(options)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from stockade.session import kept
+
+    found = kept.sessions()
+    if options.json:
+        print(json.dumps([plain(left) for left in found], indent=2))
+        return 0
+    if not found:
+        print("No session runs, and none that is over holds anything.")
+    for left in found:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(left.started)) if left.started else "-"
+        print(f"{left.id}  {left.state:<8}{when}  {left.workspace}")
+        for line in left.what:
+            print(f"    {line}")
+    return 0
+
+
+def _recover(options: argparse.Namespace) -> int:
+    from stockade.cli import aftermath
+    from stockade.session import after, kept
+
+    events = kept.recover(options.id)
+    left = after.left_by(events)
+    if options.json:
+        print(json.dumps({"events": events, "left": left}, indent=2))
+        return 1 if left else 0
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for line in aftermath.lines(events, colour=colour) or ["Nothing had to be brought back."]:
+        print(line)
+    return 1 if left else 0
+
+
+def _discard(options: argparse.Namespace) -> int:
+    from stockade.session import kept
+
+    left = kept.discard(options.id)
+    print(json.dumps(plain(left)) if options.json else f"Removed {left.directory}")
+    return 0
+
+
+def _release(options: argparse.Namespace) -> int:
+    from stockade.walls.workspace import defuse
+
+    folder, name = os.path.split(os.path.abspath(options.path))
+    try:
+        back = defuse.release(os.path.realpath(folder), name)
+    except ValueError as error:
+        raise StockadeError(
+            str(error), code="session.release", hint="Name the file by what it is called now: NAME.stockade-held."
+        ) from error
+    except OSError as error:
+        raise StockadeError(
+            f"cannot rename {options.path}: {error.strerror}", code="session.release", hint="Look at the folder and its permissions."
+        ) from error
+    print(json.dumps({"path": f"{folder}/{back}"}) if options.json else f"{folder}/{back}")
+    return 0

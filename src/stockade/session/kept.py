@@ -1,0 +1,152 @@
+"""Sessions on this machine, and what those that are over have left: list them, bring their work back, or remove it.
+
+A session's directory outlives it when its supervisor was killed before commits or files were brought back, when something could not be brought
+back, and when it holds the first versions of files (`rw-no-delete`).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from stockade.core import places
+from stockade.core.errors import StockadeError
+from stockade.core.frozen import frozen
+from stockade.core.values import Confinement, Limits
+from stockade.session import after, confine
+from stockade.session.confined import confined
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HINT = "stockade session list shows what there is."
+
+
+@frozen
+class Left:
+    """A session that has a directory. `state` is "running", "ending" (a moment after its end) or "kept"; `what` says what it holds, in words."""
+
+    id: str
+    directory: str
+    state: str
+    workspace: str
+    started: float  # Unix seconds, 0 = it never started
+    what: tuple[str, ...]
+
+
+def sessions() -> list[Left]:
+    """Every session with a directory, oldest first."""
+    parent = places.state("sessions")
+    try:
+        names = sorted(name for name in os.listdir(parent) if not name.startswith("."))
+    except FileNotFoundError:
+        return []
+    return [_look(name, f"{parent}/{name}") for name in names]
+
+
+def find(name: str) -> Left:
+    """The one session whose id is `name` or begins with it. Raises StockadeError (`session.unknown`)."""
+    found = [left for left in sessions() if left.id.startswith(name)] if name else []
+    exact = [left for left in found if left.id == name]
+    if len(exact or found) != 1:
+        what = "no session" if not found else f"{len(found)} sessions"
+        raise StockadeError(f"there is {what} named {name!r} with a directory of its own", code="session.unknown", hint=HINT)
+    return (exact or found)[0]
+
+
+def recover(name: str) -> list[dict[str, Any]]:
+    """Do for a session that is over what its supervisor would have done at its end; returns the events, which are recorded as well.
+
+    Raises StockadeError: `session.unknown`, `session.running`, and what the wall raises; everything then stays where it is.
+    """
+    from stockade.record.ledger import Ledger
+    from stockade.walls import bubblewrap, door, workspace
+    from stockade.walls.workspace import scan
+
+    left = find(name)
+    with _holding(left):
+        try:
+            view = workspace.resume(left.directory)
+        except (OSError, ValueError, EOFError, KeyError) as error:
+            raise StockadeError(
+                f"{left.id} cannot be resumed: {error}", code="session.unknown", hint=f"It never started. Look into {left.directory}."
+            ) from error
+        facts = view.facts
+        if not os.path.isdir(facts["top"]):
+            raise StockadeError(
+                f"the workspace {facts['top']} is not there any more",
+                code="workspace.missing",
+                hint=f"Put it back at this path; until then the work stays in {left.directory}.",
+            )
+        target = facts["target"]
+        home = confine.inside_home()
+        wanted = Confinement(
+            mounts=view.mounts, overlays=view.overlays, held=view.held, network="door", limits=Limits(), cwd=target, home=home, workspace=target,
+            environment=tuple(confine.base_environment(left.id).items()),
+        )  # fmt: skip
+        plan = bubblewrap.plan(wanted, bubblewrap.look(home), stage=f"{left.directory}/stage")
+        for stage in plan.stages:
+            os.makedirs(stage, 0o700, exist_ok=True)
+        made = door.make()
+        try:
+            events = view.finish(lambda argv, stdout, seconds: confined(plan, made, wanted, argv, stdout, seconds))
+        finally:
+            made.close()
+        if facts["mode"] != "ro":
+            events.append(scan.compare(facts, scan.Baseline()))
+        ledger = Ledger(places.state("ledger"))
+        try:
+            for event in events:
+                ledger.append({**event, "session": left.id})
+        finally:
+            ledger.close()
+        if reasons := after.left_by(events):
+            after.keep(left.directory, reasons)
+        else:
+            after.discard(left.directory)
+    return events
+
+
+def discard(name: str) -> Left:
+    """Remove the directory of a session that is over, with all that it holds. Raises StockadeError (`session.unknown`, `session.running`)."""
+    from stockade.record.ledger import Ledger
+
+    left = find(name)
+    with _holding(left):
+        ledger = Ledger(places.state("ledger"))
+        try:
+            ledger.append({"kind": "session.discard", "session": left.id, "held": list(left.what)})
+        finally:
+            ledger.close()
+        after.discard(left.directory)
+        if os.path.exists(left.directory):
+            raise StockadeError(
+                f"cannot remove {left.directory}",
+                code="session.discard",
+                hint="Something in it belongs to somebody else, or the disk is read-only.",
+            )
+    return left
+
+
+@contextmanager
+def _holding(left: Left) -> Iterator[None]:
+    fd = after.hold(left.directory)
+    if fd < 0:
+        raise StockadeError(f"{left.id} is still at work", code="session.running", hint="End its command first.")
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _look(name: str, directory: str) -> Left:
+    facts = after.load(f"{directory}/facts") or {}
+    state = "running"
+    what: tuple[str, ...] = ()
+    fd = after.hold(directory)
+    if fd >= 0:
+        what = after.reasons(directory)
+        state = "kept" if what else "ending"
+        os.close(fd)
+    return Left(name, directory, state, facts.get("top", ""), facts.get("started", 0.0), what)
