@@ -5,27 +5,41 @@ Run as `python -I -m stockade.gatehouse` with descriptors 3 and up (gateway/serv
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import time
+from typing import TYPE_CHECKING, Any
 
-from stockade.checks import fields, grants, normalise
-from stockade.core.values import Grant, Origin, Verdict
+from stockade.checks import fields, grants, normalise, usage
+from stockade.core.values import Grant, Verdict
 from stockade.gateway.serve import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Judge:
     """The checks, as the gateway asks them (gateway/flow.py states the protocol)."""
 
-    inspected_path: ClassVar[str] = fields.INSPECTED_PATH
-
     def __init__(self, config: dict[str, Any]) -> None:
-        self._grants = tuple(_grant(item) for item in config["grants"])
+        self._usage = usage.Usage()
+        self._grants = tuple(Grant.from_plain(item) for item in config["grants"])
+        self._counted = tuple(filter(usage.counted, self._grants))
         self._credentials = tuple(
             grants.CredentialInUse(name, item["header"], item["template"], item["placeholder"])
             for name, item in config["credentials"].items()
         )
 
     def request(self, **asked: Any) -> tuple[Verdict, Grant | None]:
-        return grants.choose(grants.HttpRequest(**asked), self._grants, self._credentials)
+        state = self._usage.state(time.time(), self._counted)
+        return grants.choose(grants.HttpRequest(**asked), self._grants, self._credentials, state)
+
+    def spend(self, grant: Grant, length: int) -> Callable[[], None]:
+        if not usage.counted(grant):
+            return lambda: None
+        self._usage.spend(grant, length, time.time())
+        return lambda: self._usage.give_back(grant, length)
+
+    def reads(self, path: str, grant: Grant) -> bool:
+        return bool(grant.body) or fields.inspected(path)
 
     def connect(self, host: str, port: int) -> Verdict:
         return grants.decide_connect(host, port, self._grants)
@@ -36,16 +50,8 @@ class Judge:
     def authority(self, text: str, default_port: int) -> tuple[str, int]:
         return normalise.authority(text, default_port)
 
-    def inspected(self, path: str) -> bool:
-        return fields.inspected(path)
-
     def body(self, host: str, path: str, body: bytes) -> str | None:
         return fields.forbidden_fields(host, path, body)
-
-
-def _grant(item: dict[str, Any]) -> Grant:
-    lists = {key: tuple(value) for key, value in item.items() if isinstance(value, list)}
-    return Grant(**{**item, **lists, "origin": Origin(**item["origin"])})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stockade.checks.fields import INSPECTED_PATH, forbidden_fields, inspected
+from stockade.checks.fields import forbidden_fields, inspected
 
 MESSAGES, CHAT, RESPONSES = "/v1/messages", "/v1/chat/completions", "/v1/responses"
 
@@ -98,11 +98,9 @@ def test_never_raises(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [MESSAGES, CHAT, RESPONSES, "/V1/MESSAGES/", "/x/v1/messages/batches", "/v1/%6dessages", "/v1/files", "/messages"]
-)
-def test_the_pattern_for_the_engine_covers_every_inspected_path(path: str) -> None:
-    """Except escapes, which the engine undoes first; what slips through is refused for its missing body."""
-    import re
-
-    if inspected(path) and "%" not in path:
-        assert re.fullmatch("(?i)" + INSPECTED_PATH, path)
+    ("path", "read"),
+    [(MESSAGES, True), (CHAT, True), (RESPONSES, True), ("/V1/MESSAGES/", True), ("/x/v1/messages/batches", True), ("/v1/%6dessages", True),
+     ("/v1/files", False), ("/messages", False)],
+)  # fmt: skip
+def test_which_bodies_are_read(path: str, read: bool) -> None:
+    assert inspected(path) is read

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-from stockade.checks.fields import INSPECTED_PATH
-from stockade.gateway.config import FACTS, UPSTREAM, bootstrap
+from stockade.gateway.config import FACTS, READ, UPSTREAM, bootstrap
 
 GOLDEN = Path(__file__).with_name("golden.json")
 
 
 def made(ca: str = "/etc/ssl/certs/ca-certificates.crt") -> dict[str, Any]:
-    return bootstrap(directory="/tmp/gate", upstream_ca=ca, inspected_path=INSPECTED_PATH, injected=("X-Api-Key", "authorization"))
+    return bootstrap(directory="/tmp/gate", upstream_ca=ca, injected=("X-Api-Key", "authorization"))
 
 
 def test_golden() -> None:
@@ -37,7 +36,10 @@ def test_every_way_in_asks_and_hides_the_facts() -> None:
         assert names[-1] == "envoy.filters.http.router" and names[-2] == "strip"
         assert names.index("facts") < names.index("envoy.filters.http.ext_authz") < names.index("strip")
         filters = {entry["name"]: entry["typed_config"] for entry in manager["http_filters"]}
-        assert filters["envoy.filters.http.ext_authz"]["failure_mode_allow"] is False
+        first, second = (entry["typed_config"] for entry in manager["http_filters"] if entry["name"] == "envoy.filters.http.ext_authz")
+        assert first["failure_mode_allow"] is second["failure_mode_allow"] is False
+        assert "filter_enabled_metadata" not in first and second["filter_enabled_metadata"]["path"] == [{"key": READ}]
+        assert second["with_request_body"]["allow_partial_message"] is False
         assert {entry["remove"] for entry in filters["strip"]["mutations"]["request_mutations"]} == {*FACTS, UPSTREAM}
         for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
             unasked = route.get("typed_per_filter_config", {}).get("envoy.filters.http.ext_authz", {}).get("disabled", False)
@@ -46,7 +48,7 @@ def test_every_way_in_asks_and_hides_the_facts() -> None:
 
 def test_the_only_ways_out_take_their_address_from_the_answer() -> None:
     clusters = {cluster["name"]: cluster for cluster in made()["static_resources"]["clusters"]}
-    assert set(clusters) == {"brain", "certificates", "tunnel", "origin-plain", "origin-tls"}
+    assert set(clusters) == {"brain", "reader", "certificates", "tunnel", "origin-plain", "origin-tls"}
     for name in ("origin-plain", "origin-tls"):
         assert clusters[name]["original_dst_lb_config"]["metadata_key"]["path"] == [{"key": UPSTREAM}]
     assert "admin" not in made()

@@ -30,10 +30,15 @@ def flow() -> Flow:
 
 
 def examine(
-    facts: dict[str, str], host: str = "api.example.com", target: str = "/v1/x", body: bytes = b"", *more: tuple[str, str]
+    facts: dict[str, str],
+    host: str = "api.example.com",
+    target: str = "/v1/x",
+    body: bytes = b"",
+    *more: tuple[str, str],
+    whole: bool = False,
 ) -> Outcome:
     headers = (("host", host), *((f"x-stockade-{name}", value) for name, value in facts.items()), *more)
-    return flow().examine(Asked("GET", target, headers, body))
+    return flow().examine(Asked("GET", target, headers, body, whole))
 
 
 @pytest.mark.parametrize("facts", [TUNNEL, STRAIGHT])
@@ -80,10 +85,24 @@ def test_a_fact_said_twice_is_refused(name: str) -> None:
     assert outcome.verdict.rule == "engine-facts"
 
 
-def test_a_body_that_must_be_read_and_did_not_come() -> None:
-    outcome = examine({**TUNNEL, "length": "5", "method": "POST"}, target="/v1/messages")
-    assert outcome.verdict.rule == "server-side-action"
-    assert examine({**TUNNEL, "length": "2", "method": "POST"}, "api.example.com", "/v1/messages", b"{}").verdict.effect == ALLOW
+def test_a_body_that_must_be_read_is_asked_for_and_only_then_decided() -> None:
+    facts = {**TUNNEL, "length": "2", "method": "POST"}
+    first = examine(facts, target="/v1/messages")
+    assert first.read and first.event == {}
+    assert examine(facts, "api.example.com", "/v1/messages", b"{}", whole=True).verdict.effect == ALLOW
+    assert not examine(facts, target="/v1/other").read
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"{}{}"])
+def test_a_body_that_did_not_come_whole_is_refused(body: bytes) -> None:
+    facts = {**TUNNEL, "length": "2", "method": "POST"}
+    assert examine(facts, "api.example.com", "/v1/messages", body, whole=True).verdict.rule == "server-side-action"
+
+
+def test_a_body_without_an_announced_length_comes_with_the_first_question() -> None:
+    facts = {**TUNNEL, "method": "POST"}
+    assert examine(facts, "api.example.com", "/v1/messages", b"{}").verdict.effect == ALLOW
+    assert examine(facts, "api.example.com", "/v1/messages", b'{"mcp_servers": [1]}').verdict.rule == "server-side-action"
 
 
 class Believing(Judge):

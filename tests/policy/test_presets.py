@@ -27,7 +27,7 @@ def grants(places: Places, preset: str, more: str = "") -> list[tuple[str, str, 
 def test_pip_mirror_from_the_users_configuration(places: Places) -> None:
     (places.home / ".config/pip").mkdir()
     (places.home / ".config/pip/pip.conf").write_text(
-        "[global]\nindex-url = https://user:secret@mirror.corp.test/repo/pypi/simple\n"
+        "[global]\nindex-url = https://user:hunter2@mirror.corp.test/repo/pypi/simple\n"
         "extra-index-url =\n  http://extra.corp.test:8081/root/+simple/\n  file:///opt/wheels\n"
     )
     found = grants(places, "pypi")
@@ -35,7 +35,7 @@ def test_pip_mirror_from_the_users_configuration(places: Places) -> None:
     assert ("http", "extra.corp.test", 8081, ("/root/**",)) in found
     assert not any("wheels" in str(one) for one in found)
     compiled = places.compile()
-    assert "secret" not in repr(compiled.policy) and any("user or password" in str(warning) for warning in compiled.warnings)
+    assert "hunter2" not in repr(compiled.policy) and any("user or password" in str(warning) for warning in compiled.warnings)
     values = dict(compiled.policy.environment.set_values)
     assert values["PIP_INDEX_URL"] == values["UV_DEFAULT_INDEX"] == "https://mirror.corp.test/repo/pypi/simple"
     assert "http://extra.corp.test:8081/root/+simple/" in values["PIP_EXTRA_INDEX_URL"]

@@ -11,8 +11,6 @@ from typing import Any
 
 from stockade.checks.normalise import Ambiguous, normalise_path
 
-# The same test as a regular expression for the engine that must buffer these bodies (gateway/config.py takes it from here by way of the wiring).
-INSPECTED_PATH = r".*/(v1/messages(/count_tokens|/batches)?|chat/completions|responses(/compact)?)/?"
 _ANTHROPIC = ("/v1/messages", "/v1/messages/count_tokens", "/v1/messages/batches")
 _OPENAI = ("/chat/completions", "/responses", "/responses/compact")
 

@@ -1,7 +1,8 @@
-"""May this request leave? One pure function over the request, the grants and the names of the credentials.
+"""May this request leave? One pure function over the request, the grants, the names of the credentials, and what the session has used.
 
 Laws (tests/checks/test_grants.py): nothing is allowed without a grant; a deny grant beats every allow; order and duplicates never matter; adding an
-allow grant never turns an allow into a deny; a suggested grant covers the host, port, method, path and query that it was suggested for.
+allow grant never turns an allow into a deny; having used more never turns a deny into an allow; a suggested grant covers the host, port, method,
+path and query that it was suggested for.
 Request headers are an allowlist: a list of bad credential headers always misses one.
 """
 
@@ -10,7 +11,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Literal
 
+from stockade.checks.constraints import body_refused, content_type_refused, parameter_refused
 from stockade.checks.normalise import Ambiguous, normalise_host, normalise_path, query_names
+from stockade.checks.usage import State, spent
 from stockade.core.frozen import frozen
 from stockade.core.values import ALLOW, ASK, DENY, Grant, Verdict
 
@@ -41,7 +44,8 @@ CREDENTIAL_PARAMETERS = frozenset(
 class HttpRequest:
     """A request as it would be sent. `host` has no port; `target` is the path with its query; header names are in any case, duplicates kept.
 
-    `length` is the body's size in bytes; -1 = not known before it has been sent, which no grant allows.
+    `length` is the body's size in bytes; -1 = not known before it has been sent, which no grant allows. `body` is the body where it has been read
+    (None = not yet; what grants say of it then counts as kept, and whoever asks reads it and asks again before anything moves).
     """
 
     method: str
@@ -51,6 +55,7 @@ class HttpRequest:
     port: int = 443
     headers: tuple[tuple[str, str], ...] = ()
     length: int = 0
+    body: bytes | None = None
 
 
 @frozen
@@ -73,13 +78,21 @@ class _Refusal:
     grant: str = ""
 
 
-def decide(request: HttpRequest, grants: tuple[Grant, ...], credentials: tuple[CredentialInUse, ...] = ()) -> Verdict:
+_FRESH = State()
+
+
+def decide(
+    request: HttpRequest, grants: tuple[Grant, ...], credentials: tuple[CredentialInUse, ...] = (), state: State = _FRESH
+) -> Verdict:
     """May `request` leave? Never raises for anything the request holds."""
-    return choose(request, grants, credentials)[0]
+    return choose(request, grants, credentials, state)[0]
 
 
-def choose(request: HttpRequest, grants: tuple[Grant, ...], credentials: tuple[CredentialInUse, ...] = ()) -> tuple[Verdict, Grant | None]:
-    """The verdict, and for an allow the grant that gave it (its credential is the one to inject; its `private` says where it may connect)."""
+def choose(
+    request: HttpRequest, grants: tuple[Grant, ...], credentials: tuple[CredentialInUse, ...] = (), state: State = _FRESH
+) -> tuple[Verdict, Grant | None]:
+    """The verdict, and for an allow the grant that gave it: the one to count the request under. Its credential is the one to inject, its `private` says
+    where it may connect."""
     try:
         host, path, query = _settle(request)
     except Ambiguous as error:
@@ -91,7 +104,7 @@ def choose(request: HttpRequest, grants: tuple[Grant, ...], credentials: tuple[C
         if grant.effect == DENY:
             if _covers(grant, request, host, path, folded=True):
                 return Verdict(DENY, "denied-by-rule", (f"{request.method} {host}{path} is denied by {_where(grant)}.",)), None
-        elif refusal := _refuse(grant, request, host, path, query, in_use):
+        elif refusal := _refuse(grant, request, host, path, query, in_use, state):
             refusals.append(refusal)
         else:
             accepted.append(grant)
@@ -152,7 +165,7 @@ def _settle(request: HttpRequest) -> tuple[str, str, str | None]:
 
 
 def _refuse(
-    grant: Grant, request: HttpRequest, host: str, path: str, query: str | None, in_use: dict[str, CredentialInUse]
+    grant: Grant, request: HttpRequest, host: str, path: str, query: str | None, in_use: dict[str, CredentialInUse], state: State
 ) -> _Refusal | None:
     if not (_host_matches(grant.host, host) and grant.port == request.port and grant.scheme == request.scheme):
         return _Refusal(0, "host-not-granted", f"no grant covers {request.scheme}://{host}:{request.port}")
@@ -171,13 +184,22 @@ def _refuse(
         return _Refusal(
             3, "query-not-granted", f"a query is not granted on this path ({_where(grant)})", _snippet(request, host, path, grant)
         )
+    if query and grant.query == "listed" and (name := parameter_refused(query, grant)) is not None:
+        return _Refusal(3, "parameter-not-granted", f"the query parameter {name!r} is not granted on this path ({_where(grant)})")
     if request.length < 0 or request.length > grant.max_upload:
         size = f"{request.length} bytes" if request.length >= 0 else "unknown size"
         wider = _snippet(request, host, path, grant) if request.length >= 0 else ""
         return _Refusal(
             4, "upload-too-large", f"a body of {size} is more than the granted {grant.max_upload} bytes ({_where(grant)})", wider
         )
-    return _refuse_headers(grant, request, host, path, in_use)
+    if reason := content_type_refused(request.headers, request.length, grant):
+        return _Refusal(4, "content-type-not-granted", f"{reason} ({_where(grant)})")
+    if refusal := _refuse_headers(grant, request, host, path, in_use):
+        return refusal
+    if request.body is not None and (reason := body_refused(request.headers, request.body, grant)):
+        return _Refusal(8, "body-not-granted", f"{reason} ({_where(grant)})")
+    rule, reason = spent(grant, request.length, state)
+    return _Refusal(9, rule, f"{reason} ({_where(grant)})") if rule else None
 
 
 def _refuse_headers(grant: Grant, request: HttpRequest, host: str, path: str, in_use: dict[str, CredentialInUse]) -> _Refusal | None:
@@ -297,10 +319,11 @@ def _where(grant: Grant) -> str:
     return f"{file}:{line}" if line else file
 
 
+@lru_cache(4096)
 def _sort_key(grant: Grant) -> tuple[object, ...]:
     return (
         grant.host, grant.port, grant.scheme, grant.methods, grant.paths, grant.query, grant.headers, grant.credential, grant.max_upload,
-        grant.effect, grant.private, str(grant.origin), grant.origin.preset,
+        grant.effect, grant.private, str(grant.origin), grant.origin.preset, repr(grant),
     )  # fmt: skip
 
 

@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import sys
+import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -196,20 +198,39 @@ def _shown(found: Compiled) -> list[tuple[str, Origin | None]]:
 
 
 def _grant(grant: Grant) -> str:
-    from stockade.policy.units import show_size
+    from stockade.policy.units import show_duration, show_size
 
     text = (
         f"\n[[egress]]\nhost = {_quote(grant.host)}\nport = {grant.port}\nscheme = {_quote(grant.scheme)}\nmethods = {_list(grant.methods)}"
     )
-    text += f"\npaths = {_list(grant.paths)}\nquery = {_quote(grant.query)}"
+    text += f"\npaths = {_list(grant.paths)}"
+    if grant.effect != ALLOW:
+        return f'{text}\neffect = "{grant.effect}"'
+    text += f"\nparameters = {_list(grant.parameters)}" if grant.query == "listed" else f"\nquery = {_quote(grant.query)}"
     if grant.headers:
         text += f"\nheaders = {_list(grant.headers)}"
     if grant.credential:
         text += f"\ncredential = {_quote(grant.credential)}"
     if grant.private:
         text += "\nprivate = true"
-    if grant.effect != ALLOW:
-        return f'{text}\neffect = "{grant.effect}"'
+    if grant.content_types:
+        text += f"\ncontent_types = {_list(grant.content_types)}"
+    for rule in grant.body:
+        said = f", values = [{', '.join(rule.values)}]" if rule.values else ", absent = true" if rule.absent else ""
+        said += f", most = {rule.most}" if rule.most >= 0 else ""
+        text += f"\nbody = {{ pointer = {_quote(rule.pointer)}{said} }}"
+    if grant.uses:
+        text += f"\nuses = {grant.uses}"
+    if grant.rate:
+        text += f"\nrate = {_quote(f'{grant.rate} per {show_duration(grant.rate_seconds)}')}"
+    for name in ("not_before", "not_after"):
+        if moment := getattr(grant, name):
+            text += f"\n{name} = {datetime.fromtimestamp(moment, UTC).isoformat()}"
+    for name in ("secret", "after_secret"):
+        if getattr(grant, name):
+            text += f"\n{name} = true"
+    if grant.upload_budget:
+        text += f"\nupload_budget = {_quote(show_size(grant.upload_budget))}"
     return f"{text}\nmax_upload = {_quote(show_size(grant.max_upload))}"
 
 
@@ -236,6 +257,7 @@ def _explain(options: argparse.Namespace) -> int:
 def _explain_request(method: str, url: str, policy: Policy) -> tuple[Verdict, Origin]:
     from stockade.checks.grants import CredentialInUse, HttpRequest, choose
     from stockade.checks.normalise import Ambiguous, authority
+    from stockade.checks.usage import State
 
     scheme = urlsplit(url).scheme
     rest = url.partition("://")[2].partition("#")[0]
@@ -253,12 +275,13 @@ def _explain_request(method: str, url: str, policy: Policy) -> tuple[Verdict, Or
         method.upper(), host, target if target.startswith("/") else f"/{target}", "https" if scheme == "https" else "http", port
     )
     in_use = tuple(CredentialInUse(one.name, one.header, one.template) for one in policy.credentials)
-    verdict, grant = choose(request, policy.grants, in_use)
+    state = State(time.time())
+    verdict, grant = choose(request, policy.grants, in_use, state)
     if grant is not None:
         return verdict, grant.origin
-    if choose(request, (), in_use)[0].rule != verdict.rule:  # some rule had a say: the one that alone says the same
+    if choose(request, (), in_use, state)[0].rule != verdict.rule:  # some rule had a say: the one that alone says the same
         for one in policy.grants:
-            if choose(request, (one,), in_use)[0].reasons == verdict.reasons:
+            if choose(request, (one,), in_use, state)[0].reasons == verdict.reasons:
                 return verdict, one.origin
     return verdict, Origin()
 

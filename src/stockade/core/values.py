@@ -121,11 +121,28 @@ class Confinement:
 
 
 @frozen
+class BodyRule:
+    """What must stand at a place of a JSON body. `pointer` is a JSON Pointer (RFC 6901); `values` are JSON texts of which one must stand there.
+
+    Without `values` nothing may stand there (`absent`), or a number of at most `most` (-1 = anything, as long as it is there).
+    """
+
+    pointer: str
+    values: tuple[str, ...] = ()
+    absent: bool = False
+    most: int = -1
+
+
+@frozen
 class Grant:
     """One egress rule: these methods on these paths of this host, with this credential and none other.
 
     `host` is exact ("api.example.com") or a suffix ("*.example.com"); `paths` are patterns of whole segments ("/v1/messages", "/simple/*/", "/files/**").
     `headers` are request headers allowed beyond the common ones; `credential` names a `Credential` ("" = the request must carry none).
+    With `query` "listed" only `parameters` may stand in the query: "name", or "name=value" for that value only. `content_types` bound what a body
+    may say it is (() = anything), `body` what it holds as JSON. Sizes in bytes; zeros mean no bound. The bounds over time (`uses`, `rate` requests
+    in `rate_seconds`, `upload_budget`) count for one session; `not_before` and `not_after` are Unix seconds.
+    `secret`: what it brings in is secret, and from then on only grants with `secret` or `after_secret` hold for the session.
     """
 
     host: str
@@ -133,13 +150,31 @@ class Grant:
     scheme: Literal["https", "http"] = "https"
     methods: tuple[str, ...] = ("GET", "HEAD")
     paths: tuple[str, ...] = ("/**",)
-    query: Literal["any", "none"] = "any"
+    query: Literal["any", "none", "listed"] = "any"
     headers: tuple[str, ...] = ()
     credential: str = ""
     max_upload: int = 1 << 20
     effect: Effect = ALLOW
     private: bool = False  # the operator vouches that this name may resolve to a private or loopback address
     origin: Origin = Origin()
+    parameters: tuple[str, ...] = ()
+    content_types: tuple[str, ...] = ()
+    body: tuple[BodyRule, ...] = ()
+    uses: int = 0
+    rate: int = 0
+    rate_seconds: int = 0
+    upload_budget: int = 0
+    not_before: int = 0
+    not_after: int = 0
+    secret: bool = False
+    after_secret: bool = False
+
+    @classmethod
+    def from_plain(cls, data: dict[str, Any]) -> Self:
+        """Rebuild a grant from `frozen.plain(grant)`. Only for data that we validated and wrote ourselves."""
+        lists = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
+        rules = tuple(BodyRule(**{**rule, "values": tuple(rule["values"])}) for rule in data["body"])
+        return cls(**{**data, **lists, "body": rules, "origin": Origin(**data["origin"])})
 
 
 @frozen
@@ -199,7 +234,7 @@ class Policy:
             mounts=tuple(Mount(**origin(item)) for item in data["mounts"]),
             environment=Environment(tuple(environment["pass_names"]), tuple((name, value) for name, value in environment["set_values"])),
             limits=Limits(**data["limits"]),
-            grants=tuple(Grant(**origin(item)) for item in data["grants"]),
+            grants=tuple(Grant.from_plain(item) for item in data["grants"]),
             credentials=tuple(Credential(**origin(item)) for item in data["credentials"]),
             sources=tuple((path, digest) for path, digest in data["sources"]),
         )

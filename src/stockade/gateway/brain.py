@@ -17,7 +17,7 @@ import httptools
 
 from stockade.core.values import ALLOW, Verdict
 from stockade.gateway.certs import REFUSED, Authority
-from stockade.gateway.config import MAX_BUFFERED, UPSTREAM
+from stockade.gateway.config import MAX_BUFFERED, NOWHERE, READ, UPSTREAM
 from stockade.gateway.flow import Asked, Flow, Judge, Outcome, Synthetic, refusal_text
 from stockade.gateway.resolve import Resolver, Unreachable
 
@@ -96,6 +96,11 @@ class Brain:
     async def authorise(self, asked: Asked) -> Answer:
         """ext_authz over HTTP: 200 allows (with the address to use and the credential), anything else refuses."""
         outcome = self._flow.examine(asked)
+        if outcome.read:
+            # INVARIANT: an address that leads nowhere, should the engine ever fail to ask again.
+            return 200, [(READ, "1"), (UPSTREAM, NOWHERE)], b""
+        # INVARIANT: counted before anything is awaited, so that requests at the same time cannot share what is left.
+        take_back = self._judge.spend(outcome.grant, outcome.length) if outcome.grant else lambda: None
         address, extra = "", []
         if outcome.verdict.effect == ALLOW and not outcome.tunnel:
             if outcome.grant is None:
@@ -104,6 +109,7 @@ class Brain:
                 address = await self._resolver.address(outcome.host, outcome.port, outcome.grant.private)
                 extra = self._credential(outcome)
             except Unreachable as error:
+                take_back()
                 outcome = _changed(outcome, error.rule, f"{error}.")
         try:
             if extra:
@@ -112,10 +118,13 @@ class Brain:
                 )
             await self._ledger.record(outcome.event)
         except NoReceipt:
+            if outcome.grant:
+                take_back()
             return 503, [("content-type", "text/plain")], b"stockade refused this request: it could not be written to the ledger\n"
         if outcome.verdict.effect != ALLOW:
             headers = [("content-type", "text/plain; charset=utf-8"), ("x-stockade-rule", outcome.verdict.rule)]
-            return 403, headers, refusal_text(outcome).encode()
+            status = 429 if outcome.verdict.rule == "rate-exceeded" else 403  # RFC 6585, section 4: worth trying again
+            return status, headers, refusal_text(outcome).encode()
         # INVARIANT: a request that is allowed carries its address; without one Envoy would go where the client pointed (ORIGINAL_DST).
         return 200, [*([(UPSTREAM, address)] if address else []), *extra], b""
 
@@ -222,10 +231,13 @@ def _changed(outcome: Outcome, rule: str, reason: str) -> Outcome:
 
 
 class Question(asyncio.Protocol):
-    """One connection from Envoy: HTTP/1.1, one question at a time, kept alive. `reply` answers; an exception in it is a refusal."""
+    """One connection from Envoy: HTTP/1.1, one question at a time, kept alive. `reply` answers; an exception in it is a refusal.
 
-    def __init__(self, reply: Callable[[Asked], Awaitable[Answer]]) -> None:
-        self._reply = reply
+    `whole`: what is asked here are second questions, with bodies.
+    """
+
+    def __init__(self, reply: Callable[[Asked], Awaitable[Answer]], *, whole: bool = False) -> None:
+        self._reply, self._whole = reply, whole
         self._parser = httptools.HttpRequestParser(self)
         self._task: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
@@ -264,7 +276,7 @@ class Question(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         method = self._parser.get_method().decode()
-        asked = Asked(method, self._target.decode("latin-1"), tuple(self._headers), bytes(self._body))
+        asked = Asked(method, self._target.decode("latin-1"), tuple(self._headers), bytes(self._body), self._whole)
         self._reset()
         if self._task is not None and not self._task.done():
             self._close()

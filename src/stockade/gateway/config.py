@@ -1,7 +1,8 @@
 """Envoy's bootstrap as a pure function (Envoy 1.40 API reference, v3). Nothing in it is secret and nothing in it depends on grants.
 
 Listeners on Unix sockets, one for each way in (`proxy.sock`, `http.sock`, `https.sock`), take PROXY v2 from the doorman. A CONNECT tunnel re-enters
-through the internal listener `tunnel`. Every request asks the brain over `brain.sock` (leaves come over `certificates.sock`). Upstream there are only two
+through the internal listener `tunnel`. Every request asks the brain over `brain.sock` (leaves come over `certificates.sock`), and over `reader.sock` a second time where the
+brain wants to read the body first. Upstream there are only two
 clusters, and both go to the one address that the brain returned for that request (ORIGINAL_DST with a metadata key).
 """
 
@@ -24,29 +25,35 @@ FACTS = {
     "x-stockade-way": "",  # which listener, filled in by each
 }
 UPSTREAM = "x-stockade-upstream"  # the brain's answer: the address to connect to
+READ = "x-stockade-read"  # the brain's answer: read the body, then ask again
+NOWHERE = "0.0.0.0:1"
 MAX_BUFFERED = 32 << 20  # bytes of a body that the brain reads; more is refused with 413
 MAX_HEADERS_KIB = 64
 IDLE = "1800s"  # a model may think for minutes before its first byte
 _T = "type.googleapis.com/envoy."
+_EXT_AUTHZ = "envoy.filters.http.ext_authz"  # the name also names the metadata that the filter writes
+_WHOLE = {"max_request_bytes": MAX_BUFFERED, "allow_partial_message": False, "pack_as_bytes": True}
+# Small bodies come with the first question: it saves the second, and a client that has sent everything reads a refusal in peace (over HTTP/2 an answer
+# to half a request comes with a reset, and curl before 8.0 then shows nothing else).
+_SMALL = {"max_request_bytes": 64 << 10, "allow_partial_message": True, "pack_as_bytes": True}
 
 
 def _typed(name: str, kind: str, **fields: Any) -> Json:
     return {"name": name, "typed_config": {"@type": _T + kind, **fields}}
 
 
-def bootstrap(*, directory: str, upstream_ca: str, inspected_path: str, injected: tuple[str, ...]) -> Json:
+def bootstrap(*, directory: str, upstream_ca: str, injected: tuple[str, ...]) -> Json:
     """The whole configuration.
 
-    `directory` holds the Unix sockets; `upstream_ca` is a PEM file of trusted roots; `inspected_path` is a regular expression (RE2) of paths whose bodies the
-    brain reads; `injected` are the names of headers that the brain may set.
+    `directory` holds the Unix sockets; `upstream_ca` is a PEM file of trusted roots; `injected` are the names of headers that the brain may set.
     """
     ways = {
-        "proxy": [_chain(_manager("proxy", [_connect_route(), *_routes("plain", inspected_path)], injected, proxy=True))],
-        "http": [_chain(_manager("http", _routes("plain", inspected_path), injected))],
-        "https": [_chain(_manager("https", _routes("tls", inspected_path), injected), tls=True)],
+        "proxy": [_chain(_manager("proxy", [_connect_route(), *_routes("plain")], injected, proxy=True))],
+        "http": [_chain(_manager("http", _routes("plain"), injected))],
+        "https": [_chain(_manager("https", _routes("tls"), injected), tls=True)],
     }
     listeners = [_listener(way, directory, chains, inspect_tls=way == "https") for way, chains in ways.items()]
-    listeners.append(_tunnel(inspected_path, injected))
+    listeners.append(_tunnel(injected))
     return {
         "node": {"id": "gate", "cluster": "gate"},
         "static_resources": {
@@ -76,9 +83,9 @@ def _listener(way: str, directory: str, chains: list[Json], *, inspect_tls: bool
     }
 
 
-def _tunnel(inspected_path: str, injected: tuple[str, ...]) -> Json:
+def _tunnel(injected: tuple[str, ...]) -> Json:
     """What comes out of a CONNECT tunnel: TLS, or plain HTTP for clients that tunnel it; anything else matches no chain and is closed."""
-    plain = _chain(_manager("tunnel-plain", _routes("plain", inspected_path), injected, inner=True))
+    plain = _chain(_manager("tunnel-plain", _routes("plain"), injected, inner=True))
     plain["filter_chain_match"] = {"transport_protocol": "raw_buffer", "application_protocols": ["http/1.1"]}
     return {
         "name": "tunnel",
@@ -88,7 +95,7 @@ def _tunnel(inspected_path: str, injected: tuple[str, ...]) -> Json:
             _typed("envoy.filters.listener.http_inspector", "extensions.filters.listener.http_inspector.v3.HttpInspector"),
         ],
         "listener_filters_timeout": "15s",
-        "filter_chains": [_chain(_manager("tunnel", _routes("tls", inspected_path), injected, inner=True), tls=True), plain],
+        "filter_chains": [_chain(_manager("tunnel", _routes("tls"), injected, inner=True), tls=True), plain],
     }
 
 
@@ -141,7 +148,8 @@ def _manager(name: str, routes: list[Json], injected: tuple[str, ...], *, proxy:
     filters += [
         _facts(name),
         *([_ask_connect()] if proxy else []),
-        _authorise(injected),
+        _authorise("brain", injected),
+        _authorise("reader", injected),
         _strip(),
         _typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True),
     ]
@@ -204,23 +212,30 @@ def _strip() -> Json:
     return _typed("strip", "extensions.filters.http.header_mutation.v3.HeaderMutation", mutations={"request_mutations": removals})
 
 
-def _authorise(injected: tuple[str, ...]) -> Json:
+def _authorise(who: str, injected: tuple[str, ...]) -> Json:
+    """Ask the brain; the `reader` only where the first answer wanted that, and with the whole body. Both write the same metadata, so the last one counts."""
+    only_if_wanted = {
+        "filter_enabled_metadata": {"filter": _EXT_AUTHZ, "path": [{"key": READ}], "value": {"string_match": {"exact": "1"}}},
+        "with_request_body": _WHOLE,
+    }
+    first = {"with_request_body": _SMALL}
     return _typed(
-        "envoy.filters.http.ext_authz",
+        _EXT_AUTHZ,
         "extensions.filters.http.ext_authz.v3.ExtAuthz",
+        **(only_if_wanted if who == "reader" else first),
         transport_api_version="V3",
         failure_mode_allow=False,
         status_on_error={"code": "ServiceUnavailable"},
         allowed_headers={"patterns": [{"safe_regex": {"regex": ".*"}}]},
         http_service={
-            "server_uri": {"uri": "http://brain", "cluster": "brain", "timeout": "20s"},
+            "server_uri": {"uri": f"http://{who}", "cluster": who, "timeout": "20s"},
             "authorization_response": {
                 # Envoy refuses an empty list; without credentials there is nothing to inject, and this name is never sent.
                 "allowed_upstream_headers": {
                     "patterns": [{"exact": name.lower()} for name in sorted(set(injected)) or ["x-stockade-none"]]
                 },
                 "allowed_client_headers": {"patterns": [{"exact": "content-type"}, {"exact": "x-stockade-rule"}]},
-                "dynamic_metadata_from_headers": {"patterns": [{"exact": UPSTREAM}]},
+                "dynamic_metadata_from_headers": {"patterns": [{"exact": UPSTREAM}, {"exact": READ}]},
             },
         },
     )
@@ -231,7 +246,7 @@ def _connect_route() -> Json:
     return {
         "match": {"connect_matcher": {}},
         "route": {"cluster": "tunnel", "timeout": "0s", "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}]},
-        "typed_per_filter_config": {"envoy.filters.http.ext_authz": {"@type": kind, "disabled": True}},
+        "typed_per_filter_config": {_EXT_AUTHZ: {"@type": kind, "disabled": True}},
     }
 
 
@@ -262,23 +277,13 @@ def _overwrite(name: str, value: str) -> Json:
     return {"append": {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
 
 
-def _routes(origin: str, inspected_path: str) -> list[Json]:
-    """Bodies that must be read, and bodies whose length nobody announced, are buffered for the brain; all others stream."""
+def _routes(origin: str) -> list[Json]:
+    """Bodies whose length nobody announced are read before the first question; others stream, but for their beginning, unless the brain wants them."""
     action = {"cluster": f"origin-{origin}", "timeout": "0s"}
-    buffered = {
-        "envoy.filters.http.ext_authz": {
-            "@type": _T + "extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
-            "check_settings": {
-                "with_request_body": {"max_request_bytes": MAX_BUFFERED, "allow_partial_message": False, "pack_as_bytes": True}
-            },
-        }
-    }
+    kind = _T + "extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"
     no_length = {"prefix": "/", "headers": [{"name": "content-length", "present_match": False}]}
-    return [
-        {"match": {"safe_regex": {"regex": "(?i)" + inspected_path}}, "route": action, "typed_per_filter_config": buffered},
-        {"match": no_length, "route": action, "typed_per_filter_config": buffered},
-        {"match": {"prefix": "/"}, "route": action},
-    ]
+    read = {_EXT_AUTHZ: {"@type": kind, "check_settings": {"with_request_body": _WHOLE}}}
+    return [{"match": no_length, "route": action, "typed_per_filter_config": read}, {"match": {"prefix": "/"}, "route": action}]
 
 
 def _cluster(name: str, address: Json, **fields: Any) -> Json:
@@ -293,9 +298,12 @@ def _cluster(name: str, address: Json, **fields: Any) -> Json:
 
 
 def _brains(directory: str) -> list[Json]:
-    """Two sockets, so that nothing a client writes into a question can make it look like a request for a key."""
+    """A socket each, so that nothing a client writes into a question can make it look like another kind of question."""
     limits = {"thresholds": [{"max_connections": 256, "max_pending_requests": 4096, "max_requests": 4096}]}
-    return [_cluster(name, {"pipe": {"path": f"{directory}/{name}.sock"}}, circuit_breakers=limits) for name in ("brain", "certificates")]
+    return [
+        _cluster(name, {"pipe": {"path": f"{directory}/{name}.sock"}}, circuit_breakers=limits)
+        for name in ("brain", "reader", "certificates")
+    ]
 
 
 def _tunnel_cluster() -> Json:
@@ -320,7 +328,7 @@ def _origin(kind: str, upstream_ca: str = "") -> Json:
         "type": "ORIGINAL_DST",
         "lb_policy": "CLUSTER_PROVIDED",
         "connect_timeout": "10s",
-        "original_dst_lb_config": {"metadata_key": {"key": "envoy.filters.http.ext_authz", "path": [{"key": UPSTREAM}]}},
+        "original_dst_lb_config": {"metadata_key": {"key": _EXT_AUTHZ, "path": [{"key": UPSTREAM}]}},
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
     }
     if upstream_ca:

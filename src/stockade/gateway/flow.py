@@ -6,7 +6,8 @@ Engine facts in (headers that Envoy overwrote), judge's verdict and a ledger eve
 from __future__ import annotations
 
 import ipaddress
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from stockade.core.frozen import frozen
 from stockade.core.values import ALLOW, DENY, Grant, Verdict
@@ -18,34 +19,51 @@ _SHOWN = 1024  # characters of a client's text that go into an event or a messag
 
 
 class Judge(Protocol):
-    """Who decides. The wiring makes one from checks/; `authority` raises ValueError with a `rule` attribute for what it cannot read."""
+    """Who decides. The wiring makes one from checks/; `authority` raises ValueError with a `rule` attribute for what it cannot read.
 
-    inspected_path: ClassVar[str]
+    `reads`: must the body be read before the decision counts? `spend` counts a request that is about to move, and gives a way to take that back.
+    """
 
     def __init__(self, config: dict[str, Any]) -> None: ...
     def request(
-        self, *, method: str, scheme: str, host: str, port: int, target: str, headers: tuple[tuple[str, str], ...], length: int
+        self,
+        *,
+        method: str,
+        scheme: str,
+        host: str,
+        port: int,
+        target: str,
+        headers: tuple[tuple[str, str], ...],
+        length: int,
+        body: bytes | None,
     ) -> tuple[Verdict, Grant | None]: ...
+    def reads(self, path: str, grant: Grant) -> bool: ...
+    def spend(self, grant: Grant, length: int) -> Callable[[], None]: ...
     def connect(self, host: str, port: int) -> Verdict: ...
     def name(self, host: str) -> bool: ...
     def authority(self, text: str, default_port: int) -> tuple[str, int]: ...
-    def inspected(self, path: str) -> bool: ...
     def body(self, host: str, path: str, body: bytes) -> str | None: ...
 
 
 @frozen
 class Asked:
-    """What the engine asks about: method as it spoke to us, target, every header (names lower case), the body if it was buffered."""
+    """What the engine asks about: method as it spoke to us, target, every header (names lower case), and of the body what was buffered: all of it if it
+    is small or nobody announced its length, else its beginning. `whole`: the second question about a request, whose body had to be read.
+    """
 
     method: str
     target: str
     headers: tuple[tuple[str, str], ...]
     body: bytes = b""
+    whole: bool = False
 
 
 @frozen
 class Outcome:
-    """The answer so far: an allow still needs a receipt, and an address unless it is for a `tunnel`, whose requests are judged one by one."""
+    """The answer so far: an allow still needs a receipt, and an address unless it is for a `tunnel`, whose requests are judged one by one.
+
+    `read`: nothing is decided before the body has been read; the engine asks again then. `length` is the body's.
+    """
 
     verdict: Verdict
     event: dict[str, object]
@@ -53,6 +71,8 @@ class Outcome:
     port: int = 0
     grant: Grant | None = None
     tunnel: bool = False
+    read: bool = False
+    length: int = 0
 
 
 class Synthetic:
@@ -141,10 +161,20 @@ class Flow:
             return self._refused(asked, known, "bad-length", "the content-length is not a number", host, port)
         length = int(declared) if declared else len(asked.body)
         headers = tuple((name, value) for name, value in asked.headers if name not in FACTS and not _engine_own(name))
+        read = asked.whole or len(asked.body) == length
         verdict, grant = self._judge.request(
-            method=known["method"], scheme=scheme, host=host, port=port, target=asked.target, headers=headers, length=length
+            method=known["method"],
+            scheme=scheme,
+            host=host,
+            port=port,
+            target=asked.target,
+            headers=headers,
+            length=length,
+            body=asked.body if read else None,
         )
-        if verdict.effect == ALLOW and length and self._judge.inspected(path):
+        if verdict.effect == ALLOW and grant is not None and length and self._judge.reads(path, grant):
+            if not read:
+                return Outcome(verdict, {}, host, port, read=True)
             if reason := self._unreadable(headers, asked.body, length) or self._judge.body(host, path, asked.body):
                 verdict, grant = Verdict(DENY, "server-side-action", (f"{reason}.",)), None
         if verdict.effect != ALLOW:
@@ -152,7 +182,7 @@ class Flow:
         event = self._event(known, verdict, host=host, port=port, method=known["method"], path=path, scheme=scheme, length=length)
         if grant and grant.credential:
             event["credential"] = grant.credential
-        return Outcome(verdict, event, host, port, grant)
+        return Outcome(verdict, event, host, port, grant, length=length)
 
     @staticmethod
     def _unreadable(headers: tuple[tuple[str, str], ...], body: bytes, length: int) -> str:

@@ -37,7 +37,7 @@ def serve(judge: type[Judge]) -> NoReturn:
         listeners = [(FIRST_LISTENER + number, item["kind"]) for number, item in enumerate(config["listeners"])]
         for descriptor in (CONTROL, tell, *(fd for fd, _ in listeners)):
             os.set_inheritable(descriptor, False)
-        children.append(_start_engine(config, directory, judge.inspected_path))
+        children.append(_start_engine(config, directory))
         _run(config, judge, directory, children, tell, listeners)
     except BaseException as error:
         _complain(f"{type(error).__name__}: {error}")
@@ -85,13 +85,13 @@ def _directory() -> str:
     return path
 
 
-def _start_engine(config: dict[str, Any], directory: str, inspected_path: str) -> int:
+def _start_engine(config: dict[str, Any], directory: str) -> int:
     import json
 
     from stockade.gateway.config import bootstrap
 
     injected = tuple(credential["header"] for credential in config["credentials"].values())
-    plan = bootstrap(directory=directory, upstream_ca=config["upstream_ca"], inspected_path=inspected_path, injected=injected)
+    plan = bootstrap(directory=directory, upstream_ca=config["upstream_ca"], injected=injected)
     path = f"{directory}/envoy.json"
     with open(path, "w") as file:
         json.dump(plan, file)
@@ -133,6 +133,7 @@ def _run(
         }
         brain = Brain(config["session"], judge(config), ledger, authority, secrets)
         await loop.create_unix_server(lambda: Question(brain.authorise), f"{directory}/brain.sock")
+        await loop.create_unix_server(lambda: Question(brain.authorise, whole=True), f"{directory}/reader.sock")
         await loop.create_unix_server(lambda: Question(brain.secret), f"{directory}/certificates.sock")
         streams = {}
         for descriptor, kind in listeners:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stockade.core.errors import PolicyError
-from stockade.core.values import Credential, Grant
+from stockade.core.frozen import replace
+from stockade.core.values import BodyRule, Credential, Grant
 from stockade.policy.presets import expand
 from stockade.policy.problems import nearest
 
@@ -22,7 +23,9 @@ _KEY_HEADERS = frozenset(
     """authorization proxy-authorization cookie x-api-key api-key apikey x-goog-api-key x-auth-token x-access-token x-amz-security-token
     private-token job-token x-gitlab-token x-github-token x-vault-token x-functions-key ocp-apim-subscription-key""".split()
 )
-_WITH_PRESET = ("preset", "credential", "max_upload", "private", "files_host")
+_OVER_TIME = ("upload_budget", "uses", "rate", "not_before", "not_after", "secret", "after_secret")
+_WITH_PRESET = ("preset", "credential", "max_upload", "private", "files_host", *_OVER_TIME)
+_NOT_IN_A_DENIAL = ("query", "parameters", "headers", "credential", "max_upload", "private", "content_types", "body", *_OVER_TIME)
 _LOCAL = ("localhost", "ip6-localhost")
 
 
@@ -92,7 +95,8 @@ class Rules:
         if table.credential is None:
             for credential in found.credentials:
                 credentials.setdefault(credential.name, credential)
-        return found.grants, dict(found.variables)
+        bounds = _over_time(table)
+        return tuple(replace(grant, **bounds) for grant in found.grants), dict(found.variables)
 
     def _rule(self, table: EgressTable, one: Document, key: tuple[str | int, ...]) -> tuple[Grant, ...]:
         deny = table.effect == "deny"
@@ -114,6 +118,23 @@ class Rules:
                 hint = "Write a [credential.NAME] with this header and name it in the rule: then only your own key passes."
                 message = f"listing the header {name} would let any key pass, an attacker's too"
                 self.errors.append(one.error(message, *key, "headers", index, code="policy.key-header", hint=hint))
+        if deny:
+            for name in sorted(table.model_fields_set & set(_NOT_IN_A_DENIAL)):
+                hint = "A denial is host, port, scheme, methods and paths; it covers every request to them."
+                self.errors.append(one.error(f"{name} means nothing in a denial", *key, name, code="policy.denial", hint=hint))
+        if table.parameters is not None and table.query is not None:
+            hint = 'parameters says it all: with none listed, write query = "none".'
+            self.errors.append(one.error("query and parameters contradict each other", *key, "parameters", code="policy.query", hint=hint))
+        if table.not_before and table.not_after and table.not_before >= table.not_after:
+            self.errors.append(
+                one.error("this rule ends before it begins, so it grants nothing", *key, "not_after", code="policy.grants-nothing")
+            )
+        for index, rule in enumerate(table.body or ()):
+            if sum((rule.values is not None, bool(rule.absent), rule.most is not None)) > 1 or rule.values == ():
+                hint = "Write values with at least one, or absent, or most; or the pointer alone for anything."
+                self.errors.append(
+                    one.error("this says more than one thing of a place, or nothing", *key, "body", index, code="policy.body", hint=hint)
+                )
         scheme = table.scheme or "https"
         fallback = Grant(table.host)
         return (
@@ -123,13 +144,20 @@ class Rules:
                 scheme,
                 table.methods or (("*",) if deny else fallback.methods),
                 table.paths or ("/**",),
-                table.query or fallback.query,
+                "listed" if table.parameters else "none" if table.parameters == () else table.query or fallback.query,
                 table.headers or (),
                 table.credential or "",
                 fallback.max_upload if table.max_upload is None else table.max_upload,
                 table.effect or fallback.effect,
                 bool(table.private),
                 one.origin(*key),
+                parameters=table.parameters or (),
+                content_types=table.content_types or (),
+                body=tuple(
+                    BodyRule(rule.pointer, rule.values or (), bool(rule.absent), -1 if rule.most is None else rule.most)
+                    for rule in table.body or ()
+                ),
+                **_over_time(table),
             ),
         )
 
@@ -176,6 +204,14 @@ class Rules:
                 message = f"the credentials {other.name} and {credential.name} both want the variable {credential.env}"
                 hint = 'Give one of them another env, or env = "".'
                 self.errors.append(PolicyError(message, code="policy.bad-value", file=at.file, line=at.line, key=at.key, hint=hint))
+
+
+def _over_time(table: EgressTable) -> dict[str, Any]:
+    """What a rule bounds over time, as fields of a grant."""
+    rate, seconds = table.rate or (0, 0)
+    written = {name: getattr(table, name) for name in _OVER_TIME if name != "rate"}
+    return {"rate": rate, "rate_seconds": seconds, **{name: value or 0 for name, value in written.items() if name[-6:] != "secret"},
+            "secret": bool(table.secret), "after_secret": bool(table.after_secret)}  # fmt: skip
 
 
 def _credential(name: str, table: CredentialTable, one: Document) -> Credential:

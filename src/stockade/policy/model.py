@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -16,6 +18,7 @@ MODES: tuple[Mode, ...] = ("ro", "rw-no-delete", "rw")  # from the narrowest to 
 PRESETS = ("anthropic", "debian", "github-read", "npm", "openai", "pypi")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, section 5.6.2
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+")  # RFC 6838, section 4.2
 _SEGMENTS = re.compile(r"(?:/[A-Za-z0-9._~!$&'()+,;=:@%*-]*)+")  # RFC 3986, section 3.3
 
 
@@ -120,6 +123,45 @@ def _header(value: str) -> str:
     return value
 
 
+def _content_type(value: str) -> str:
+    if not _MEDIA_TYPE.fullmatch(value):
+        raise wrong(f"{value!r} is not the type of a body", 'Write it without parameters: "application/json".')
+    return value.lower()
+
+
+def _pointer(value: str) -> str:
+    if (value and not value.startswith("/")) or re.search(r"~(?![01])", value):
+        raise wrong(
+            f"{value!r} is not a JSON Pointer", 'Write "/model", "/messages/0/role", or "" for the whole body (RFC 6901: ~1 is /, ~0 is ~).'
+        )
+    return value
+
+
+def _rate(value: object) -> tuple[int, int]:
+    try:
+        return units.rate(value)
+    except ValueError as error:
+        raise wrong(str(error)) from None
+
+
+def _moment(value: object) -> int:
+    """Unix seconds of a date and time with its offset, as TOML or as text."""
+    try:
+        found = datetime.fromisoformat(value) if isinstance(value, str) else value
+        if isinstance(found, datetime) and found.tzinfo is not None:
+            return int(found.timestamp())
+    except (ValueError, OverflowError):
+        pass
+    raise wrong(f"{str(value)[:40]!r} is not a date and time with an offset", "Write not_after = 2027-01-31T18:00:00Z.")
+
+
+def _scalar(value: object) -> str:
+    """A value of a body as JSON text."""
+    if not isinstance(value, str | int | float | bool):
+        raise wrong(f"{str(value)[:40]!r} cannot stand among the values", "Write strings, numbers, true or false.")
+    return json.dumps(value)
+
+
 def _variable(value: str) -> str:
     if value != "LC_*" and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
         hint = "Name each variable: a pattern could match a secret that you set next year." if "*" in value else ""
@@ -175,6 +217,11 @@ Variable = Annotated[Text, AfterValidator(_variable)]
 Size = Annotated[int, _unit(units.size), WithJsonSchema(_UNIT_SCHEMA)]
 Duration = Annotated[int, _unit(units.duration), WithJsonSchema(_UNIT_SCHEMA)]
 Count = Annotated[int, Field(ge=0, le=1 << 30)]
+ContentType = Annotated[Text, AfterValidator(_content_type)]
+Pointer = Annotated[str, AfterValidator(_pointer)]
+Rate = Annotated[tuple[int, int], BeforeValidator(_rate), WithJsonSchema({"type": "string", "examples": ["60 per min"]})]
+Moment = Annotated[int, BeforeValidator(_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
+Scalar = Annotated[str, BeforeValidator(_scalar), WithJsonSchema({"type": ["string", "number", "boolean"]})]
 
 
 class Table(BaseModel):
@@ -228,6 +275,15 @@ class LimitsTable(Table):
     scratch: Size | None = Field(None, description="Room in the private home and in /tmp, each.")
 
 
+class BodyTable(Table):
+    """What must stand at one place of a JSON body: one of values, at most a number, nothing at all; by default anything."""
+
+    pointer: Pointer = Field(description='A JSON Pointer: "/model". "" is the whole body.')
+    values: tuple[Scalar, ...] | None = Field(None, description="One of these must stand there.")
+    absent: bool | None = Field(None, description="true: nothing may stand there.")
+    most: Count | None = Field(None, description="A number of at most this must stand there.")
+
+
 class EgressTable(Table):
     """One rule about requests that leave: either a preset, or host with methods and paths."""
 
@@ -239,9 +295,23 @@ class EgressTable(Table):
     methods: tuple[Method, ...] | None = Field(None, description="Default: GET and HEAD; for a denial all.")
     paths: tuple[Pattern, ...] | None = Field(None, description="Whole segments; * is one segment, a last ** everything below.")
     query: Literal["any", "none"] | None = Field(None, description="May the URL have a query? Default: any.")
+    parameters: tuple[Text, ...] | None = Field(
+        None, description='The only parameters that the query may have: a name, or "name=value" for that value only.'
+    )
     headers: tuple[Header, ...] | None = Field(None, description='Request headers beyond the common ones: a name, or "name: value".')
     credential: Text | None = Field(None, description="The [credential.NAME] that the gate adds. Without it a request carries none.")
     max_upload: Size | None = Field(None, description="The largest body of one request. Default: 1 MiB.")
+    content_types: tuple[ContentType, ...] | None = Field(None, description='What a body may be: "application/json". Default: anything.')
+    body: tuple[BodyTable, ...] | None = Field(None, description="What must stand in a JSON body. The gate then reads bodies whole.")
+    upload_budget: Size | None = Field(None, description="All bodies of a session together. Default: no bound.")
+    uses: Count | None = Field(None, description="How many requests a session may make by this rule. Default: no bound.")
+    rate: Rate | None = Field(None, description='How fast: "60 per min". Default: no bound.')
+    not_before: Moment | None = Field(None, description="From when on the rule holds.")
+    not_after: Moment | None = Field(None, description="Until when the rule holds.")
+    secret: bool | None = Field(
+        None, description="What comes in by this rule is secret: afterwards only rules with secret or after_secret hold for the session."
+    )
+    after_secret: bool | None = Field(None, description="The rule still holds after something secret has come in.")
     effect: Literal["allow", "deny"] | None = Field(None, description="A denial beats every allow of any file. Default: allow.")
     private: bool | None = Field(None, description="The name may resolve to a private or loopback address.")
 
@@ -293,7 +363,7 @@ class PolicyFile(Table):
 
 TABLES: dict[str, type[Table]] = {
     "": PolicyFile, "workspace": WorkspaceTable, "mount": MountTable, "environment": EnvironmentTable, "limits": LimitsTable,
-    "egress": EgressTable, "credential": CredentialTable, "caps": CapsTable, "caps.limits": LimitsTable,
+    "egress": EgressTable, "egress.body": BodyTable, "credential": CredentialTable, "caps": CapsTable, "caps.limits": LimitsTable,
 }  # fmt: skip
 
 

@@ -68,7 +68,10 @@ def _apply(values: dict[str, Any], key: str, value: str) -> None:
     elif key == "egress.preset":
         values.setdefault("egress", []).append({"preset": value})
     elif table == "egress":
-        values.setdefault("egress", []).append({**rule(value, key), "effect": name})
+        found = {**rule(value, key), "effect": name}
+        if name == "deny":
+            del found["query"]  # a denial covers every query
+        values.setdefault("egress", []).append(found)
     else:
         counted = key in ("limits.processes", "limits.open_files") and value.isascii() and value.isdigit() and len(value) < 12
         values.setdefault(table, {})[name] = int(value) if counted else value

@@ -10,7 +10,9 @@ for _power, _letter in enumerate("kmgt", 1):
 _TIMES = {"s": 1, "sec": 1, "second": 1, "seconds": 1, "m": 60, "min": 60, "minute": 60, "minutes": 60}
 _TIMES |= {"h": 3600, "hour": 3600, "hours": 3600, "d": 86400, "day": 86400, "days": 86400}
 _NUMBER = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,6})?)\s*([A-Za-z]*)", re.ASCII)
+_RATE = re.compile(r"([0-9]{1,9}) per ([0-9]{1,9})?\s*([A-Za-z]+)", re.ASCII)
 MOST = 1 << 60
+MOST_REQUESTS = 100_000
 
 
 def size(value: object) -> int:
@@ -21,6 +23,17 @@ def size(value: object) -> int:
 def duration(value: object) -> int:
     """Seconds of "90 s", "30 min", "2 h", "1 day", "none" (0 = no limit) or a whole number of seconds. Raises ValueError."""
     return _parse(value, _TIMES, "a time", '"90 s", "30 min", "2 h" or "none"')
+
+
+def rate(value: object) -> tuple[int, int]:
+    """(requests, seconds) of "60 per min" or "5 per 10 s". Raises ValueError with a sentence for people."""
+    match = _RATE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f'{str(value)[:40]!r} is not a rate; write "60 per min" or "5 per 10 s"')
+    count, number, unit = match.groups()
+    if not 1 <= int(count) <= MOST_REQUESTS:
+        raise ValueError(f"a rate is of 1 to {MOST_REQUESTS} requests; for none at all leave the rule out")
+    return int(count), duration(f"{number or 1} {unit}")
 
 
 def _parse(value: object, units: dict[str, int], what: str, examples: str) -> int:

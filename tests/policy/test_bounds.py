@@ -1,0 +1,78 @@
+"""The keys of a rule that bound a request's query, its body, and what passes over time."""
+
+from __future__ import annotations
+
+import pytest
+
+from policy.support import Places
+from stockade.core.errors import PolicyError
+from stockade.core.frozen import plain
+from stockade.core.values import BodyRule, Grant, Policy
+from stockade.policy.problems import each
+
+RULE = '[[egress]]\nhost = "api.example.com"\npaths = ["/x"]\n'
+
+
+def grant(places: Places, text: str) -> Grant:
+    return places.write(user=RULE + text).compile().policy.grants[0]
+
+
+def test_every_key_arrives_and_survives_the_cache(places: Places) -> None:
+    found = grant(
+        places,
+        """parameters = ["page", "sort=asc"]
+content_types = ["Application/JSON"]
+body = [{ pointer = "/m", values = ["a", 1, true] }, { pointer = "/n", most = 5 }, { pointer = "/t", absent = true }, { pointer = "" }]
+upload_budget = "1 MiB"
+uses = 3
+rate = "5 per 10 s"
+not_before = 2026-01-01T00:00:00Z
+not_after = "2027-01-01T01:00:00+01:00"
+secret = true
+after_secret = true
+""",
+    )
+    assert (found.query, found.parameters, found.content_types) == ("listed", ("page", "sort=asc"), ("application/json",))
+    assert found.body == (BodyRule("/m", ('"a"', "1", "true")), BodyRule("/n", most=5), BodyRule("/t", absent=True), BodyRule(""))
+    assert (found.upload_budget, found.uses, found.rate, found.rate_seconds) == (1 << 20, 3, 5, 10)
+    assert (found.not_before, found.not_after, found.secret, found.after_secret) == (1767225600, 1798761600, True, True)
+    policy = places.compile().policy
+    assert Policy.from_plain(plain(policy)) == policy == places.load() == places.load()
+
+
+def test_bounds_over_time_go_with_a_preset(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
+    text = '[[egress]]\npreset = "anthropic"\nupload_budget = "9 MiB"\nrate = "60 per min"\nafter_secret = true\n'
+    (found,) = places.write(user=text).compile().policy.grants
+    assert (found.upload_budget, found.rate, found.rate_seconds, found.after_secret) == (9 << 20, 60, 60, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "says"),
+    [
+        ('rate = "fast"', "rate", "is not a rate"),
+        ('rate = "0 per min"', "rate", "a rate is of 1 to"),
+        ("rate = 5", "rate", "is not a rate"),
+        ("not_after = 2027-01-01T00:00:00", "not_after", "with an offset"),
+        ("not_after = 2027-01-01", "not_after", "with an offset"),
+        ('not_before = "soon"', "not_before", "with an offset"),
+        ("not_before = 2027-01-01T00:00:00Z\nnot_after = 2026-01-01T00:00:00Z", "not_after", "ends before it begins"),
+        ('content_types = ["json"]', "content_types[0]", "not the type of a body"),
+        ('body = [{ pointer = "model" }]', "body[0].pointer", "not a JSON Pointer"),
+        ('body = [{ pointer = "/a~2" }]', "body[0].pointer", "not a JSON Pointer"),
+        ('body = [{ pointer = "/a", values = [] }]', "body[0]", "more than one thing"),
+        ('body = [{ pointer = "/a", absent = true, most = 3 }]', "body[0]", "more than one thing"),
+        ('body = [{ pointer = "/a", values = [[1]] }]', "body[0].values[0]", "cannot stand among the values"),
+        ('parameters = ["a"]\nquery = "any"', "parameters", "contradict"),
+        ('effect = "deny"\nuses = 3', "uses", "means nothing in a denial"),
+        ('effect = "deny"\nbody = [{ pointer = "" }]', "body", "means nothing in a denial"),
+    ],
+)
+def test_what_cannot_be_meant(places: Places, text: str, key: str, says: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        grant(places, text)
+    assert [(error.key, says in error.message) for error in each(caught.value)] == [(f"egress[0].{key}", True)]
+
+
+def test_no_listed_parameter_means_no_query(places: Places) -> None:
+    assert grant(places, "parameters = []").query == "none"
