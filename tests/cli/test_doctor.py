@@ -61,7 +61,7 @@ def test_here_the_default_wall_works(tmp_path: Path) -> None:
 def test_the_shape_of_the_json_is_stable(tmp_path: Path) -> None:
     found = json.loads(run(tmp_path, "--json").stdout)
     assert set(found) == {"version", "ok", "judged", "parts"} and found["version"] == 1 and found["judged"] == "bubblewrap"
-    assert list(found["parts"]) == ["bubblewrap", "gate", "ledger", "gvisor", "vm"]
+    assert list(found["parts"]) == ["bubblewrap", "gate", "ledger", "sessions", "gvisor", "vm"]
     for part in found["parts"].values():
         assert set(part) == {"status", "checks"} and part["status"] in ("ok", "degraded", "missing", "absent") and part["checks"]
         for check in part["checks"]:
