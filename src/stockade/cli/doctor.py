@@ -88,8 +88,11 @@ def sessions() -> Iterator[Check]:
     from stockade.session import kept
 
     holding = [left.id for left in kept.sessions() if left.state == "kept"]
-    said = f"{len(holding)} that are over hold something: stockade session list" if holding else "none that is over holds anything"
-    yield Check("kept work", True, said, "commits and files of a session whose end was cut short", need="information")
+    why = "commits and files of sessions whose end was cut short"
+    if holding:
+        yield Check("kept work", True, f"left something: {', '.join(holding[:5])}", why, "stockade session list", need="information")
+    else:
+        yield Check("kept work", True, "none that is over holds anything", why)
 
 
 PARTS: dict[str, Callable[[], Iterator[Check]]] = {
