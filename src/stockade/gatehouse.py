@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from stockade.checks import fields, grants, normalise, usage
-from stockade.core.values import Grant, Verdict
+from stockade.core.values import DENY, Grant, Verdict
 from stockade.gateway.serve import serve
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ class Judge:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._usage = usage.Usage()
-        self._grants = tuple(Grant.from_plain(item) for item in config["grants"])
+        self._given = tuple(Grant.from_plain(item) for item in config["grants"])
+        self._grants = self._given
         self._counted = tuple(filter(usage.counted, self._grants))
         self._credentials = tuple(
             grants.CredentialInUse(name, item["header"], item["template"], item["placeholder"])
@@ -40,6 +41,10 @@ class Judge:
 
     def reads(self, path: str, grant: Grant) -> bool:
         return bool(grant.body) or fields.inspected(path)
+
+    def revoke(self, positions: list[int]) -> None:
+        gone = {self._given[position] for position in positions}
+        self._grants = tuple(grant for grant in self._grants if grant not in gone or grant.effect == DENY)
 
     def connect(self, host: str, port: int) -> Verdict:
         return grants.decide_connect(host, port, self._grants)

@@ -164,6 +164,7 @@ class Gate:
         self.hold = threading.Event()
         self.ready = threading.Event()
         self.ended = threading.Event()
+        self.revoked = threading.Event()
         self.failure = ""
         self.times: dict[str, float] = {}
         self.ca_file = directory / "gate-ca.pem"
@@ -202,6 +203,8 @@ class Gate:
                     self.ready.set()
                 elif message[0] == "failed":
                     self.failure = message[1]
+                elif message[0] == "revoked":
+                    self.revoked.set()
                 else:
                     self.events.append(message[2])
                     if not self.hold.is_set():

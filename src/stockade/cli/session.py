@@ -1,4 +1,4 @@
-"""`stockade session`: what runs, what sessions that are over have left behind, and what became harmless by another name."""
+"""`stockade session`: what runs and may leave it, what sessions that are over have left behind, and what became harmless by another name."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from stockade.core.frozen import plain
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from stockade.session.kept import Left
+
+_ID = "a session's id, or the beginning of it"
+
 
 def build_parser() -> argparse.ArgumentParser:
     """`stockade session`'s own parser."""
     parser = argparse.ArgumentParser(
-        prog="stockade session", description="List sessions, and bring back or discard what one that is over has left."
+        prog="stockade session",
+        description="List sessions, take grants back from one that runs, bring back or discard what one that is over has left.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -29,11 +34,21 @@ def build_parser() -> argparse.ArgumentParser:
         return found
 
     command("list", "Show the sessions that run, and those that are over and still hold something.")
+    command("grants", "Show what may leave a running session, numbered.").add_argument("id", metavar="ID", help=_ID)
+    revoke = command(
+        "revoke",
+        "Take grants back from a running session, and cut its connections. Other sessions go on. What is taken back cannot be given again.",
+    )
+    revoke.add_argument("id", metavar="ID", help=_ID)
+    revoke.add_argument(
+        "--rule", metavar="N", type=int, action="append", default=[], help="only this grant; may be repeated (default: all)"
+    )
+    revoke.add_argument("--credential", metavar="NAME", default="", help="only the grants that use this credential")
     for name, text in (
         ("recover", "Bring back commits and files of a session whose end was cut short, as its own end would have done."),
         ("discard", "Remove what a session that is over still holds. It cannot be undone."),
     ):
-        command(name, text).add_argument("id", metavar="ID", help="a session's id, or the beginning of it")
+        command(name, text).add_argument("id", metavar="ID", help=_ID)
     release = command("release", "Give a file that was made harmless (NAME.stockade-held) its name back. Look into it first.")
     release.add_argument("path", metavar="PATH", help="the file or folder whose name ends in .stockade-held")
     return parser
@@ -42,7 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run `stockade session` with `argv` (without "session"). 0: done; 1: something could still not be brought back."""
     options = build_parser().parse_args(argv)
-    run: Callable[[Any], int] = {"list": _list, "recover": _recover, "discard": _discard, "release": _release}[options.command]
+    run: Callable[[Any], int] = {
+        "list": _list,
+        "grants": _grants,
+        "revoke": _revoke,
+        "recover": _recover,
+        "discard": _discard,
+        "release": _release,
+    }[options.command]
     return run(options)
 
 
@@ -60,6 +82,58 @@ def _list(options: argparse.Namespace) -> int:
         print(f"{left.id}  {left.state:<8}{when}  {left.workspace}")
         for line in left.what:
             print(f"    {line}")
+    return 0
+
+
+def _running(name: str) -> Left:
+    from stockade.session import kept
+
+    left = kept.find(name)
+    if left.state != "running":
+        raise StockadeError(
+            f"{left.id} does not run any more", code="session.over", hint="There is nothing to take back: nothing of it runs."
+        )
+    return left
+
+
+def _grants(options: argparse.Namespace) -> int:
+    from stockade.gateway.desk import ask
+
+    found = ask(_running(options.id).directory, {"do": "grants"})["grants"]
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    if not found:
+        print("Nothing may leave this session.")
+    for one in found:
+        grant = one["grant"]
+        what = f"{','.join(grant['methods'])} {grant['scheme']}://{grant['host']}:{grant['port']} {' '.join(grant['paths'])}"
+        with_key = f" with {grant['credential']}" if grant["credential"] else ""
+        state = "revoked" if one["revoked"] else grant["effect"]
+        print(f"{one['rule']:>3}  {state:<8}{what}{with_key}  ({one['from']})")
+    return 0
+
+
+def _revoke(options: argparse.Namespace) -> int:
+    from stockade.gateway.desk import ask
+
+    directory, rules = _running(options.id).directory, list(options.rule)
+    if options.credential:
+        found = ask(directory, {"do": "grants"})["grants"]
+        named = [one["rule"] for one in found if one["grant"]["credential"] == options.credential]
+        if not named:
+            raise StockadeError(
+                f"no grant of this session uses the credential {options.credential!r}",
+                code="session.rule",
+                hint="stockade session grants ID lists them.",
+            )
+        rules += named
+    answer = ask(directory, {"do": "revoke", "rules": rules})
+    if options.json:
+        print(json.dumps(answer))
+    else:
+        taken = ", ".join(map(str, answer["revoked"]))
+        print(f"Taken back: {taken}. The session's connections were cut." if taken else "Nothing was left to take back.")
     return 0
 
 

@@ -34,10 +34,10 @@ class NoReceipt(Exception):
 
 
 class Ledger(asyncio.Protocol):
-    """Our end of the line to the supervisor. `gone` is called when it hangs up."""
+    """Our end of the line to the supervisor. `gone` is called when it hangs up, `revoke` with the places of grants that it takes back."""
 
-    def __init__(self, gone: Callable[[], None]) -> None:
-        self._gone = gone
+    def __init__(self, gone: Callable[[], None], revoke: Callable[[list[int]], None] = lambda _: None) -> None:
+        self._gone, self._revoke = gone, revoke
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._next = 0
         self._incoming = b""
@@ -50,7 +50,12 @@ class Ledger(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         *lines, self._incoming = (self._incoming + data).split(b"\n")
         for line in lines:
-            waiting = self._waiting.pop(json.loads(line)["id"], None)
+            message = json.loads(line)
+            if "revoke" in message:
+                self._revoke(message["revoke"])
+                self.tell({"revoked": True})
+                continue
+            waiting = self._waiting.pop(message["id"], None)
             if waiting and not waiting.done():
                 waiting.set_result(None)
 
@@ -80,10 +85,14 @@ class Ledger(asyncio.Protocol):
 
 
 class Brain:
-    """Decides for one session. `secrets` maps a credential's name to (header, value as written)."""
+    """Decides for one session. `secrets` maps a credential's name to (header, value as written); `cut` ends every connection of the session."""
 
-    def __init__(self, session: str, judge: Judge, ledger: Ledger, authority: Authority, secrets: dict[str, tuple[str, str]]) -> None:
+    def __init__(
+        self, session: str, judge: Judge, ledger: Ledger, authority: Authority, secrets: dict[str, tuple[str, str]], cut: Callable[[], None]
+    ) -> None:
         self._session, self._judge, self._ledger, self._authority, self._secrets = session, judge, ledger, authority, secrets
+        self._cut = cut
+        self._revocations = 0
         self._addresses = Synthetic()
         self._flow = Flow(session, judge, self._addresses)
         self._resolver = Resolver()
@@ -93,9 +102,15 @@ class Brain:
         self._answerer: Any = None
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def revoke(self, positions: list[int]) -> None:
+        """Take grants back, now: no decision that is still waiting for something is allowed by them, and what is under way is cut."""
+        self._judge.revoke(positions)
+        self._revocations += 1
+        self._cut()
+
     async def authorise(self, asked: Asked) -> Answer:
         """ext_authz over HTTP: 200 allows (with the address to use and the credential), anything else refuses."""
-        outcome = self._flow.examine(asked)
+        outcome, before = self._flow.examine(asked), self._revocations
         if outcome.read:
             # INVARIANT: an address that leads nowhere, should the engine ever fail to ask again.
             return 200, [(READ, "1"), (UPSTREAM, NOWHERE)], b""
@@ -121,6 +136,8 @@ class Brain:
             if outcome.grant:
                 take_back()
             return 503, [("content-type", "text/plain")], b"stockade refused this request: it could not be written to the ledger\n"
+        if before != self._revocations:
+            return 503, [("content-type", "text/plain")], b"stockade refused this request: grants were taken back meanwhile; try again\n"
         if outcome.verdict.effect != ALLOW:
             headers = [("content-type", "text/plain; charset=utf-8"), ("x-stockade-rule", outcome.verdict.rule)]
             status = 429 if outcome.verdict.rule == "rate-exceeded" else 403  # RFC 6585, section 4: worth trying again

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     Message = (
         tuple[Literal["ca"], str]
         | tuple[Literal["ready"]]
+        | tuple[Literal["revoked"]]
         | tuple[Literal["failed"], str]
         | tuple[Literal["event"], int, dict[str, object]]
     )
@@ -56,6 +57,10 @@ class Control:
     def acknowledge(self, number: int) -> None:
         """Tell the gate that an event is in the ledger. Until then it lets nothing happen."""
         self._send({"id": number})
+
+    def revoke(self, positions: list[int]) -> None:
+        """Take grants back, by their place in the configuration. The gate answers "revoked" when nothing passes by them any more."""
+        self._send({"revoke": positions})
 
     def receive(self) -> list[Message]:
         """The whole messages that are there; `closed` is true after the gate has gone. Raises WallFailed (`gate.protocol`) for anything malformed."""
@@ -116,6 +121,8 @@ class Control:
                 return ("ca", pem)
             case {"ready": True, **rest} if not rest:
                 return ("ready",)
+            case {"revoked": True, **rest} if not rest:
+                return ("revoked",)
             case {"failed": str(text), **rest} if not rest:
                 return ("failed", ascii(text[:_LONGEST_VALUE])[1:-1])
             case {"id": int(number), "event": dict(event), **rest} if not rest and type(number) is int and 0 < number < 1 << 53:

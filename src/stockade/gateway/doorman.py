@@ -19,6 +19,7 @@ _CHUNK = 1 << 16  # a pipe's default capacity (pipe(7))
 _ROUNDS = 16  # chunks a connection may move before others get their turn
 _MOST_DISCARDED = 64 << 20  # bytes
 MOST_CONNECTIONS = 1024
+CUT = b"cut\n"  # what the brain writes when every connection has to end
 
 
 def proxy_header(session: str, source: tuple[str, int], destination: tuple[str, int]) -> bytes:
@@ -108,9 +109,9 @@ class _Pair:
 
 
 class Doorman:
-    """Serves `listeners` (descriptor -> path of the engine's Unix socket) for one session."""
+    """Serves `listeners` (descriptor -> path of the engine's Unix socket) for one session. `told` is a pipe on which the brain says `CUT` (-1 = none)."""
 
-    def __init__(self, session: str, listeners: dict[int, str], most: int = MOST_CONNECTIONS) -> None:
+    def __init__(self, session: str, listeners: dict[int, str], most: int = MOST_CONNECTIONS, told: int = -1) -> None:
         import select
         import socket
 
@@ -121,6 +122,10 @@ class Doorman:
         self._busy: list[_Pair] = []
         self._open = 0
         self._accepting = False
+        self._told = told
+        if told >= 0:
+            os.set_blocking(told, False)
+            self._epoll.register(told, 1)  # EPOLLIN
         self._accept(True)
 
     def _accept(self, wanted: bool) -> None:
@@ -140,6 +145,12 @@ class Doorman:
         busy, self._busy = self._busy, []
         pairs = dict.fromkeys(busy)
         for fd, _ in ready:
+            if fd == self._told:
+                if not os.read(fd, 1 << 16):
+                    raise EOFError("the brain is gone")
+                self._cut()
+                return
+        for fd, _ in ready:
             if fd in self._listeners:
                 self._welcome(*self._listeners[fd])
             elif fd in self._pairs:
@@ -153,13 +164,22 @@ class Doorman:
         except OSError:
             state = None
         if state is None:
-            for end in pair.sockets:
-                del self._pairs[end.fileno()]
-            pair.close()
-            self._open -= 1
-            self._accept(True)
+            self._drop(pair)
         elif state:
             self._busy.append(pair)
+
+    def _drop(self, pair: _Pair) -> None:
+        for end in pair.sockets:
+            del self._pairs[end.fileno()]
+        pair.close()
+        self._open -= 1
+        self._accept(True)
+
+    def _cut(self) -> None:
+        """End every connection at once; what is in the pipes goes nowhere."""
+        self._busy = []
+        for pair in set(self._pairs.values()):
+            self._drop(pair)
 
     def _welcome(self, listener: socket.socket, path: str) -> None:
         import select
@@ -191,12 +211,12 @@ class Doorman:
             self._accept(False)
 
 
-def serve(session: str, listeners: dict[int, str]) -> None:
+def serve(session: str, listeners: dict[int, str], told: int) -> None:
     """Serve for ever. Raises the open-files limit to what the kernel grants (six descriptors a connection)."""
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    doorman = Doorman(session, listeners, max(1, min(MOST_CONNECTIONS, (hard - 64) // 6)))
+    doorman = Doorman(session, listeners, max(1, min(MOST_CONNECTIONS, (hard - 64) // 6)), told)
     while True:
         doorman.turn()

@@ -53,9 +53,9 @@ def _doorman(told: int, tell: int) -> None:
 
     from stockade.gateway import doorman
 
-    with os.fdopen(told, "rb") as pipe:
+    with os.fdopen(told, "rb", buffering=0) as pipe:
         order = json.loads(pipe.readline())
-    doorman.serve(order["session"], {int(fd): path for fd, path in order["listeners"].items()})
+        doorman.serve(order["session"], {int(fd): path for fd, path in order["listeners"].items()}, pipe.fileno())
 
 
 def _first_line() -> dict[str, Any]:
@@ -119,11 +119,15 @@ def _run(
     import json
     import socket
 
+    from stockade.gateway import doorman
     from stockade.gateway.brain import Brain, Ledger, Question
+
+    def cut() -> None:
+        os.write(tell, doorman.CUT)
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        ledger = Ledger(lambda: leave(0))
+        ledger = Ledger(lambda: leave(0), lambda positions: brain.revoke(positions))
         await loop.create_connection(lambda: ledger, sock=socket.socket(fileno=CONTROL))
         for child in children:
             watch = os.pidfd_open(child)
@@ -131,7 +135,7 @@ def _run(
         secrets = {
             name: (item["header"].lower(), item["template"].replace("{}", item["secret"])) for name, item in config["credentials"].items()
         }
-        brain = Brain(config["session"], judge(config), ledger, authority, secrets)
+        brain = Brain(config["session"], judge(config), ledger, authority, secrets, cut)
         await loop.create_unix_server(lambda: Question(brain.authorise), f"{directory}/brain.sock")
         await loop.create_unix_server(lambda: Question(brain.authorise, whole=True), f"{directory}/reader.sock")
         await loop.create_unix_server(lambda: Question(brain.secret), f"{directory}/certificates.sock")

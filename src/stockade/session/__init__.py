@@ -85,12 +85,12 @@ class Session:
         making = door.Making()
         self._closers.append(making.give_up)
         self.directory = places.private(f"{places.private(places.state('sessions'))}/.{self.id}")
-        self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)  # who cleans up after a crash takes only what nobody holds ...
+        self.lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self.lock, fcntl.LOCK_EX)  # who cleans up after a crash takes only what nobody holds ...
         ready = places.state(f"sessions/{self.id}")  # ... and does not see it under this name before it is held
         os.rename(self.directory, ready)
         self.directory = ready
-        self._closers.append(lambda: os.close(self._lock))
+        self._closers.append(lambda: os.close(self.lock))
         self.bundle = Bundle(f"{self.directory}/ca.pem")
         self._closers.append(self.bundle.close)
         variables = {item.env: self.placeholders[item.name] for item in self.policy.credentials if item.env}
@@ -160,7 +160,7 @@ class Session:
         if self._scan == (0, -1) and self.policy.workspace.mode != "ro":
             from stockade.session import after
 
-            self._scan = after.scan(self.directory, self._lock)
+            self._scan = after.scan(self.directory, self.lock)
 
     def finish(self) -> list[dict[str, Any]]:
         """The sandbox is dead: merge what a private layer holds, make the workspace harmless, bring commits back, and report; all of it recorded.

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from stockade.core.errors import StockadeError, WallFailed
 from stockade.core.frozen import plain
 from stockade.core.loop import READ, WRITE
-from stockade.core.values import Confinement, Limits, Mount
+from stockade.core.values import DENY, Confinement, Limits, Mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
     from stockade.core.loop import Loop
     from stockade.gateway.control import Control
+    from stockade.gateway.desk import Desk
     from stockade.session import Session
     from stockade.walls.box import Box, Child
 
 KINDS = {3128: "http-proxy", 80: "http", 443: "https", 53: "dns-tcp"}
 # No limit of processes: without a door's user namespace RLIMIT_NPROC would count everything that this user runs.
+OBEY = 2.0  # seconds in which a gate must have taken back a grant; then it is ended
 LIMITS = Limits(processes=0, memory=4 << 30, open_files=65536, scratch=64 << 20, file_size=64 << 20)
 
 
@@ -33,10 +37,17 @@ class GateKeeper:
         self._child: Child | None = None
         self._control: Control | None = None
         self._output = -1
+        self._desk: Desk | None = None
+        self._revoked: dict[int, float] = {}  # numbers of grants, and when
+        self._sent: list[int] = []  # the numbers of those that the gate was given, in its order
+        self._waiting: list[Callable[[], None]] = []  # for the gate's word that it has obeyed
         self.decisions: dict[str, int] = {}
 
     def listen(self) -> None:
-        """Wait for the first connection or query at the door; the gate is started then."""
+        """Wait for the first connection or query at the door, the gate is started then; and take orders about the session's grants."""
+        from stockade.gateway.desk import Desk
+
+        self._desk = Desk(self._session.lock, self._loop, self._obey)
         for fd in self._session.door.sockets():
             self._loop.watch(fd, READ, lambda _events: self.start("a connection"))
 
@@ -80,16 +91,72 @@ class GateKeeper:
         self._control = Control(ours, session.id)
         self._loop.watch(self._box.fileno(), READ, self._notes)
         policy = session.policy
+        self._sent = [number for number in range(len(policy.grants)) if number not in self._revoked]
         self._control.configure(
             {
                 "session": session.id,
-                "grants": [plain(grant) for grant in policy.grants],
+                "grants": [plain(policy.grants[number]) for number in self._sent],
                 "credentials": broker.for_gate(policy.credentials, session.placeholders, os.environ),
                 "listeners": listeners,
                 "upstream_ca": "/etc/ssl/certs/ca-certificates.crt",
                 "envoy": envoy,
             }
         )
+        self._poll()
+
+    def _obey(self, order: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+        match order:
+            case {"do": "grants", **rest} if not rest:
+                answer({"grants": self.grants()})
+            case {"do": "revoke", "rules": list(rules), **rest} if not rest and all(type(rule) is int for rule in rules):
+                self.revoke(rules, answer)
+            case _:
+                raise ValueError("it is of no known kind")
+
+    def grants(self) -> list[dict[str, Any]]:
+        """The session's grants, numbered from 1 as its policy lists them."""
+        return [
+            {"rule": number + 1, "revoked": number in self._revoked, "from": str(grant.origin), "grant": plain(grant)}
+            for number, grant in enumerate(self._session.policy.grants)
+        ]
+
+    def revoke(self, rules: Sequence[int], answer: Callable[[dict[str, Any]], None]) -> None:
+        """Take grants back, all if `rules` (their numbers) is empty, and cut every connection of the session. `answer` is called when that is in force.
+
+        Raises StockadeError: `session.rule` for a number that is none, `session.widen` for a denial, `ledger.*`; nothing is changed then.
+        """
+        grants = self._session.policy.grants
+        numbers = [rule - 1 for rule in rules] or [number for number, grant in enumerate(grants) if grant.effect != DENY]
+        for number in numbers:
+            if not 0 <= number < len(grants):
+                raise StockadeError(f"there is no rule {number + 1}", code="session.rule", hint="stockade session grants ID lists them.")
+            if grants[number].effect == DENY:
+                message, hint = (
+                    f"rule {number + 1} is a denial, and without it more would be allowed",
+                    "A running session is never widened.",
+                )
+                raise StockadeError(message, code="session.widen", hint=hint)
+        new = [number for number in dict.fromkeys(numbers) if number not in self._revoked]
+        said = {"revoked": [number + 1 for number in new]}
+        if new:
+            self._session.record("session.revoke", rules=said["revoked"], grants=[str(grants[number].origin) for number in new])
+        self._revoked.update(dict.fromkeys(new, time.time()))
+        control = self._control
+        if control is None or not new:
+            answer(said)
+            return
+        late = self._loop.later(OBEY, lambda: self._fail("gate.disobeyed", "the gate did not take back a grant in time"))
+        done = False
+
+        def obeyed() -> None:
+            nonlocal done
+            if not done:
+                done = True
+                self._loop.cancel(late)
+                answer(said)
+
+        self._waiting.append(obeyed)
+        control.revoke([self._sent.index(number) for number in new])
         self._poll()
 
     def _poll(self) -> None:
@@ -109,6 +176,10 @@ class GateKeeper:
                     self._session.bundle.fill(message[1].encode())
                 elif message[0] == "failed":
                     raise WallFailed(f"the gate could not start: {message[1]}", code="gate.failed", hint="The network stays closed.")
+                elif message[0] == "revoked":
+                    waiting, self._waiting = self._waiting, []
+                    for obeyed in waiting:
+                        obeyed()
                 elif message[0] == "event":
                     event = dict(message[2])
                     kind = str(event.pop("kind"))
@@ -147,15 +218,24 @@ class GateKeeper:
             if self._output >= 0
             else ""
         )
-        self.close()
+        self._end()
         self._session.door.shut()
         self._session.bundle.close()
         self._session.record("gate.exit", code=code, reason=why, said=said)
+        waiting, self._waiting = self._waiting, []  # with the door shut nothing leaves, which is what they wait for
+        for obeyed in waiting:
+            obeyed()
         note = "".join(letter if letter.isprintable() else " " for letter in f"{why} {said}"[:300])
         self._say(f"the network is closed for the rest of this run: {note} ({code})")
 
     def close(self) -> None:
-        """End the gate; idempotent."""
+        """End the gate and take no more orders; idempotent."""
+        if self._desk is not None:
+            self._desk.close()
+            self._desk = None
+        self._end()
+
+    def _end(self) -> None:
         if self._control is not None:
             self._loop.forget(self._control.fileno())
             self._control.close()

@@ -1,0 +1,185 @@
+"""One session's grants are taken back by its user; another session of the same user goes on (M3)."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import unavailable
+from session.supervised import Place
+from stockade.core.errors import CannotEnforce
+from stockade.core.values import Credential, Grant, Policy
+from stockade.gateway import desk, engine
+from walls.boxes import until
+
+pytestmark = pytest.mark.wall
+
+# Asks once a moment, and writes one line for each answer: its status, or 000 for none.
+LOOP = """
+while :; do
+  curl -s -o /dev/null -m 5 --noproxy '' -x http://127.0.0.1:3128 -H "x-key: $KEY" -w '%{http_code}\\n' http://open.localhost:PORT/public/x >> answers
+  sleep 0.05
+done
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Any]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            served.seen.append(self.headers.get("x-key"))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    class Server(http.server.ThreadingHTTPServer):
+        seen: list[str | None]
+
+    try:
+        engine.find()
+    except CannotEnforce as error:
+        unavailable("envoy", error.message)
+    served = Server(("127.0.0.1", 0), Handler)
+    served.seen = []
+    threading.Thread(target=served.serve_forever, args=(0.05,), daemon=True).start()
+    yield served
+    served.shutdown()
+    served.server_close()
+
+
+def policy(server: Any) -> Policy:
+    path = ("/public/**",)
+    return Policy(
+        grants=(
+            Grant("open.localhost", server.server_port, "http", paths=path, private=True, credential="own"),
+            Grant("open.localhost", server.server_port, "http", paths=("/public/denied",), effect="deny"),
+            Grant("unused.localhost", server.server_port, "http", paths=path, private=True),
+        ),
+        credentials=(Credential("own", "env:TEST_KEY", "x-key", "{}", "KEY"),),
+    )
+
+
+def start(place: Place, name: str, server: Any) -> tuple[subprocess.Popen[bytes], Path, str]:
+    """A session that asks and asks: the process, the file of its answers, and the session's id."""
+    folder = place.work / name
+    folder.mkdir()
+    known = set(os.listdir(place.sessions)) if place.sessions.exists() else set()
+    before = "import os; os.environ['TEST_KEY'] = 'real-key'"
+    run = place.start("/bin/sh", "-c", f"cd {name}; {LOOP.replace('PORT', str(server.server_port))}", policy=policy(server), before=before)
+    assert until(lambda: (folder / "answers").exists() and "200" in (folder / "answers").read_text(), 20), run.poll()
+    (ident,) = {one for one in os.listdir(place.sessions) if not one.startswith(".")} - known
+    return run, folder / "answers", ident
+
+
+def stockade(place: Place, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "stockade", "session", *words], env=place.env, capture_output=True, text=True, timeout=60)
+
+
+def test_revoking_one_session_leaves_the_other_alone(place: Place, server: Any) -> None:
+    first, answers, ident = start(place, "a", server)
+    second, others, _ = start(place, "b", server)
+    try:
+        assert set(server.seen) == {"real-key"}
+        listed = json.loads(stockade(place, "grants", ident, "--json").stdout)
+        assert [(one["rule"], one["revoked"], one["grant"]["effect"]) for one in listed] == [
+            (1, False, "allow"),
+            (2, False, "deny"),
+            (3, False, "allow"),
+        ]
+        done = stockade(place, "revoke", ident, "--credential", "own")
+        assert done.returncode == 0 and "Taken back: 1" in done.stdout
+        time.sleep(0.3)
+        before, count = answers.read_text().split(), others.read_text().count("200")
+        time.sleep(1)
+        after = answers.read_text().split()[len(before) :]
+        assert after and set(after) == {"403"}
+        assert others.read_text().count("200") > count + 3 and "403" not in others.read_text()
+        assert "revoked" in stockade(place, "grants", ident).stdout
+        assert json.loads(stockade(place, "revoke", ident, "--json").stdout) == {"revoked": [3]}
+        assert json.loads(stockade(place, "revoke", ident, "--json").stdout) == {"revoked": []}
+        events = [event for event in place.ledger() if event["kind"] == "session.revoke"]
+        assert [(event["session"], event["rules"]) for event in events] == [(ident, [1]), (ident, [3])]
+    finally:
+        for run in (first, second):
+            run.terminate()
+            run.communicate(timeout=30)
+    assert stockade(place, "revoke", ident).returncode == 125
+
+
+def test_what_was_taken_back_before_the_gate_started_never_holds(place: Place, server: Any) -> None:
+    script = f"touch ready; while [ ! -e go ]; do sleep 0.05; done; {LOOP.replace('PORT', str(server.server_port))}"
+    run = place.start("/bin/sh", "-c", script, policy=policy(server), before="import os; os.environ['TEST_KEY'] = 'real-key'")
+    try:
+        assert until((place.work / "ready").exists)
+        assert stockade(place, "revoke", "s").returncode == 0
+        server.seen.clear()
+        (place.work / "go").touch()
+        assert until(lambda: (place.work / "answers").exists() and (place.work / "answers").read_text().count("403") > 2, 20)
+        assert not server.seen and "200" not in (place.work / "answers").read_text()
+    finally:
+        run.terminate()
+        run.communicate(timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("order", "code"),
+    [
+        (b'{"do": "revoke", "rules": [2]}', "session.widen"),
+        (b'{"do": "revoke", "rules": [1, 9]}', "session.rule"),
+        (b'{"do": "revoke", "rules": [0]}', "session.rule"),
+        (b'{"do": "revoke", "rules": ["1"]}', "session.order"),
+        (b'{"do": "revoke"}', "session.order"),
+        (b'{"do": "grant", "rules": [1]}', "session.order"),
+        (b'{"do": "grants", "more": 1}', "session.order"),
+        (b"[]", "session.order"),
+        (b"\xff" * 1000, "session.order"),
+        (b"[" * 60000, "session.order"),
+        (b"", ""),
+    ],
+)
+def test_an_order_that_is_none_changes_nothing_and_ends_nothing(place: Place, server: Any, order: bytes, code: str) -> None:
+    run = place.start(
+        "/bin/sh",
+        "-c",
+        "touch ready; while [ ! -e go ]; do sleep 0.05; done",
+        policy=policy(server),
+        before="import os; os.environ['TEST_KEY'] = 'k'",
+    )
+    assert until((place.work / "ready").exists)
+    (ident,) = [one for one in os.listdir(place.sessions) if not one.startswith(".")]
+    address = place.sessions / ident / desk.NAME
+    assert os.stat(address.parent).st_mode & 0o077 == 0
+    fd = os.open(address.parent, os.O_PATH)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.settimeout(10)
+        sock.connect(f"/proc/self/fd/{fd}/{desk.NAME}")
+        if order:
+            sock.send(order)
+            assert json.loads(sock.recv(65536))["error"] == code
+    os.close(fd)
+    listed = json.loads(stockade(place, "grants", ident, "--json").stdout)
+    assert [one["revoked"] for one in listed] == [False] * 3
+    (place.work / "go").touch()
+    assert run.wait(20) == 0
+    run.communicate()
+
+
+def test_the_sandbox_cannot_give_orders(place: Place, server: Any) -> None:
+    """Its own directory is not visible inside, so there is nothing to connect to."""
+    script = f"find / -name {desk.NAME} -type s 2>/dev/null; ls -d {place.sessions} 2>&1"
+    done = place.run("/bin/sh", "-c", script, policy=policy(server), before="import os; os.environ['TEST_KEY'] = 'k'")
+    assert b"/desk" not in done.stdout and b"No such file" in done.stdout
