@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from stockade.checks import fields, grants, normalise, usage
+from stockade.checks import canaries, fields, grants, normalise, usage
 from stockade.core.values import DENY, Grant, Verdict
 from stockade.gateway.serve import serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 
 class Judge:
@@ -21,6 +21,8 @@ class Judge:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._usage = usage.Usage()
+        held = {f"the secret of {name}": item["secret"] for name, item in config["credentials"].items()}
+        self._watch = canaries.Watch({f"the canary {name}": text for name, text in config["canaries"].items()}, held)
         self._given = tuple(Grant.from_plain(item) for item in config["grants"])
         self._grants = self._given
         self._counted = tuple(filter(usage.counted, self._grants))
@@ -40,7 +42,10 @@ class Judge:
         return lambda: self._usage.give_back(grant, length)
 
     def reads(self, path: str, grant: Grant) -> bool:
-        return bool(grant.body) or fields.inspected(path)
+        return bool(grant.body) or self._watch.thorough or fields.inspected(path)
+
+    def carried(self, parts: Iterable[bytes]) -> str:
+        return self._watch.found(parts)
 
     def revoke(self, positions: list[int]) -> None:
         gone = {self._given[position] for position in positions}

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from conftest import unavailable
+from stockade.checks.canaries import carries
 from stockade.core.errors import WallFailed
-from stockade.drills import agents, canary
+from stockade.drills import agents
 from stockade.drills.internet import EVIL6
 from stockade.drills.runner import Drill
 from stockade.drills.yard import Yard
@@ -39,7 +40,7 @@ def test_what_is_sent_in_the_yard_is_seen_and_stays_in_it(drill: Drill) -> None:
         ("tls", EVIL6, 443),
         ("tcp", "1.2.3.4", 8080),
     ]
-    assert canary.carries(records[0].data, case.secrets["aws"])
+    assert carries(records[0].data, case.secrets["aws"])
     interfaces = drill.yard.run(case, ["cat", "/proc/net/dev"]).stdout
     assert [line.split(":")[0].strip() for line in interfaces.splitlines()[2:]] == ["lo"]
 

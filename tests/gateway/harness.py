@@ -158,7 +158,12 @@ class Gate:
     """A running gate. `ports` by kind; `events` as the supervisor got them; `hold` makes the supervisor keep its receipts back."""
 
     def __init__(
-        self, directory: Path, upstream_ca: Path, grants: tuple[Grant, ...], listeners: list[tuple[str, socket.socket]] | None = None
+        self,
+        directory: Path,
+        upstream_ca: Path,
+        grants: tuple[Grant, ...],
+        listeners: list[tuple[str, socket.socket]] | None = None,
+        canaries: dict[str, str] | None = None,
     ) -> None:
         self.events: list[dict[str, object]] = []
         self.hold = threading.Event()
@@ -180,6 +185,7 @@ class Gate:
                 "session": "s-test",
                 "grants": [plain(grant) for grant in grants],
                 "credentials": {"own": CREDENTIAL},
+                "canaries": canaries or {},
                 "listeners": [{"kind": kind, "port": self.ports[kind]} for kind, _ in self.listeners],
                 "upstream_ca": str(upstream_ca),
                 "envoy": engine.find(),
@@ -281,10 +287,14 @@ def _spawn(control: socket.socket, listeners: list[socket.socket]) -> subprocess
 
 @contextlib.contextmanager
 def running(
-    directory: Path, upstream: Upstream, grants: tuple[Grant, ...] | None = None, listeners: list[tuple[str, socket.socket]] | None = None
+    directory: Path,
+    upstream: Upstream,
+    grants: tuple[Grant, ...] | None = None,
+    listeners: list[tuple[str, socket.socket]] | None = None,
+    canaries: dict[str, str] | None = None,
 ) -> Iterator[Gate]:
     """A gate that is ready. Raises AssertionError with its own words when it is not."""
-    gate = Gate(directory, upstream.ca, grants if grants is not None else grants_for(upstream), listeners)
+    gate = Gate(directory, upstream.ca, grants if grants is not None else grants_for(upstream), listeners, canaries)
     try:
         assert gate.ready.wait(15), f"the gate did not start: {gate.failure}"
         yield gate

@@ -15,7 +15,11 @@ from stockade.gateway.config import FACTS
 from stockade.gateway.flow import Asked, Flow, Outcome, Synthetic, refusal_text
 
 GRANT = Grant("api.example.com", methods=("GET", "POST"), paths=("/v1/**",))
-CONFIG: dict[str, Any] = {"grants": [plain(GRANT), plain(Grant("api.example.com", scheme="http", port=80))], "credentials": {}}
+CONFIG: dict[str, Any] = {
+    "grants": [plain(GRANT), plain(Grant("api.example.com", scheme="http", port=80))],
+    "credentials": {},
+    "canaries": {},
+}
 TUNNEL = {
     "session": "s-1", "connect": "CONNECT api.example.com:443", "sni": "api.example.com", "destination": "envoy://tunnel/", "length": "-",
     "scheme": "https", "method": "GET", "way": "tunnel",

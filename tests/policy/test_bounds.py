@@ -74,5 +74,16 @@ def test_what_cannot_be_meant(places: Places, text: str, key: str, says: str) ->
     assert [(error.key, says in error.message) for error in each(caught.value)] == [(f"egress[0].{key}", True)]
 
 
+def test_canaries_of_all_layers_add_up_and_survive_the_cache(places: Places) -> None:
+    places.write(user='[canary.aws]\nvalue = "planted-0123456789"\n', project='[canary.ssh]\nvalue = "planted-9876543210"\n')
+    wanted = (("aws", "planted-0123456789"), ("ssh", "planted-9876543210"))
+    assert places.compile().policy.canaries == places.load().canaries == places.load().canaries == wanted
+
+
+def test_a_canary_that_would_turn_up_by_chance(places: Places) -> None:
+    with pytest.raises(PolicyError, match="too short"):
+        places.write(user='[canary.aws]\nvalue = "AKIA"\n').compile()
+
+
 def test_no_listed_parameter_means_no_query(places: Places) -> None:
     assert grant(places, "parameters = []").query == "none"

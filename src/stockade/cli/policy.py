@@ -192,6 +192,8 @@ def _shown(found: Compiled) -> list[tuple[str, Origin | None]]:
     for one in policy.credentials:
         text = f"\n[credential.{one.name}]\nsource = {_quote(one.source)}\nheader = {_quote(one.header)}\ntemplate = {_quote(one.template)}"
         lines.append((f"{text}\nenv = {_quote(one.env)}", one.origin))
+    for name, text in policy.canaries:
+        lines.append((f"\n[canary.{name}]\nvalue = {_quote(text)}", None))
     if not policy.grants:
         lines.append(("\n# no egress: nothing leaves the sandbox", None))
     return lines

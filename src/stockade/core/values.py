@@ -206,7 +206,7 @@ class Workspace:
 
 @frozen
 class Policy:
-    """Everything the layers decided, merged and validated. `sources` are the (path, sha256) pairs it was compiled from."""
+    """Everything the layers decided, merged and validated. `sources` are the (path, sha256) pairs it was compiled from; `canaries` are (name, text)."""
 
     wall: Literal["auto", "bubblewrap", "gvisor", "vm"] = "auto"
     oversight: Literal["developer", "none"] = "developer"
@@ -217,6 +217,7 @@ class Policy:
     grants: tuple[Grant, ...] = ()
     credentials: tuple[Credential, ...] = ()
     sources: tuple[tuple[str, str], ...] = ()
+    canaries: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:
@@ -237,6 +238,7 @@ class Policy:
             grants=tuple(Grant.from_plain(item) for item in data["grants"]),
             credentials=tuple(Credential(**origin(item)) for item in data["credentials"]),
             sources=tuple((path, digest) for path, digest in data["sources"]),
+            canaries=tuple((name, text) for name, text in data["canaries"]),
         )
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from stockade.checks.canaries import carries
 from stockade.core.errors import EXIT_FAILED
 from stockade.drills.agents import OWN_KEY
-from stockade.drills.canary import carries
 from stockade.drills.internet import PUPPETS
 from stockade.drills.yard import Record
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _LONGEST = 1 << 16  # bytes of a line
 _FIELDS = {
-    "egress": ("effect", "rule", "way", "scheme", "method", "host", "port", "path", "length", "credential"),
-    "dns": ("effect", "name", "type"),
+    "egress": ("effect", "rule", "way", "scheme", "method", "host", "port", "path", "length", "credential", "canary"),
+    "dns": ("effect", "name", "type", "canary"),
     "connect": ("effect", "rule", "host"),
     "credential": ("name",),
 }

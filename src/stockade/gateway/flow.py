@@ -6,7 +6,7 @@ Engine facts in (headers that Envoy overwrote), judge's verdict and a ledger eve
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from stockade.core.frozen import frozen
@@ -22,6 +22,7 @@ class Judge(Protocol):
     """Who decides. The wiring makes one from checks/; `authority` raises ValueError with a `rule` attribute for what it cannot read.
 
     `reads`: must the body be read before the decision counts? `spend` counts a request that is about to move, and gives a way to take that back.
+    `carried` names a string that must never leave and stands in one of these parts of a request, however it is dressed; "" = none.
     `revoke` takes grants back, by their place in the configuration; a denial stays.
     """
 
@@ -44,6 +45,7 @@ class Judge(Protocol):
     def connect(self, host: str, port: int) -> Verdict: ...
     def name(self, host: str) -> bool: ...
     def authority(self, text: str, default_port: int) -> tuple[str, int]: ...
+    def carried(self, parts: Iterable[bytes]) -> str: ...
     def body(self, host: str, path: str, body: bytes) -> str | None: ...
 
 
@@ -111,6 +113,9 @@ class Flow:
         known = {name.removeprefix("x-stockade-"): _fact("".join(values)) for name, values in facts.items()}
         if known["session"] != self._session:
             return self._refused(asked, known, "session", "the connection is not this session's")
+        said = [asked.target, *(value for name, value in asked.headers if name not in FACTS)]
+        if carried := self._judge.carried(["\n".join(said).encode("latin-1", "replace"), asked.body]):
+            return self._alarm(asked, known, carried)
         try:
             return self._connect(asked, known) if known["method"] == "CONNECT" else self._request(asked, known)
         except ValueError as error:
@@ -197,6 +202,14 @@ class Flow:
         host = host or ascii(next((value for name, value in asked.headers if name == "host"), ""))[1:-1]
         path = asked.target.partition("?")[0]
         return Outcome(verdict, self._event(known, verdict, host=host, port=port, method=known.get("method", asked.method), path=path))
+
+    def _alarm(self, asked: Asked, known: dict[str, str], carried: str) -> Outcome:
+        """Refuse what carries a string that must never leave. The event names the string and does not hold it: it may stand in the path, or the host."""
+        host = next((value for name, value in asked.headers if name == "host"), "")
+        host = "(withheld)" if self._judge.carried([host.encode("latin-1", "replace")]) else ascii(host[:253])[1:-1]
+        verdict = Verdict(DENY, "canary", (f"it carries {carried}, which must never leave.",))
+        event = self._event(known, verdict, host=host, method=known["method"], path="(withheld)", canary=carried)
+        return Outcome(verdict, event, host)
 
     def _event(self, known: dict[str, str], verdict: Verdict, **fields: object) -> dict[str, object]:
         """Paths go in without their query and values never do: a refused request may hold somebody's secret."""

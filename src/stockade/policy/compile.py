@@ -130,7 +130,8 @@ class _Merge:
         for caps in self.caps.values():
             self.errors += caps.errors
         raise_all(self.errors)
-        return Policy(wall, oversight, workspace, mounts, environment, limits, grants, credentials)
+        canaries = dict.fromkeys((name, table.value) for one in self.documents for name, table in one.tables.canary.items())
+        return Policy(wall, oversight, workspace, mounts, environment, limits, grants, credentials, canaries=tuple(canaries))
 
     def _check_caps_table(self, document: Document) -> None:
         if document.tables.caps is not None and document.layer not in ("managed", "user"):

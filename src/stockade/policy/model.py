@@ -191,6 +191,12 @@ def _template(value: str) -> str:
     return value
 
 
+def _canary(value: str) -> str:
+    if len(value.encode()) < 12:
+        raise wrong("is too short: it would turn up by chance", "Take at least 12 characters that occur nowhere else.")
+    return value
+
+
 def _version(value: object) -> object:
     if isinstance(value, bool | float):  # Python holds them equal to 1
         raise wrong("must be a whole number", "Write version = 1.")
@@ -333,6 +339,12 @@ class CredentialTable(Table):
     )
 
 
+class CanaryTable(Table):
+    """A string that is planted where only a thief looks, and must never leave."""
+
+    value: Annotated[Text, AfterValidator(_canary)] = Field(description="The string, of at least 12 bytes.")
+
+
 class CapsTable(Table):
     """What no lower layer can exceed. A cap that is not written does not bind."""
 
@@ -358,12 +370,13 @@ class PolicyFile(Table):
     limits: LimitsTable | None = None
     egress: tuple[EgressTable, ...] = ()
     credential: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")], CredentialTable] = Field(default_factory=dict)
+    canary: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")], CanaryTable] = Field(default_factory=dict)
     caps: CapsTable | None = None
 
 
 TABLES: dict[str, type[Table]] = {
     "": PolicyFile, "workspace": WorkspaceTable, "mount": MountTable, "environment": EnvironmentTable, "limits": LimitsTable,
-    "egress": EgressTable, "egress.body": BodyTable, "credential": CredentialTable, "caps": CapsTable, "caps.limits": LimitsTable,
+    "egress": EgressTable, "egress.body": BodyTable, "credential": CredentialTable, "canary": CanaryTable, "caps": CapsTable, "caps.limits": LimitsTable,
 }  # fmt: skip
 
 

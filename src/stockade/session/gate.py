@@ -96,6 +96,7 @@ class GateKeeper:
             {
                 "session": session.id,
                 "grants": [plain(policy.grants[number]) for number in self._sent],
+                "canaries": dict(policy.canaries),
                 "credentials": broker.for_gate(policy.credentials, session.placeholders, os.environ),
                 "listeners": listeners,
                 "upstream_ca": "/etc/ssl/certs/ca-certificates.crt",
@@ -184,6 +185,9 @@ class GateKeeper:
                     event = dict(message[2])
                     kind = str(event.pop("kind"))
                     event.pop("session", None)
+                    if event.get("canary"):
+                        where = f"a request to {event['host']}" if kind == "egress" else "a name to look up"
+                        self._say(f"ALARM: {event['canary']} was about to leave in {where}; it was stopped")
                     if kind == "egress":
                         effect = str(event.get("effect"))
                         self.decisions[effect] = self.decisions.get(effect, 0) + 1
