@@ -27,7 +27,7 @@ class Judge:
         self._grants = self._given
         self._counted = tuple(filter(usage.counted, self._grants))
         self._credentials = tuple(
-            grants.CredentialInUse(name, item["header"], item["template"], item["placeholder"])
+            grants.CredentialInUse(name, item["header"], item["template"], item["placeholder"], bool(item["user"]))
             for name, item in config["credentials"].items()
         )
 

@@ -138,7 +138,12 @@ def test_verify_says_fine_or_where(directory: str) -> None:
 
 def test_follow_waits_for_the_log_and_sees_what_comes(tmp_path: Path) -> None:
     directory = str(tmp_path / "ledger")
-    with subprocess.Popen(command("follow", "--json", "--ledger", directory), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command("follow", "--json", "--ledger", directory),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's background jobs inherit it ignored
+    ) as process:
         assert process.stdout is not None
         time.sleep(0.4)
         ledger = Ledger(directory)

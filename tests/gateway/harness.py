@@ -25,7 +25,7 @@ from stockade.gateway.certs import Authority
 from stockade.gateway.control import Control
 
 SECRET, PLACEHOLDER = "real-secret-7f3a", "stockade-placeholder-own"
-CREDENTIAL = {"header": "x-api-key", "template": "{}", "secret": SECRET, "placeholder": PLACEHOLDER}
+CREDENTIAL = {"header": "x-api-key", "template": "{}", "user": "", "secret": SECRET, "placeholder": PLACEHOLDER}
 NAMES = ("api.localhost", "open.localhost", "other.localhost")
 
 
@@ -164,6 +164,7 @@ class Gate:
         grants: tuple[Grant, ...],
         listeners: list[tuple[str, socket.socket]] | None = None,
         canaries: dict[str, str] | None = None,
+        credentials: dict[str, dict[str, str]] | None = None,
     ) -> None:
         self.events: list[dict[str, object]] = []
         self.hold = threading.Event()
@@ -184,7 +185,7 @@ class Gate:
             {
                 "session": "s-test",
                 "grants": [plain(grant) for grant in grants],
-                "credentials": {"own": CREDENTIAL},
+                "credentials": credentials or {"own": CREDENTIAL},
                 "canaries": canaries or {},
                 "listeners": [{"kind": kind, "port": self.ports[kind]} for kind, _ in self.listeners],
                 "upstream_ca": str(upstream_ca),
@@ -292,9 +293,10 @@ def running(
     grants: tuple[Grant, ...] | None = None,
     listeners: list[tuple[str, socket.socket]] | None = None,
     canaries: dict[str, str] | None = None,
+    credentials: dict[str, dict[str, str]] | None = None,
 ) -> Iterator[Gate]:
     """A gate that is ready. Raises AssertionError with its own words when it is not."""
-    gate = Gate(directory, upstream.ca, grants if grants is not None else grants_for(upstream), listeners, canaries)
+    gate = Gate(directory, upstream.ca, grants if grants is not None else grants_for(upstream), listeners, canaries, credentials)
     try:
         assert gate.ready.wait(15), f"the gate did not start: {gate.failure}"
         yield gate

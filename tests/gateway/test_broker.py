@@ -93,5 +93,5 @@ def test_for_a_gate() -> None:
     first, second = broker.placeholder(credential), broker.placeholder(credential)
     assert first != second and first.startswith("stockade-placeholder-own-")
     assert broker.for_gate((credential,), {"own": first}, {"KEY": "s3cret"}) == {
-        "own": {"header": "x-api-key", "template": "{}", "secret": "s3cret", "placeholder": first}
+        "own": {"header": "x-api-key", "template": "{}", "user": "", "secret": "s3cret", "placeholder": first}
     }

@@ -74,6 +74,69 @@ def test_what_cannot_be_meant(places: Places, text: str, key: str, says: str) ->
     assert [(error.key, says in error.message) for error in each(caught.value)] == [(f"egress[0].{key}", True)]
 
 
+GIT = '[[egress]]\nhost = "git.example.com"\n'
+
+
+def test_git_is_the_requests_of_its_protocol(places: Places) -> None:
+    text = 'git = "push"\nrepositories = ["o/r", "g/*"]\nrefs = ["refs/heads/agent/**"]\nuses = 9\ncredential = "forge"\n'
+    credential = '[credential.forge]\nsource = "env:TOKEN"\nuser = "me"\n'
+    policy = places.write(user=GIT + text + credential).compile().policy
+    rows = [(one.methods, one.paths, one.query, one.parameters, one.content_types, one.refs) for one in policy.grants]
+    lists = ("/o/r/info/refs", "/o/r.git/info/refs", "/g/*/info/refs")
+    assert rows == [
+        (("GET",), lists, "listed", ("service=git-upload-pack",), (), ()),
+        (
+            ("POST",),
+            tuple(one.replace("info/refs", "git-upload-pack") for one in lists),
+            "none",
+            (),
+            ("application/x-git-upload-pack-request",),
+            (),
+        ),
+        (("GET",), lists, "listed", ("service=git-receive-pack",), (), ()),
+        (
+            ("POST",),
+            tuple(one.replace("info/refs", "git-receive-pack") for one in lists),
+            "none",
+            (),
+            ("application/x-git-receive-pack-request",),
+            ("refs/heads/agent/**",),
+        ),
+    ]
+    assert all(one.uses == 9 and one.credential == "forge" for one in policy.grants)
+    assert (policy.credentials[0].header, policy.credentials[0].template, policy.credentials[0].user) == ("authorization", "Basic {}", "me")
+    assert Policy.from_plain(plain(policy)) == policy
+    fetch = places.write(user=GIT + 'git = "fetch"\nrepositories = ["o/r"]\n').compile().policy.grants
+    assert len(fetch) == 2 and not any("receive" in str(one) for one in fetch)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "says"),
+    [
+        ('git = "push"\nrepositories = ["o/r"]', "git", "belong together"),
+        ('git = "fetch"\nrepositories = ["o/r"]\nrefs = ["refs/heads/x"]', "git", "belong together"),
+        ('git = "fetch"', "", "names no repositories"),
+        ('git = "fetch"\nrepositories = ["o/r"]\npaths = ["/x"]', "paths", "cannot stand with git"),
+        ('git = "fetch"\nrepositories = ["r"]', "repositories[0]", "is not a repository"),
+        ('git = "fetch"\nrepositories = ["o/**"]', "repositories[0]", "is not a repository"),
+        ('git = "fetch"\nrepositories = ["o/r.git"]', "repositories[0]", "is not a repository"),
+        ('git = "fetch"\nrepositories = ["o/../x"]', "repositories[0]", "dot segment"),
+        ('git = "push"\nrepositories = ["o/r"]\nrefs = ["main"]', "refs[0]", "is not the name of a ref"),
+        ('paths = ["/x"]\nrefs = ["refs/heads/x"]', "", "need git"),
+    ],
+)
+def test_git_rules_that_cannot_be_meant(places: Places, text: str, key: str, says: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        places.write(user=GIT + text + "\n").compile()
+    assert [(error.key, says in error.message) for error in each(caught.value)] == [(f"egress[0].{key}".rstrip("."), True)]
+
+
+@pytest.mark.parametrize("more", ['header = "x-key"', 'template = "{}"'])
+def test_a_user_of_http_basic_goes_alone(places: Places, more: str) -> None:
+    with pytest.raises(PolicyError, match="user cannot stand with header or template"):
+        grant(places, f'credential = "c"\n[credential.c]\nsource = "env:X"\nuser = "me"\n{more}\n')
+
+
 def test_canaries_of_all_layers_add_up_and_survive_the_cache(places: Places) -> None:
     places.write(user='[canary.aws]\nvalue = "planted-0123456789"\n', project='[canary.ssh]\nvalue = "planted-9876543210"\n')
     wanted = (("aws", "planted-0123456789"), ("ssh", "planted-9876543210"))

@@ -8,9 +8,11 @@ Request headers are an allowlist: a list of bad credential headers always misses
 
 from __future__ import annotations
 
+import base64
 from functools import lru_cache
 from typing import Literal
 
+from stockade.checks import push
 from stockade.checks.constraints import body_refused, content_type_refused, parameter_refused
 from stockade.checks.normalise import Ambiguous, normalise_host, normalise_path, query_names
 from stockade.checks.usage import State, spent
@@ -45,7 +47,8 @@ class HttpRequest:
     """A request as it would be sent. `host` has no port; `target` is the path with its query; header names are in any case, duplicates kept.
 
     `length` is the body's size in bytes; -1 = not known before it has been sent, which no grant allows. `body` is the body where it has been read
-    (None = not yet; what grants say of it then counts as kept, and whoever asks reads it and asks again before anything moves).
+    (None = not yet; what grants say of it then counts as kept, and whoever asks reads it and asks again before anything moves); `start` is as much of it
+    as has come so far.
     """
 
     method: str
@@ -56,16 +59,21 @@ class HttpRequest:
     headers: tuple[tuple[str, str], ...] = ()
     length: int = 0
     body: bytes | None = None
+    start: bytes = b""
 
 
 @frozen
 class CredentialInUse:
-    """A credential as far as a decision needs it: the header it goes into, how it is written there, and the stand-in that the sandbox holds."""
+    """A credential as far as a decision needs it: the header it goes into, how it is written there, and the stand-in that the sandbox holds.
+
+    `basic`: it is the password of HTTP Basic, beside whatever user name the client gives.
+    """
 
     name: str
     header: str
     template: str = "{}"
     placeholder: str = ""
+    basic: bool = False
 
 
 @frozen
@@ -198,6 +206,11 @@ def _refuse(
         return refusal
     if request.body is not None and (reason := body_refused(request.headers, request.body, grant)):
         return _Refusal(8, "body-not-granted", f"{reason} ({_where(grant)})")
+    if grant.refs and (request.start or request.body is not None):
+        if reason := push.refused(
+            request.headers, request.start, lambda ref: _path_matches(tuple(f"/{one}" for one in grant.refs), f"/{ref}")
+        ):
+            return _Refusal(8, "ref-not-granted", f"{reason} ({_where(grant)})")
     rule, reason = spent(grant, request.length, state)
     return _Refusal(9, rule, f"{reason} ({_where(grant)})") if rule else None
 
@@ -242,12 +255,23 @@ _CREDENTIAL_HEADERS = frozenset(
 def _is_placeholder(value: str, own: CredentialInUse) -> bool:
     if not own.placeholder:
         return False
+    if own.basic:
+        scheme, _, token = value.partition(" ")
+        return scheme.lower() == "basic" and _password(token) == own.placeholder
     expected = own.template.replace("{}", own.placeholder)
     scheme, space, rest = expected.partition(" ")
     given, _, given_rest = value.partition(" ")
     return value == expected or (
         bool(space) and given.lower() == scheme.lower() and given_rest == rest
     )  # RFC 9110, 11.1: schemes ignore case
+
+
+def _password(token: str) -> str:
+    """The password of HTTP Basic credentials (RFC 7617, section 2), "" if they cannot be read in one way."""
+    try:
+        return base64.b64decode(token, validate=True).decode("utf-8").partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _unlisted_value(name: str, value: str, grant: Grant) -> str:

@@ -191,6 +191,7 @@ def _shown(found: Compiled) -> list[tuple[str, Origin | None]]:
         lines.append((_grant(grant), grant.origin))
     for one in policy.credentials:
         text = f"\n[credential.{one.name}]\nsource = {_quote(one.source)}\nheader = {_quote(one.header)}\ntemplate = {_quote(one.template)}"
+        text += f"\nuser = {_quote(one.user)}" if one.user else ""
         lines.append((f"{text}\nenv = {_quote(one.env)}", one.origin))
     for name, text in policy.canaries:
         lines.append((f"\n[canary.{name}]\nvalue = {_quote(text)}", None))
@@ -221,6 +222,8 @@ def _grant(grant: Grant) -> str:
         said = f", values = [{', '.join(rule.values)}]" if rule.values else ", absent = true" if rule.absent else ""
         said += f", most = {rule.most}" if rule.most >= 0 else ""
         text += f"\nbody = {{ pointer = {_quote(rule.pointer)}{said} }}"
+    if grant.refs:
+        text += f"\nrefs = {_list(grant.refs)}"
     if grant.uses:
         text += f"\nuses = {grant.uses}"
     if grant.rate:

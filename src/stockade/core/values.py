@@ -142,6 +142,7 @@ class Grant:
     With `query` "listed" only `parameters` may stand in the query: "name", or "name=value" for that value only. `content_types` bound what a body
     may say it is (() = anything), `body` what it holds as JSON. Sizes in bytes; zeros mean no bound. The bounds over time (`uses`, `rate` requests
     in `rate_seconds`, `upload_budget`) count for one session; `not_before` and `not_after` are Unix seconds.
+    With `refs` the body is a git push, and changes only refs that match one of these patterns (whole segments, as in `paths`).
     `secret`: what it brings in is secret, and from then on only grants with `secret` or `after_secret` hold for the session.
     """
 
@@ -168,6 +169,7 @@ class Grant:
     not_after: int = 0
     secret: bool = False
     after_secret: bool = False
+    refs: tuple[str, ...] = ()
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:
@@ -181,8 +183,8 @@ class Grant:
 class Credential:
     """A secret that stays outside. `source` is "env:NAME", "file:PATH", "command:ARGV" or "keyring:SERVICE/USER".
 
-    `header` and `template` say how the gate writes it ("x-api-key", "{}"; "authorization", "Bearer {}"). `env` is the variable that holds the
-    placeholder inside, if any.
+    `header` and `template` say how the gate writes it ("x-api-key", "{}"; "authorization", "Bearer {}"). With `user` it is the password of HTTP Basic
+    (RFC 7617), and `template` is "Basic {}". `env` is the variable that holds the placeholder inside, if any.
     """
 
     name: str
@@ -191,6 +193,7 @@ class Credential:
     template: str = "Bearer {}"
     env: str = ""
     origin: Origin = Origin()
+    user: str = ""
 
 
 @frozen

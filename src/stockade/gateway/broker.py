@@ -53,11 +53,22 @@ def for_gate(
         credential.name: {
             "header": credential.header,
             "template": credential.template,
+            "user": credential.user,
             "secret": resolve(credential, environment),
             "placeholder": placeholders[credential.name],
         }
         for credential in credentials
     }
+
+
+def written(item: Mapping[str, str]) -> str:
+    """The header's value for one credential of a gate's configuration."""
+    secret = item["secret"]
+    if item["user"]:
+        from base64 import b64encode
+
+        secret = b64encode(f"{item['user']}:{secret}".encode()).decode()
+    return item["template"].replace("{}", secret)
 
 
 def _from_environment(credential: Credential, name: str, environment: Mapping[str, str]) -> str:

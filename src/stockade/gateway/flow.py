@@ -38,6 +38,7 @@ class Judge(Protocol):
         headers: tuple[tuple[str, str], ...],
         length: int,
         body: bytes | None,
+        start: bytes,
     ) -> tuple[Verdict, Grant | None]: ...
     def reads(self, path: str, grant: Grant) -> bool: ...
     def spend(self, grant: Grant, length: int) -> Callable[[], None]: ...
@@ -178,6 +179,7 @@ class Flow:
             headers=headers,
             length=length,
             body=asked.body if read else None,
+            start=asked.body,
         )
         if verdict.effect == ALLOW and grant is not None and length and self._judge.reads(path, grant):
             if not read:

@@ -119,7 +119,7 @@ def _run(
     import json
     import socket
 
-    from stockade.gateway import doorman
+    from stockade.gateway import broker, doorman
     from stockade.gateway.brain import Brain, Ledger, Question
 
     def cut() -> None:
@@ -132,9 +132,7 @@ def _run(
         for child in children:
             watch = os.pidfd_open(child)
             loop.add_reader(watch, leave, 1)
-        secrets = {
-            name: (item["header"].lower(), item["template"].replace("{}", item["secret"])) for name, item in config["credentials"].items()
-        }
+        secrets = {name: (item["header"].lower(), broker.written(item)) for name, item in config["credentials"].items()}
         brain = Brain(config["session"], judge(config), ledger, authority, secrets, cut)
         await loop.create_unix_server(lambda: Question(brain.authorise), f"{directory}/brain.sock")
         await loop.create_unix_server(lambda: Question(brain.authorise, whole=True), f"{directory}/reader.sock")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from stockade.core.errors import PolicyError
 from stockade.core.frozen import replace
-from stockade.core.values import BodyRule, Credential, Grant
+from stockade.core.values import BodyRule, Credential, Grant, Origin
 from stockade.policy.presets import expand
 from stockade.policy.problems import nearest
 
@@ -25,7 +25,9 @@ _KEY_HEADERS = frozenset(
 )
 _OVER_TIME = ("upload_budget", "uses", "rate", "not_before", "not_after", "secret", "after_secret")
 _WITH_PRESET = ("preset", "credential", "max_upload", "private", "files_host", *_OVER_TIME)
+_NOT_WITH_GIT = ("methods", "paths", "query", "parameters", "headers", "content_types", "body", "scheme", "effect")
 _NOT_IN_A_DENIAL = ("query", "parameters", "headers", "credential", "max_upload", "private", "content_types", "body", *_OVER_TIME)
+_GIT_UPLOAD = {"git-upload-pack": 4 << 20, "git-receive-pack": 256 << 20}  # bytes of one request, where nobody says otherwise
 _LOCAL = ("localhost", "ip6-localhost")
 
 
@@ -73,6 +75,11 @@ class Rules:
                     message, hint = f"the credential {name} is set by {rule.file}:{rule.line}", "Choose another name."
                     self.errors.append(one.error(message, "credential", name, code="policy.capped", hint=hint))
                     continue
+                if table.user is not None and (table.header is not None or table.template is not None):
+                    hint = "HTTP Basic goes into the header authorization, in a form of its own."
+                    self.errors.append(
+                        one.error("user cannot stand with header or template", "credential", name, "user", code="policy.basic", hint=hint)
+                    )
                 found[name] = (_credential(name, table, one), one)
         return found
 
@@ -98,12 +105,28 @@ class Rules:
         bounds = _over_time(table)
         return tuple(replace(grant, **bounds) for grant in found.grants), dict(found.variables)
 
+    def _git(self, table: EgressTable, one: Document, key: tuple[str | int, ...]) -> tuple[Grant, ...]:
+        for name in sorted(table.model_fields_set & set(_NOT_WITH_GIT)):
+            hint = "git says which requests these are; name repositories, and refs for a push."
+            self.errors.append(one.error(f"{name} cannot stand with git", *key, name, code="policy.git", hint=hint))
+        if not table.repositories:
+            hint = 'Name them: repositories = ["owner/name"].'
+            self.errors.append(
+                one.error("this rule names no repositories, so it grants nothing", *key, code="policy.grants-nothing", hint=hint)
+            )
+        if (table.git == "push") != bool(table.refs):
+            hint = 'Name what may be pushed to, such as refs = ["refs/heads/agent/**"], and with git = "push" only.'
+            self.errors.append(one.error('git = "push" and refs belong together', *key, "git", code="policy.git", hint=hint))
+        return git_grants(table, one.origin(*key))
+
     def _rule(self, table: EgressTable, one: Document, key: tuple[str | int, ...]) -> tuple[Grant, ...]:
         deny = table.effect == "deny"
         if table.host is None:
             hint = 'Write host = "api.example.com" with methods and paths, or preset = "..." alone.'
             self.errors.append(one.error("this rule names neither a host nor a preset", *key, code="policy.missing-key", hint=hint))
             return ()
+        if table.git is not None:
+            return self._git(table, one, key)
         if table.files_host is not None:
             self.errors.append(one.error("files_host needs a preset", *key, "files_host", code="policy.preset"))
         for name, value in (("paths", table.paths), ("methods", table.methods)):
@@ -135,6 +158,9 @@ class Rules:
                 self.errors.append(
                     one.error("this says more than one thing of a place, or nothing", *key, "body", index, code="policy.body", hint=hint)
                 )
+        if table.repositories is not None or table.refs is not None:
+            hint = 'Write git = "fetch" or "push".'
+            self.errors.append(one.error("repositories and refs need git", *key, code="policy.git", hint=hint))
         scheme = table.scheme or "https"
         fallback = Grant(table.host)
         return (
@@ -214,9 +240,45 @@ def _over_time(table: EgressTable) -> dict[str, Any]:
             "secret": bool(table.secret), "after_secret": bool(table.after_secret)}  # fmt: skip
 
 
+def git_grants(table: EgressTable, origin: Origin) -> tuple[Grant, ...]:
+    """The requests of git's smart HTTP protocol (gitprotocol-http(5)): what it lists, and what it transfers."""
+    places = [
+        f"/{repository}{end}" for repository in table.repositories or () for end in (("",) if repository.endswith("*") else ("", ".git"))
+    ]
+    services = ["git-upload-pack"] + (["git-receive-pack"] if table.git == "push" else [])
+    common = {
+        "port": table.port or 443,
+        "credential": table.credential or "",
+        "private": bool(table.private),
+        "origin": origin,
+        **_over_time(table),
+    }
+    found = []
+    for service in services:
+        lists = tuple(f"{place}/info/refs" for place in places)
+        found.append(
+            Grant(
+                table.host or "", methods=("GET",), paths=lists, query="listed", parameters=(f"service={service}",), max_upload=0, **common
+            )
+        )
+        found.append(
+            Grant(
+                table.host or "",
+                methods=("POST",),
+                paths=tuple(f"{place}/{service}" for place in places),
+                query="none",
+                content_types=(f"application/x-{service}-request",),
+                max_upload=_GIT_UPLOAD[service] if table.max_upload is None else table.max_upload,
+                refs=(table.refs or ()) if service == "git-receive-pack" else (),
+                **common,
+            )
+        )
+    return tuple(found)
+
+
 def _credential(name: str, table: CredentialTable, one: Document) -> Credential:
     header = (table.header or "authorization").lower()
-    template = table.template or ("Bearer {}" if header == "authorization" else "{}")
+    template = table.template or ("Basic {}" if table.user else "Bearer {}" if header == "authorization" else "{}")
     kind, _, rest = table.source.partition(":")
     inside = table.env if table.env is not None else rest if kind == "env" else ""
-    return Credential(name, table.source, header, template, inside, one.origin("credential", name))
+    return Credential(name, table.source, header, template, inside, one.origin("credential", name), table.user or "")

@@ -191,6 +191,28 @@ def _template(value: str) -> str:
     return value
 
 
+def _repository(value: str) -> str:
+    hint = 'Write "owner/name", as in its address; "owner/*" is every repository of that owner.'
+    if value.startswith("/") or value.endswith(("/", ".git")) or "/" not in value or "**" in value.split("/"):
+        raise wrong(f"{value!r} is not a repository", hint)
+    _pattern(f"/{value}")
+    return value
+
+
+def _ref(value: str) -> str:
+    hint = 'Write the whole name: "refs/heads/main", "refs/heads/agent/**" (everything below), "refs/tags/*".'
+    if not value.startswith("refs/") or value.count("/") < 2:
+        raise wrong(f"{value!r} is not the name of a ref", hint)
+    _pattern(f"/{value}")
+    return value
+
+
+def _user(value: str) -> str:
+    if ":" in value or not value.isascii():
+        raise wrong(f"{value!r} cannot be a user name of HTTP Basic", "It holds no colon (RFC 7617).")
+    return value
+
+
 def _canary(value: str) -> str:
     if len(value.encode()) < 12:
         raise wrong("is too short: it would turn up by chance", "Take at least 12 characters that occur nowhere else.")
@@ -223,6 +245,8 @@ Variable = Annotated[Text, AfterValidator(_variable)]
 Size = Annotated[int, _unit(units.size), WithJsonSchema(_UNIT_SCHEMA)]
 Duration = Annotated[int, _unit(units.duration), WithJsonSchema(_UNIT_SCHEMA)]
 Count = Annotated[int, Field(ge=0, le=1 << 30)]
+Repository = Annotated[Text, AfterValidator(_repository)]
+Ref = Annotated[Text, AfterValidator(_ref)]
 ContentType = Annotated[Text, AfterValidator(_content_type)]
 Pointer = Annotated[str, AfterValidator(_pointer)]
 Rate = Annotated[tuple[int, int], BeforeValidator(_rate), WithJsonSchema({"type": "string", "examples": ["60 per min"]})]
@@ -305,6 +329,13 @@ class EgressTable(Table):
         None, description='The only parameters that the query may have: a name, or "name=value" for that value only.'
     )
     headers: tuple[Header, ...] | None = Field(None, description='Request headers beyond the common ones: a name, or "name: value".')
+    git: Literal["fetch", "push"] | None = Field(
+        None, description="Git over HTTPS, instead of methods and paths: clone and fetch, or push as well."
+    )
+    repositories: tuple[Repository, ...] | None = Field(None, description='With git: "owner/name"; * is one segment.')
+    refs: tuple[Ref, ...] | None = Field(
+        None, description='With git = "push": the refs that may be created or moved, "refs/heads/agent/**". Deleting is never granted.'
+    )
     credential: Text | None = Field(None, description="The [credential.NAME] that the gate adds. Without it a request carries none.")
     max_upload: Size | None = Field(None, description="The largest body of one request. Default: 1 MiB.")
     content_types: tuple[ContentType, ...] | None = Field(None, description='What a body may be: "application/json". Default: anything.')
@@ -331,6 +362,9 @@ class CredentialTable(Table):
     header: Annotated[Text, AfterValidator(_header)] | None = Field(None, description="The header it goes into. Default: authorization.")
     template: Annotated[Text, AfterValidator(_template)] | None = Field(
         None, description='The value; {} is the secret. Default: "Bearer {}" for authorization, else "{}".'
+    )
+    user: Annotated[Text, AfterValidator(_user)] | None = Field(
+        None, description="The user name of HTTP Basic, with the credential as password. Then without header and template."
     )
     env: str | None = Field(
         None,
