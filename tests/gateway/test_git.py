@@ -126,14 +126,16 @@ class Scene:
     forge: Forge
     place: Path
 
-    def git(self, *words: str, cwd: Path | None = None, more: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    def git(self, *words: str, cwd: Path | None = None, more: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
         """A git that knows the gate as its proxy and its certificate, and no key."""
         env = {
             "PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C",
             "GIT_SSL_CAINFO": str(self.gate.ca_file), "https_proxy": f"http://127.0.0.1:{self.gate.ports['http-proxy']}",
         }  # fmt: skip
         identity = ("-c", "user.name=a", "-c", "user.email=a@example.test")
-        return subprocess.run(["git", *identity, *more, *words], cwd=cwd or self.place, env=env, capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            ["git", *identity, *more, *words], cwd=cwd or self.place, env=env | environment, capture_output=True, text=True, timeout=60
+        )
 
     def url(self, name: str) -> str:
         return f"https://{HOST}:{self.forge.port}/{name}"
@@ -224,11 +226,11 @@ def test_a_push_to_another_ref_does_not(scene: Scene, clone: Path, words: tuple[
 def test_control_without_the_gate_these_pushes_work(scene: Scene, clone: Path) -> None:
     """The forge itself takes them from whoever has the key."""
     key = base64.b64encode(f"{USER}:{TOKEN}".encode()).decode()
-    direct = ("-c", "http.proxy=", "-c", f"http.sslCAInfo={scene.forge.ca}", "-c", f"http.extraHeader=Authorization: Basic {key}")
+    direct = ("-c", f"http.extraHeader=Authorization: Basic {key}")
     commit(clone, scene)
     before = scene.forge.refs("owner/code")
     for words in (("--force", "HEAD:refs/heads/main"), ("HEAD:refs/tags/v1",)):
-        done = scene.git("push", "-q", "origin", *words, cwd=clone, more=direct)
+        done = scene.git("push", "-q", "origin", *words, cwd=clone, more=direct, https_proxy="", GIT_SSL_CAINFO=str(scene.forge.ca))
         assert done.returncode == 0, done.stderr
     assert scene.forge.refs("owner/code")["refs/heads/main"] != before["refs/heads/main"]
 

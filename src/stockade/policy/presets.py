@@ -9,7 +9,7 @@ from stockade.core.errors import PolicyError
 from stockade.core.frozen import frozen, replace
 from stockade.core.values import Credential, Grant
 from stockade.policy import clients
-from stockade.policy.model import usable
+from stockade.policy.kinds import usable
 
 if TYPE_CHECKING:
     from typing import Literal
