@@ -20,6 +20,7 @@ else:
         inherited = getattr(cls, "_fields", ())
         fields = inherited + tuple(name for name in cls.__annotations__ if name not in inherited)
         cls._fields = fields
+        cls._names = frozenset(fields)
         cls._defaults = {name: getattr(cls, name) for name in fields if hasattr(cls, name)}
         cls.__match_args__ = fields
         for name, method in _METHODS.items():
@@ -29,20 +30,27 @@ else:
 
 
 def _init(self: Any, *args: object, **kwargs: object) -> None:
-    fields = self._fields
+    fields, held = self._fields, self.__dict__
+    held.update(self._defaults)
+    if args:
+        held.update(zip(fields, args, strict=False))
+    held.update(kwargs)
+    given = fields[: len(args)]
+    if len(args) > len(fields) or len(held) != len(fields) or not kwargs.keys() <= self._names or not kwargs.keys().isdisjoint(given):
+        held.clear()
+        _complain(self, args, kwargs)
+
+
+def _complain(self: Any, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+    """Say what is wrong with the values that a class was called with."""
+    fields, name = self._fields, type(self).__name__
     if len(args) > len(fields):
-        raise TypeError(f"{type(self).__name__} takes {len(fields)} values, not {len(args)}")
-    values = dict(self._defaults)
-    given = dict(zip(fields, args, strict=False))
-    for name, value in kwargs.items():
-        if name in given or name not in fields:
-            raise TypeError(f"{type(self).__name__}: {'repeated' if name in given else 'unknown'} field {name!r}")
-        given[name] = value
-    values.update(given)
-    missing = [name for name in fields if name not in values]
-    if missing:
-        raise TypeError(f"{type(self).__name__} lacks {', '.join(missing)}")
-    self.__dict__.update(values)
+        raise TypeError(f"{name} takes {len(fields)} values, not {len(args)}")
+    for field in kwargs:
+        if field not in fields or field in fields[: len(args)]:
+            raise TypeError(f"{name}: {'unknown' if field not in fields else 'repeated'} field {field!r}")
+    missing = [field for field in fields[len(args) :] if field not in kwargs and field not in self._defaults]
+    raise TypeError(f"{name} lacks {', '.join(missing)}")
 
 
 def _setattr(self: Any, name: str, value: object) -> None:
