@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from stockade.checks import canaries, fields, grants, normalise, usage
-from stockade.core.values import DENY, Grant, Verdict
+from stockade.core.values import ALLOW, DENY, Grant, Verdict
 from stockade.gateway.serve import serve
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class Judge:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._usage = usage.Usage()
+        self._learning = bool(config["learning"])
         held = {f"the secret of {name}": item["secret"] for name, item in config["credentials"].items()}
         self._watch = canaries.Watch({f"the canary {name}": text for name, text in config["canaries"].items()}, held)
         self._given = tuple(Grant.from_plain(item) for item in config["grants"])
@@ -52,10 +53,12 @@ class Judge:
         self._grants = tuple(grant for grant in self._grants if grant not in gone or grant.effect == DENY)
 
     def connect(self, host: str, port: int) -> Verdict:
-        return grants.decide_connect(host, port, self._grants)
+        verdict = grants.decide_connect(host, port, self._grants)
+        # To learn what would be asked of a host, its tunnel is opened to us: every request in it is still decided, and refused.
+        return Verdict(ALLOW, "learning") if self._learning and verdict.rule == "host-not-granted" else verdict
 
     def name(self, host: str) -> bool:
-        return grants.granted_name(host, self._grants)
+        return grants.granted_name(host, self._grants) or (self._learning and normalise.is_name(host))
 
     def authority(self, text: str, default_port: int) -> tuple[str, int]:
         return normalise.authority(text, default_port)

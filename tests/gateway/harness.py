@@ -165,6 +165,7 @@ class Gate:
         listeners: list[tuple[str, socket.socket]] | None = None,
         canaries: dict[str, str] | None = None,
         credentials: dict[str, dict[str, str]] | None = None,
+        learning: bool = False,
     ) -> None:
         self.events: list[dict[str, object]] = []
         self.hold = threading.Event()
@@ -187,6 +188,7 @@ class Gate:
                 "grants": [plain(grant) for grant in grants],
                 "credentials": credentials or {"own": CREDENTIAL},
                 "canaries": canaries or {},
+                "learning": learning,
                 "listeners": [{"kind": kind, "port": self.ports[kind]} for kind, _ in self.listeners],
                 "upstream_ca": str(upstream_ca),
                 "envoy": engine.find(),
@@ -294,9 +296,10 @@ def running(
     listeners: list[tuple[str, socket.socket]] | None = None,
     canaries: dict[str, str] | None = None,
     credentials: dict[str, dict[str, str]] | None = None,
+    learning: bool = False,
 ) -> Iterator[Gate]:
     """A gate that is ready. Raises AssertionError with its own words when it is not."""
-    gate = Gate(directory, upstream.ca, grants if grants is not None else grants_for(upstream), listeners, canaries, credentials)
+    gate = Gate(directory, upstream.ca, grants if grants is not None else grants_for(upstream), listeners, canaries, credentials, learning)
     try:
         assert gate.ready.wait(15), f"the gate did not start: {gate.failure}"
         yield gate

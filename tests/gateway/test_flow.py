@@ -19,6 +19,7 @@ CONFIG: dict[str, Any] = {
     "grants": [plain(GRANT), plain(Grant("api.example.com", scheme="http", port=80))],
     "credentials": {},
     "canaries": {},
+    "learning": False,
 }
 TUNNEL = {
     "session": "s-1", "connect": "CONNECT api.example.com:443", "sni": "api.example.com", "destination": "envoy://tunnel/", "length": "-",

@@ -44,6 +44,14 @@ def normalise_host(text: str) -> str:
     return name
 
 
+def is_name(text: str) -> bool:
+    """Whether this is a host name in a spelling that is read in one way."""
+    try:
+        return bool(normalise_host(text))
+    except Ambiguous:
+        return False
+
+
 def normalise_path(text: str) -> str:
     """Escapes of unreserved characters undone, other escapes in upper case (RFC 3986, section 6.2.2). Idempotent. Takes no query.
 

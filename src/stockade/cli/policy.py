@@ -46,6 +46,16 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         one.add_argument("--policy", metavar="FILE", help="a policy file on top of yours (./stockade.toml is never read by itself)")
     explain.add_argument("question", nargs="+", metavar="QUESTION", help='"POST https://api.example.com/v1/x", "read ~/x" or "write ~/x"')
+    learn = command(
+        "learn",
+        "Run a command with your policy, refuse whatever that does not grant, and propose the narrowest rules for it. Nothing is applied.",
+    )
+    learn.add_argument("--policy", metavar="FILE", help="a policy file on top of yours")
+    learn.add_argument("--from-nothing", action="store_true", help="as if nothing were granted yet")
+    learn.add_argument("--output", metavar="FILE", help="write the proposals to FILE, which must not exist")
+    learn.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="-- COMMAND...", help="the command; its own output goes to standard error"
+    )
     return parser
 
 
@@ -53,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `stockade policy` with `argv` (without "policy"). 0: fine, 1: wrong or denied, 2: usage, 125: could not tell."""
     options = build_parser().parse_args(argv)
     try:
-        status = {"init": _init, "check": _check, "show": _show, "explain": _explain}[options.command](options)
+        status = {"init": _init, "check": _check, "show": _show, "explain": _explain, "learn": _learn}[options.command](options)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # `| head` has seen enough; python would complain again when it closes stdout
@@ -237,6 +247,38 @@ def _grant(grant: Grant) -> str:
     if grant.upload_budget:
         text += f"\nupload_budget = {_quote(show_size(grant.upload_budget))}"
     return f"{text}\nmax_upload = {_quote(show_size(grant.max_upload))}"
+
+
+def _learn(options: argparse.Namespace) -> int:
+    from stockade.policy.cached import load
+    from stockade.policy.learn import propose
+    from stockade.session.foreground import run
+
+    words = options.words[1:] if options.words[:1] == ["--"] else options.words
+    if not words:
+        raise StockadeError("no command to learn from", code="cli.usage", hint="stockade policy learn -- COMMAND...")
+    policy = load(os.getcwd(), policy_file=options.policy, overrides=(("egress", "none"),) if options.from_nothing else ())
+    try:
+        output = os.open(options.output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600) if options.output else os.dup(1)
+    except OSError as error:
+        hint = "Name a new file, in a folder that exists."
+        raise StockadeError(f"cannot write {options.output}: {error.strerror}", code="policy.unwritable", hint=hint) from error
+    os.dup2(2, 1)  # the proposals are our output; the command's is not
+    end = run(policy, words, cwd=os.getcwd(), tty=False, learning=True)
+    found = propose(end.learned)
+    with open(output, "w", encoding="utf-8") as out:
+        if options.json:
+            out.write(
+                json.dumps({"ok": True, "exit": end.code, "session": end.session, "proposals": [frozen.plain(one) for one in found]}) + "\n"
+            )
+            return 0
+        head = f"# What `{_clean(' '.join(words))[:200]}` asked for and was refused. Each rule grants it to everything that runs inside.\n"
+        out.write(head if found else "# Nothing was refused: no rule is missing.\n")
+        for one in found:
+            out.write(f"\n# {one.requests} request{'s' * (one.requests != 1)}. Would allow: {one.allows}.\n")
+            out.writelines(f"# Mind: {note}.\n" for note in one.notes)
+            out.write(one.rule)
+    return 0
 
 
 def _explain(options: argparse.Namespace) -> int:

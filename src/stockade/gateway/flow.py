@@ -188,7 +188,10 @@ class Flow:
                 verdict, grant = Verdict(DENY, "server-side-action", (f"{reason}.",)), None
         if verdict.effect != ALLOW:
             grant = None
-        event = self._event(known, verdict, host=host, port=port, method=known["method"], path=path, scheme=scheme, length=length)
+        query = int("?" in asked.target)  # whether there is one: what it says stays out of the ledger
+        event = self._event(
+            known, verdict, host=host, port=port, method=known["method"], path=path, query=query, scheme=scheme, length=length
+        )
         if grant and grant.credential:
             event["credential"] = grant.credential
         return Outcome(verdict, event, host, port, grant, length=length)

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 class Session:
     """One sandbox from start to end. `open` returns while the kernel still builds it; `close` ends everything and may be called twice."""
 
-    def __init__(self, policy: Policy, cwd: str) -> None:
+    def __init__(self, policy: Policy, cwd: str, *, learning: bool = False) -> None:
+        """`learning`: what is not granted is refused as ever, but looked at first, so that one can see what it would have been."""
         self.id = f"s{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(4).hex()}"
         self.policy = policy
+        self.learning = learning
         self.cwd = cwd
         self.started = time.time()
         self.placeholders = confine.placeholders(policy)

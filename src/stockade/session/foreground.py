@@ -161,6 +161,11 @@ class Foreground:
         return self.decisions.get("deny", 0)
 
     @property
+    def learned(self) -> tuple[dict[str, object], ...]:
+        """What was asked of the gate, in a session that is there to learn it."""
+        return tuple(self._gate.learned) if self._gate else ()
+
+    @property
     def decisions(self) -> dict[str, int]:
         """How many requests the gate decided, by effect."""
         return self._gate.decisions if self._gate else {}
@@ -255,7 +260,7 @@ def say(text: str) -> None:
 @frozen
 class End:
     """How a run ended: exit code, why we ended it (""= by itself), whether the command could not be executed, refused requests, session,
-    and what became of the workspace (events as in the ledger).
+    what became of the workspace, and what was asked of the gate in a session that is there to learn it (events as in the ledger).
     """
 
     code: int
@@ -264,15 +269,16 @@ class End:
     refused: int
     session: str
     events: tuple[dict[str, Any], ...] = ()
+    learned: tuple[dict[str, object], ...] = ()
 
 
-def run(policy: Policy, argv: Sequence[str], *, cwd: str, tty: bool | None = None, receipt: str = "") -> End:
-    """Run `argv` confined by `policy`; `receipt` names a file to write ("" = none).
+def run(policy: Policy, argv: Sequence[str], *, cwd: str, tty: bool | None = None, receipt: str = "", learning: bool = False) -> End:
+    """Run `argv` confined by `policy`; `receipt` names a file to write ("" = none). `learning`: see Session.
 
     Raises StockadeError when nothing could be run, or when what happened cannot be recorded.
     """
     _standard_descriptors()
-    with Session(policy, cwd) as session:
+    with Session(policy, cwd, learning=learning) as session:
         paper = None
         if receipt:
             from stockade.record.receipts import ReceiptFile
@@ -301,4 +307,4 @@ def run(policy: Policy, argv: Sequence[str], *, cwd: str, tty: bool | None = Non
                 )
             )
         missing = front.child is not None and front.child.error != 0
-    return End(code, front.outcome, missing, front.refused, session.id, tuple(events))
+    return End(code, front.outcome, missing, front.refused, session.id, tuple(events), front.learned)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KINDS = {3128: "http-proxy", 80: "http", 443: "https", 53: "dns-tcp"}
 # No limit of processes: without a door's user namespace RLIMIT_NPROC would count everything that this user runs.
+LEARNED = 10_000  # requests that are kept to learn from
 OBEY = 2.0  # seconds in which a gate must have taken back a grant; then it is ended
 LIMITS = Limits(processes=0, memory=4 << 30, open_files=65536, scratch=64 << 20, file_size=64 << 20)
 
@@ -42,6 +43,7 @@ class GateKeeper:
         self._sent: list[int] = []  # the numbers of those that the gate was given, in its order
         self._waiting: list[Callable[[], None]] = []  # for the gate's word that it has obeyed
         self.decisions: dict[str, int] = {}
+        self.learned: list[dict[str, object]] = []  # requests, in a session that is there to learn them
 
     def listen(self) -> None:
         """Wait for the first connection or query at the door, the gate is started then; and take orders about the session's grants."""
@@ -97,6 +99,7 @@ class GateKeeper:
                 "session": session.id,
                 "grants": [plain(policy.grants[number]) for number in self._sent],
                 "canaries": dict(policy.canaries),
+                "learning": session.learning,
                 "credentials": broker.for_gate(policy.credentials, session.placeholders, os.environ),
                 "listeners": listeners,
                 "upstream_ca": "/etc/ssl/certs/ca-certificates.crt",
@@ -185,9 +188,12 @@ class GateKeeper:
                     event = dict(message[2])
                     kind = str(event.pop("kind"))
                     event.pop("session", None)
+                    session = self._session
                     if event.get("canary"):
                         where = f"a request to {event['host']}" if kind == "egress" else "a name to look up"
                         self._say(f"ALARM: {event['canary']} was about to leave in {where}; it was stopped")
+                    if kind == "egress" and session.learning and len(self.learned) < LEARNED:
+                        self.learned.append({"kind": kind, **event})
                     if kind == "egress":
                         effect = str(event.get("effect"))
                         self.decisions[effect] = self.decisions.get(effect, 0) + 1
