@@ -142,7 +142,7 @@ def ask(target: str = "/v1/messages", host: str = "api.example.com", method: str
         ("foreign-credential", {"headers": {"x-api-key": ""}}),
         ("header-not-granted", {"headers": {"anthropic-beta": "web-fetch-2025-09-10"}}),
         ("header-not-granted", {"headers": {"x-webhook-url": "http://evil.test"}}),
-        ("header-not-granted", {"headers": {"upgrade": "websocket"}}),
+        ("upgrade-not-granted", {"headers": {"upgrade": "websocket"}}),
         ("header-not-granted", {"headers": {"x-original-url": "/v1/files"}}),
         ("header-not-granted", {"headers": {"transfer-encoding\n": "x"}}),
         ("credential-in-query", {"target": "/v1/messages?key=attacker"}),

@@ -194,6 +194,7 @@ class Gate:
                 "envoy": engine.find(),
             }
         )
+        self._orders: list[bytes] = []
         self._started = started
         self._stop = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, daemon=True)
@@ -202,6 +203,8 @@ class Gate:
     def _supervise(self) -> None:
         while not self.control.closed and not self._stop.is_set():
             select.select([self.control], [self.control] if self.control.wants_to_write else [], [], 0.05)
+            while self._orders:
+                self.control._outgoing += self._orders.pop(0)
             self.control.flush()
             for message in self.control.receive():
                 if message[0] == "ca":
@@ -220,6 +223,18 @@ class Gate:
                         self.control.acknowledge(message[1])
         self.control.close()
         self.ended.set()
+
+    def order(self, line: bytes) -> None:
+        """Have the supervisor, which is a thread of its own, send one line to the gate."""
+        self._orders.append(line + b"\n")
+
+    def revoke(self, *positions: int) -> float:
+        """Take grants back; seconds until the gate said that it has obeyed."""
+        self.revoked.clear()
+        began = time.perf_counter()
+        self.order(json.dumps({"revoke": positions}).encode())
+        assert self.revoked.wait(5)
+        return time.perf_counter() - began
 
     def hang_up(self) -> None:
         """Close the supervisor's end of the line."""

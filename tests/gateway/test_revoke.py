@@ -39,15 +39,6 @@ def tunnel(gate: Gate, upstream: Upstream, host: str = "open.localhost") -> Iter
         made.close()
 
 
-def revoke(gate: Gate, *positions: int) -> float:
-    """Seconds until the gate said that it has obeyed."""
-    gate.revoked.clear()
-    began = time.perf_counter()
-    gate.control.revoke([*positions])
-    assert gate.revoked.wait(5)
-    return time.perf_counter() - began
-
-
 @pytest.mark.wall
 def test_a_stream_is_cut_and_the_next_request_refused_while_other_grants_hold(
     engine_binary: str, upstream: Upstream, tmp_path: Path
@@ -58,7 +49,7 @@ def test_a_stream_is_cut_and_the_next_request_refused_while_other_grants_hold(
         streaming.request("GET", "/v1/stream")
         answer = streaming.getresponse()
         assert answer.read(9)
-        assert revoke(gate, 0) < 2
+        assert gate.revoke(0) < 2
         began = time.perf_counter()
         with pytest.raises((OSError, http.client.HTTPException)):
             answer.read()  # five pieces in a second, of which one came
@@ -92,10 +83,10 @@ def test_a_decision_that_waits_for_its_receipt_is_not_allowed_any_more(engine_bi
         deadline = time.monotonic() + 5
         while len(gate.events) == before and time.monotonic() < deadline:
             time.sleep(0.01)
-        revoke(gate, 0)
+        gate.revoke(0)
         gate.hold.clear()
         for number in range(1, 20):
-            gate.control.acknowledge(number)
+            gate.order(b'{"id": %d}' % number)
         thread.join(10)
         assert failed.is_set() and not upstream.requests
 
@@ -109,7 +100,7 @@ def test_an_upload_under_way_is_cut(engine_binary: str, upstream: Upstream, tmp_
         kept.putrequest("POST", "/v1/x")
         kept.putheader("content-length", str(1 << 28))
         kept.endheaders(b"x" * (1 << 20))
-        revoke(gate, 0)
+        gate.revoke(0)
         with pytest.raises((OSError, ssl.SSLError)):
             for _ in range(1 << 8):
                 kept.send(b"x" * (1 << 20))
@@ -127,7 +118,7 @@ def test_a_name_that_was_taken_back_does_not_exist_any_more(engine_binary: str, 
 
     with running(tmp_path, upstream, grants(upstream)) as gate:
         assert ask(gate) == 0
-        revoke(gate, 0)
+        gate.revoke(0)
         assert ask(gate) == 3
 
 
@@ -135,8 +126,7 @@ def test_a_name_that_was_taken_back_does_not_exist_any_more(engine_binary: str, 
 @pytest.mark.parametrize("order", [b'{"revoke": [99]}', b'{"revoke": "all"}', b'{"revoke": [0], "id": 1', b"[]"])
 def test_an_order_that_cannot_be_obeyed_ends_the_gate(engine_binary: str, upstream: Upstream, tmp_path: Path, order: bytes) -> None:
     with running(tmp_path, upstream, grants(upstream)) as gate:
-        gate.control._outgoing += order + b"\n"
-        gate.control.flush()
+        gate.order(order)
         assert gate.ended.wait(10)
         assert gate.curl(f"https://open.localhost:{upstream.port}/v1/x").stdout == "[000]"
 

@@ -64,6 +64,8 @@ def test_bounds_over_time_go_with_a_preset(places: Places, monkeypatch: pytest.M
         ('body = [{ pointer = "/a", absent = true, most = 3 }]', "body[0]", "more than one thing"),
         ('body = [{ pointer = "/a", values = [[1]] }]', "body[0].values[0]", "cannot stand among the values"),
         ('parameters = ["a"]\nquery = "any"', "parameters", "contradict"),
+        ('websocket = true\nmax_upload = "1 MiB"', "max_upload", "means nothing for a WebSocket"),
+        ('websocket = true\nmethods = ["POST"]', "methods", "means nothing for a WebSocket"),
         ('effect = "deny"\nuses = 3', "uses", "means nothing in a denial"),
         ('effect = "deny"\nbody = [{ pointer = "" }]', "body", "means nothing in a denial"),
     ],

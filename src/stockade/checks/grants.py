@@ -188,6 +188,8 @@ def _refuse(
             f"{what} is not granted on {host} ({_where(grant)})",
             _snippet(request, host, path, grant),
         )
+    if refusal := _refuse_upgrade(grant, request, host, path):
+        return refusal
     if query is not None and grant.query == "none":
         return _Refusal(
             3, "query-not-granted", f"a query is not granted on this path ({_where(grant)})", _snippet(request, host, path, grant)
@@ -215,6 +217,17 @@ def _refuse(
     return _Refusal(9, rule, f"{reason} ({_where(grant)})") if rule else None
 
 
+def _refuse_upgrade(grant: Grant, request: HttpRequest, host: str, path: str) -> _Refusal | None:
+    """A WebSocket passes by a grant for one, and nothing else passes by that; no other upgrade is ever granted."""
+    wanted = [value.lower() for name, value in request.headers if name.lower() == "upgrade"]
+    if grant.websocket and (wanted != ["websocket"] or request.method != "GET" or request.length):
+        return _Refusal(2, "websocket-only", f"this is granted as a WebSocket only ({_where(grant)})")
+    if wanted and not grant.websocket:
+        wider = _snippet(request, host, path, grant) + "websocket = true\n" if wanted == ["websocket"] else ""
+        return _Refusal(2, "upgrade-not-granted", f"an upgrade of the connection is not granted on {host} ({_where(grant)})", wider)
+    return None
+
+
 def _refuse_headers(grant: Grant, request: HttpRequest, host: str, path: str, in_use: dict[str, CredentialInUse]) -> _Refusal | None:
     own = in_use.get(grant.credential)
     if grant.credential and own is None:
@@ -239,7 +252,7 @@ def _refuse_headers(grant: Grant, request: HttpRequest, host: str, path: str, in
             return _Refusal(
                 7, "foreign-credential", f"the header {name} carries a credential, and only the gate adds credentials ({_where(grant)})"
             )
-        elif name not in COMMON_HEADERS:
+        elif name not in COMMON_HEADERS and not (grant.websocket and name in _WEBSOCKET_HEADERS):
             shown = name if name.replace("-", "").isalnum() and name.isascii() else ""
             wider = _snippet(request, host, path, grant, header=shown) if shown else ""
             return _Refusal(6, "header-not-granted", f"the header {ascii(name)[1:-1]} is not granted on {host} ({_where(grant)})", wider)
@@ -250,6 +263,11 @@ _CREDENTIAL_HEADERS = frozenset(
     """authorization proxy-authorization cookie x-api-key api-key apikey x-goog-api-key x-auth-token x-access-token x-amz-security-token private-token
     job-token x-gitlab-token x-github-token x-vault-token x-functions-key ocp-apim-subscription-key""".split()
 )
+
+
+_WEBSOCKET_HEADERS = frozenset(
+    "upgrade sec-websocket-key sec-websocket-version sec-websocket-extensions sec-websocket-protocol".split()
+)  # RFC 6455, section 11.3
 
 
 def _is_placeholder(value: str, own: CredentialInUse) -> bool:

@@ -232,6 +232,8 @@ def _grant(grant: Grant) -> str:
         said = f", values = [{', '.join(rule.values)}]" if rule.values else ", absent = true" if rule.absent else ""
         said += f", most = {rule.most}" if rule.most >= 0 else ""
         text += f"\nbody = {{ pointer = {_quote(rule.pointer)}{said} }}"
+    if grant.websocket:
+        text += "\nwebsocket = true"
     if grant.refs:
         text += f"\nrefs = {_list(grant.refs)}"
     if grant.uses:

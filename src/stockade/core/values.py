@@ -143,6 +143,7 @@ class Grant:
     may say it is (() = anything), `body` what it holds as JSON. Sizes in bytes; zeros mean no bound. The bounds over time (`uses`, `rate` requests
     in `rate_seconds`, `upload_budget`) count for one session; `not_before` and `not_after` are Unix seconds.
     With `refs` the body is a git push, and changes only refs that match one of these patterns (whole segments, as in `paths`).
+    `websocket`: what is granted is a WebSocket (RFC 6455) and nothing else; what passes in it is not read.
     `secret`: what it brings in is secret, and from then on only grants with `secret` or `after_secret` hold for the session.
     """
 
@@ -170,6 +171,7 @@ class Grant:
     secret: bool = False
     after_secret: bool = False
     refs: tuple[str, ...] = ()
+    websocket: bool = False
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:

@@ -176,6 +176,8 @@ def _manager(name: str, routes: list[Json], injected: tuple[str, ...], *, proxy:
             "initial_stream_window_size": 1 << 20,
             "initial_connection_window_size": 4 << 20,
         },
+        # An upgrade that no grant is for is refused before it gets here; without this Envoy would answer 403 itself.
+        upgrade_configs=[{"upgrade_type": "websocket"}],
         http_filters=filters,
         route_config={"virtual_hosts": [{"name": "any", "domains": ["*"], "routes": routes}]},
     )

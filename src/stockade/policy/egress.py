@@ -25,8 +25,19 @@ _KEY_HEADERS = frozenset(
 )
 _OVER_TIME = ("upload_budget", "uses", "rate", "not_before", "not_after", "secret", "after_secret")
 _WITH_PRESET = ("preset", "credential", "max_upload", "private", "files_host", *_OVER_TIME)
-_NOT_WITH_GIT = ("methods", "paths", "query", "parameters", "headers", "content_types", "body", "scheme", "effect")
-_NOT_IN_A_DENIAL = ("query", "parameters", "headers", "credential", "max_upload", "private", "content_types", "body", *_OVER_TIME)
+_NOT_WITH_GIT = ("methods", "paths", "query", "parameters", "headers", "content_types", "body", "scheme", "effect", "websocket")
+_NOT_IN_A_DENIAL = (
+    "query",
+    "parameters",
+    "headers",
+    "credential",
+    "max_upload",
+    "private",
+    "content_types",
+    "body",
+    "websocket",
+    *_OVER_TIME,
+)
 _GIT_UPLOAD = {"git-upload-pack": 4 << 20, "git-receive-pack": 256 << 20}  # bytes of one request, where nobody says otherwise
 _LOCAL = ("localhost", "ip6-localhost")
 
@@ -161,6 +172,13 @@ class Rules:
         if table.repositories is not None or table.refs is not None:
             hint = 'Write git = "fetch" or "push".'
             self.errors.append(one.error("repositories and refs need git", *key, code="policy.git", hint=hint))
+        if table.websocket:
+            for name in sorted(
+                table.model_fields_set & {"content_types", "body", "max_upload"}
+                | ({"methods"} if table.methods not in (None, ("GET",)) else set())
+            ):
+                hint = "A WebSocket begins as a GET without a body, and what passes in it is not read."
+                self.errors.append(one.error(f"{name} means nothing for a WebSocket", *key, name, code="policy.websocket", hint=hint))
         scheme = table.scheme or "https"
         fallback = Grant(table.host)
         return (
@@ -183,6 +201,7 @@ class Rules:
                     BodyRule(rule.pointer, rule.values or (), bool(rule.absent), -1 if rule.most is None else rule.most)
                     for rule in table.body or ()
                 ),
+                websocket=bool(table.websocket),
                 **_over_time(table),
             ),
         )
