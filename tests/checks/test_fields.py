@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stockade.checks.fields import forbidden_fields, inspected
@@ -92,6 +92,8 @@ def test_harmful(path: str, body: Any) -> None:
         ),
     ).map(lambda body: json.dumps(body).encode())
 )
+@example(b'{"source": {"type": []}}')
+@example(b'{"tools": [{"type": {}}], "messages": [{"content": [{"type": [], "source": {"type": {}}}]}]}')
 def test_never_raises(body: bytes) -> None:
     for path in (MESSAGES, CHAT, RESPONSES):
         forbidden_fields("h", path, body)

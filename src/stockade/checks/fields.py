@@ -78,7 +78,7 @@ def _anthropic(body: dict[str, Any]) -> str | None:
 
 def _anthropic_item(item: dict[str, Any]) -> str | None:
     source = item.get("source")
-    if isinstance(source, dict) and source.get("type") not in _INLINE_SOURCES:
+    if isinstance(source, dict) and str(source.get("type")) not in _INLINE_SOURCES:
         return f"a source of type {_show(source.get('type'))} makes the server fetch"
     if item.get("type") == "container_upload":
         return "container_upload hands a file to code on the server"
@@ -100,7 +100,7 @@ def _openai_tools(body: dict[str, Any], depth: int = 0) -> str | None:
                 return reason
             continue
         cached = kind == "web_search" and tool.get("external_web_access") is False  # answers from the provider's own index, fetches nothing
-        if kind not in _OPENAI_TOOLS and not cached:
+        if str(kind) not in _OPENAI_TOOLS and not cached:
             return f"the tool type {_show(kind)} is carried out by the server"
     return None
 
