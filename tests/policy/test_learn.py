@@ -50,7 +50,7 @@ def test_what_no_rule_would_change_is_left_out() -> None:
 
 
 nasty = st.text(max_size=20) | st.sampled_from(
-    ['/a"\n[caps]', "/a\\", "/**", "/*", "//", "/..", "/a b", "/%2e", "", "/a'", "/ü", "\n", "/a/]", "/[x"]
+    ['/a"\n[caps]', "/a\\", "/**", "/*", "//", "/a//", "/..", "/a b", "/%2e", "", "/a'", "/ü", "\n", "/a/]", "/[x"]
 )
 
 

@@ -229,6 +229,14 @@ def usable(host: str, path: str) -> bool:
         return False
 
 
+def is_pattern(path: str) -> bool:
+    """Could a rule name this path?"""
+    try:
+        return bool(_pattern(path))
+    except PydanticCustomError:
+        return False
+
+
 _UNIT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0}]}
 Text = Annotated[str, AfterValidator(_text)]
 Path = Annotated[Text, AfterValidator(_no_glob)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from stockade.core.frozen import frozen
 from stockade.core.values import DENY
-from stockade.policy.kinds import usable
+from stockade.policy.kinds import is_pattern, usable
 from stockade.policy.units import show_size
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _paths(asked: set[str]) -> list[str]:
     """Exact paths; a folder in their place where there are many. Paths that no pattern can say are left out."""
     folders: dict[str, set[str]] = {}
     for path in asked:
-        if path.startswith("/") and "*" not in path and '"' not in path and "\\" not in path and usable("a.example", path.rstrip("/")):
+        if "*" not in path and is_pattern(path):
             folders.setdefault(path.rpartition("/")[0], set()).add(path)
     return sorted(found for folder, paths in folders.items() for found in ([f"{folder}/**"] if len(paths) >= MANY else paths))
 
