@@ -46,7 +46,7 @@ def propose(events: Iterable[Mapping[str, object]]) -> tuple[Proposal, ...]:
 
 def _proposal(host: str, port: int, scheme: str, method: str, events: list[Mapping[str, object]]) -> Proposal | None:
     paths = _paths({str(event.get("path", "")) for event in events})
-    if not paths or not method.isalpha() or not method.isupper():
+    if not paths or not (method.isascii() and method.isalpha() and method.isupper()):
         return None
     length = max((size for event in events if isinstance(size := event.get("length"), int)), default=0)
     rules = {str(event.get("rule")) for event in events}
