@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,13 @@ def listed(place: Place) -> list[dict[str, Any]]:
     return found
 
 
-def killed(place: Place, script: str, policy: Policy | None = None) -> dict[str, Any]:
-    """A session that ran `script` and whose supervisor was killed; as it is listed once the sweeper has been there."""
+def killed(place: Place, script: str, policy: Policy | None = None, lives: float = 0.0) -> dict[str, Any]:
+    """A session that ran `script`, and whose supervisor was killed `lives` seconds later; as it is listed once the sweeper has been there."""
     run = place.start("/bin/sh", "-ec", f"{script}; {AGES}", policy=policy)
     layers = f"{place.sessions}/*/layer/upper/ready"
     assert until(lambda: (place.work / "ready").exists() or any(Path("/").glob(layers[1:])), 20)
     assert [left["state"] for left in listed(place)] == ["running"]
+    time.sleep(lives)
     run.send_signal(signal.SIGKILL)
     run.communicate()
     assert place.run("true").returncode == 0  # the end of any session starts the sweeper
@@ -47,12 +49,13 @@ def killed(place: Place, script: str, policy: Policy | None = None) -> dict[str,
     return listed(place)[0]
 
 
-def test_commits_of_a_killed_session_are_brought_back_by_name(place: Place) -> None:
+@pytest.mark.parametrize("lives", [0.0, 1.5], ids=["at once", "while the scan looks on"])
+def test_commits_of_a_killed_session_are_brought_back_by_name(place: Place, lives: float) -> None:
     overlay_works(place.root / "probe")
     git(place.work, "init", "-q", "-b", "main")
     git(place.work, "commit", "-q", "--allow-empty", "-m", "first")
     repository(place.work / "below")
-    left = killed(place, f"{COMMIT}; cd below; {COMMIT}; git config core.fsmonitor evil; cd ..")
+    left = killed(place, f"{COMMIT}; cd below; {COMMIT}; git config core.fsmonitor evil; cd ..", lives=lives)
     assert left["workspace"] == str(place.work) and "killed" in left["what"][0]
     assert git(place.work, "log", "--format=%s").split() == ["first"]
     assert left["id"] in stockade(place, "doctor", "--wall", "sessions").stdout

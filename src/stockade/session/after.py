@@ -195,16 +195,17 @@ def _take(paths: list[str]) -> None:
     held = {path: fd for path in paths if (fd := hold(path)) >= 0}
     try:
         sessions = {path: facts for path in held if (facts := load(f"{path}/facts")) and facts.get("started")}
-        new = {path: facts for path, facts in sessions.items() if not os.path.exists(f"{path}/reported")}
+        new = [facts for path, facts in sessions.items() if facts["mode"] != "ro" and not os.path.exists(f"{path}/reported")]
         ledger = Ledger(places.state("ledger"))
-        if written := sorted((facts for facts in new.values() if facts["mode"] != "ro"), key=lambda facts: facts["started"]):
+        if written := sorted(new, key=lambda facts: facts["started"]):
             report = scanner.compare(written[0], scanner.Baseline())
             names = [facts["name"] for facts in written]
             ledger.append({"kind": report.pop("kind"), "session": names[0], **({"sessions": names} if names[1:] else {}), **report})
         for path in held:
-            if path in new and not os.path.exists(f"{path}/finished") and _unfinished(new[path]):
+            # INVARIANT: whatever was reported, work is removed only when the session itself has brought it back.
+            if path in sessions and not os.path.exists(f"{path}/finished") and _unfinished(sessions[path]):
                 ledger.append(
-                    {"kind": "workspace.kept", "session": new[path]["name"], "kept_in": path, "reason": "the supervisor was killed"}
+                    {"kind": "workspace.kept", "session": sessions[path]["name"], "kept_in": path, "reason": "the supervisor was killed"}
                 )
                 keep(path, ["work that was not brought back: the supervisor was killed"])
                 continue
