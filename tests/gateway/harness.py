@@ -251,7 +251,10 @@ class Gate:
 
     def close(self) -> None:
         self.hang_up()
-        self.process.wait(10)
+        try:
+            self.process.wait(10)
+        finally:
+            self.process.kill()  # one that did not obey must not outlive its test: others look for what was left running
         for _, sock in self.listeners:
             sock.close()
 
