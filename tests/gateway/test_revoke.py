@@ -107,6 +107,18 @@ def test_an_upload_under_way_is_cut(engine_binary: str, upstream: Upstream, tmp_
 
 
 @pytest.mark.wall
+def test_a_grant_taken_back_while_the_gate_still_starts_never_holds(engine_binary: str, upstream: Upstream, tmp_path: Path) -> None:
+    gate = Gate(tmp_path, upstream.ca, grants(upstream))
+    try:
+        gate.order(b'{"revoke": [0]}')
+        assert gate.revoked.wait(15) and gate.ready.wait(15), gate.failure
+        assert "403" in gate.curl(f"https://open.localhost:{upstream.port}/v1/x").stderr
+        assert gate.curl(f"https://other.localhost:{upstream.port}/public/x").stdout.endswith("[200]")
+    finally:
+        gate.close()
+
+
+@pytest.mark.wall
 def test_a_name_that_was_taken_back_does_not_exist_any_more(engine_binary: str, upstream: Upstream, tmp_path: Path) -> None:
     query = b"\x12\x34\x01\0\0\1\0\0\0\0\0\0\4open\x09localhost\0\0\1\0\1"
 

@@ -50,10 +50,8 @@ class Echo:
 
     def _talk(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError), self._context.wrap_socket(connection, server_side=True) as secure:
-            head = b""
-            while not head.endswith(b"\r\n\r\n"):
-                head += secure.recv(1)
-            self.heads.append(head)
+            while b"?no" in (head := self._head(secure)).split(b"\r\n")[0]:  # it does not take the upgrade, and goes on with HTTP
+                secure.sendall(b"HTTP/1.1 426 Upgrade Required\r\nSec-WebSocket-Version: 99\r\nContent-Length: 0\r\n\r\n")
             key = next(
                 (line.partition(b":")[2].strip() for line in head.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key:")), b""
             )
@@ -68,6 +66,15 @@ class Echo:
             )
             while data := secure.recv(65536):
                 secure.sendall(data)
+
+    def _head(self, secure: ssl.SSLSocket) -> bytes:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            if not (byte := secure.recv(1)):
+                raise OSError("it hung up")
+            head += byte
+        self.heads.append(head)
+        return head
 
     def close(self) -> None:
         self._listener.close()
@@ -147,6 +154,19 @@ def test_everything_else_is_refused(scene: Scene, path: str, options: dict[str, 
     with scene.open(path, **options) as (_, answer):  # type: ignore[arg-type]
         assert answer.split()[1] in (b"403", b"400") and (not rule or rule in answer)
     assert not scene.echo.heads
+
+
+def test_nothing_is_smuggled_behind_an_upgrade_that_the_server_did_not_take(scene: Scene) -> None:
+    """A proxy that believes in a tunnel where there is none would pass the next request on unseen."""
+    hidden = f"GET /private HTTP/1.1\r\nHost: {HOST}:{scene.echo.port}\r\n\r\n".encode()
+    with scene.open("/ws?no") as (secure, answer):
+        assert b" 426 " in answer
+        secure.settimeout(0.5)
+        with contextlib.suppress(OSError):
+            secure.sendall(hidden * 2)
+            while secure.recv(4096):
+                pass
+    assert len(scene.echo.heads) == 1
 
 
 @pytest.mark.parametrize("line", ["Authorization: Bearer attacker", "Sec-WebSocket-Protocol: x\r\nCookie: a=b", "X-Other: 1"])

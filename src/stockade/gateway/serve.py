@@ -122,10 +122,14 @@ def _run(
     from stockade.gateway import broker, doorman
     from stockade.gateway.brain import Brain, Ledger, Question
 
+    serving = False
+
     def cut() -> None:
-        os.write(tell, doorman.CUT)
+        if serving:  # before that there is no connection, and the doorman waits for its first order
+            os.write(tell, doorman.CUT)
 
     async def main() -> None:
+        nonlocal serving
         loop = asyncio.get_running_loop()
         ledger = Ledger(lambda: leave(0), lambda positions: brain.revoke(positions))
         await loop.create_connection(lambda: ledger, sock=socket.socket(fileno=CONTROL))
@@ -149,6 +153,7 @@ def _run(
                 raise ValueError(f"no such kind of listener: {kind}")
         await _listening(sorted(set(streams.values())))
         os.write(tell, json.dumps({"session": config["session"], "listeners": streams}).encode() + b"\n")
+        serving = True
         for descriptor in streams:
             os.close(descriptor)
         ledger.tell({"ready": True})

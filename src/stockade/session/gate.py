@@ -49,7 +49,14 @@ class GateKeeper:
         """Wait for the first connection or query at the door, the gate is started then; and take orders about the session's grants."""
         from stockade.gateway.desk import Desk
 
-        self._desk = Desk(self._session.lock, self._loop, self._obey)
+        try:
+            self._desk = Desk(self._session.lock, self._loop, self._obey)
+        except OSError as error:
+            raise WallFailed(
+                f"cannot listen for orders in {self._session.directory}: {error.strerror}",
+                code="session.setup",
+                hint="Look at the disk that holds stockade's state; the command was ended.",
+            ) from error
         for fd in self._session.door.sockets():
             self._loop.watch(fd, READ, lambda _events: self.start("a connection"))
 
