@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -119,6 +120,37 @@ def test_commits_in_repositories_below_the_workspace_come_back_and_many_are_read
     assert done.stdout.decode().split() == ["inside", "first"]
     assert b"Read-only file system" in done.stderr and b"busy" in done.stderr
     assert (place.work / "r2").is_dir()
+
+
+@pytest.mark.parametrize("repositories", [3, 6])
+def test_a_mount_may_cover_a_repository_of_the_workspace(place: Place, repositories: int) -> None:
+    for number in range(repositories):
+        repository(place.work / f"r{number}")
+    (place.root / "other").mkdir()
+    (place.root / "other/file").write_text("other")
+    policy = Policy(mounts=(Mount(str(place.root / "other"), str(place.work / "r1"), "ro"),))
+    for _ in range(2):
+        done = place.run("/bin/sh", "-c", "cat r1/file; ls -A r1; echo x > r2/.git/x", policy=policy)
+        assert done.stdout == b"otherfile\n" and (b"Read-only" in done.stderr) == (repositories > 4), done.stderr
+        assert not (place.work / "r2/.git/x").exists()
+    assert (place.work / "r1/.git").is_dir()
+
+
+@pytest.mark.parametrize("source", [".", "proj", "proj/r1"])
+def test_the_workspace_is_not_shown_a_second_time_where_nothing_protects_it(place: Place, source: str) -> None:
+    repository(place.work / "proj/r1")
+    path = os.path.normpath(place.work / source)
+    hook = "proj/r1/.git/hooks/pre-commit"
+    modes: tuple[tuple[str, Literal["ro", "rw"], int], ...] = (("/mnt/again", "rw", 125), ("/mnt/again", "ro", 0), (path, "rw", 0))
+    for at, mode, status in modes:
+        policy = Policy(workspace=Workspace(path="proj"), mounts=(Mount(path, at, mode),))
+        done = place.run(
+            "/bin/sh", "-c", f"echo x > {place.work}/{hook}; find /mnt -name hooks -exec touch {{}}/pre-commit ';'", policy=policy
+        )
+        assert (done.returncode == 125) is (status == 125), done.stderr
+        if status:
+            assert error_of(done)["error"] == "mount.overlap"
+        assert not (place.work / hook).exists()
 
 
 def test_a_repository_in_a_writable_mount_is_read_only_and_a_bare_one_is_refused(place: Place) -> None:

@@ -48,25 +48,30 @@ def workspace_of(policy: Policy, cwd: str) -> str:
 
 def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders: dict[str, str], bundle: str) -> Confinement:
     """What the sandbox of `policy` may see and use; `view` is its workspace, `bundle` the host file to show as the CA bundle."""
-    mounts, held = [*view.mounts], [*view.held]
+    workspace = str(view.facts["target"])
+    mounts: list[Mount] = []
+    held: list[str] = []
     for mount in policy.mounts:
         source = resolve(mount.source, cwd, f"mount {mount.source}")
         judge(source, what="mount", mode=mount.mode, origin=mount.origin)
         mounts.append(replace(mount, source=source, target=mount.target or source))
         if mount.mode == "rw":
+            _not_beside_itself(mounts[-1], str(view.facts["top"]), workspace)
             held += _repository(mounts[-1])
-    mounts.append(Mount(bundle, CA_BUNDLE, "ro"))
+    # What a mount below the workspace covers is not there inside: a repository's layer has no place then, and nothing of it can be held.
+    below = [mount for mount in mounts if mount.target.startswith(f"{workspace}/")]
+    covers = tuple(f"{mount.target}/" for mount in below if mount.source != view.facts["top"] + mount.target[len(workspace) :])
+    mounts = [*(one for one in view.mounts if not f"{one.target}/".startswith(covers)), *mounts, Mount(bundle, CA_BUNDLE, "ro")]
     environment = base_environment(session)
     for name in policy.environment.pass_names:
         for found in matching(name):
             environment[found] = os.environ[found]
     environment.update(policy.environment.set_values)
     environment.update(placeholders)
-    workspace = str(view.facts["target"])
     return Confinement(
         mounts=tuple(mounts),
-        overlays=view.overlays,
-        held=tuple(held),
+        overlays=tuple(one for one in view.overlays if not f"{one.target}/".startswith(covers)),
+        held=(*(one for one in view.held if not f"{one[3:]}/".startswith(covers)), *held),
         network="door",
         limits=policy.limits,
         environment=tuple(environment.items()),
@@ -74,6 +79,24 @@ def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders
         home=inside_home(),
         workspace=workspace,
     )
+
+
+def _not_beside_itself(mount: Mount, top: str, workspace: str) -> None:
+    """Raises CannotEnforce (`mount.overlap`) when a writable mount shows the workspace, or a part of it, a second time at another place: what protects
+    it in the first would not be there in the second.
+    """
+    if mount.source == top or mount.source.startswith(f"{top}/"):
+        same = mount.target == workspace + mount.source[len(top) :]
+    elif top.startswith(f"{mount.source}/"):
+        same = mount.target + top[len(mount.source) :] == workspace
+    else:
+        return
+    if not same:
+        raise CannotEnforce(
+            f"the mount {mount.target} shows {'a part of' if mount.source != top else ''} the workspace {top} again, writable ({mount.origin})",
+            code="mount.overlap",
+            hint='Mount it "ro", or at its own path.',
+        )
 
 
 def _repository(mount: Mount) -> list[str]:
