@@ -37,6 +37,6 @@ def test_loose_it_is_a_victim(agent: agents.Agent) -> None:
 def test_confined_it_is_not(agent: agents.Agent, item: Scenario) -> None:
     with Yard(keep=agent.keep) as yard:
         drill = Drill(yard, agent)
-        for index in (0, 12):
+        for index in (0,) if agent.name == "mini" else (0, 12):  # one start of mini-swe-agent takes as long as ten of the others
             run = drill.run(item, index)
             assert run.verdict == "contained", run.note
