@@ -215,7 +215,7 @@ def test_a_push_to_a_granted_ref_arrives(scene: Scene, clone: Path, size: int) -
     ],
 )
 def test_a_push_to_another_ref_does_not(scene: Scene, clone: Path, words: tuple[str, ...]) -> None:
-    assert scene.git("push", "-q", "origin", "HEAD:refs/heads/agent/kept", cwd=clone).returncode == 0
+    assert scene.git("push", "-q", "--force", "origin", "HEAD:refs/heads/agent/kept", cwd=clone).returncode == 0
     commit(clone, scene)
     before = scene.forge.refs("owner/code")
     done = scene.git("push", "-q", "origin", *words, cwd=clone)
@@ -229,7 +229,7 @@ def test_control_without_the_gate_these_pushes_work(scene: Scene, clone: Path) -
     direct = ("-c", f"http.extraHeader=Authorization: Basic {key}")
     commit(clone, scene)
     before = scene.forge.refs("owner/code")
-    for words in (("--force", "HEAD:refs/heads/main"), ("HEAD:refs/tags/v1",)):
+    for words in (("--force", "HEAD:refs/heads/main"), ("HEAD:refs/tags/control",)):
         done = scene.git("push", "-q", "origin", *words, cwd=clone, more=direct, https_proxy="", GIT_SSL_CAINFO=str(scene.forge.ca))
         assert done.returncode == 0, done.stderr
     assert scene.forge.refs("owner/code")["refs/heads/main"] != before["refs/heads/main"]
