@@ -208,6 +208,18 @@ def test_cgroups_of_killed_supervisors_are_swept(place: Place) -> None:
     assert until(lambda: place.run("true", before=before).returncode == 0 and not (cgroups() & mine), 5)
 
 
+def test_a_directory_that_a_killed_session_was_just_making_is_swept_when_it_is_old_enough(place: Place) -> None:
+    assert place.run("true").returncode == 0
+    assert until(lambda: os.listdir(place.sessions) == [], 20)
+    half = place.sessions / ".s20260101-000000-00000000"
+    half.mkdir()
+    os.utime(half, (time.time() - 7, time.time() - 7))
+    assert place.run("true").returncode == 0
+    time.sleep(1)
+    assert half.exists()  # it could still be one that is being made
+    assert until(lambda: os.listdir(place.sessions) == [], 15)
+
+
 def test_a_directory_of_a_living_session_is_not_swept(place: Place) -> None:
     run = place.start("/bin/sh", "-c", "echo up; sleep 300")
     try:

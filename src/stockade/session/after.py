@@ -135,8 +135,10 @@ def _sweeper(lock: int) -> None:
             _take(paths)
         Ledger(places.state("ledger")).checkpoint()
         fcntl.flock(lock, fcntl.LOCK_UN)
-        if not _over():
-            return
+        while not _over():
+            if not _being_made():
+                return
+            time.sleep(1)  # a session killed in the middle of making its directory leaves one that nobody else would look at
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -160,6 +162,15 @@ def _over() -> list[str]:
             os.close(fd)
             found.append(path)
     return found
+
+
+def _being_made() -> bool:
+    """Whether there is a directory that a session may be just making."""
+    parent = places.state("sessions")
+    try:
+        return any(name.startswith(".") and _young(f"{parent}/{name}") for name in os.listdir(parent))
+    except FileNotFoundError:
+        return False
 
 
 def _young(path: str) -> bool:
