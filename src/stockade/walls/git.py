@@ -90,9 +90,9 @@ def find(top: str) -> tuple[Repository | None, str]:
     Raises CannotEnforce for layouts that cannot be kept private.
     """
     dotgit = f"{top}/.git"
-    kind = _kind(dotgit)
+    kind = file_type(dotgit)
     if not kind:
-        if _kind(f"{top}/HEAD") and _kind(f"{top}/objects") and _kind(f"{top}/refs"):
+        if file_type(f"{top}/HEAD") and file_type(f"{top}/objects") and file_type(f"{top}/refs"):
             raise CannotEnforce(
                 f"{top} is a bare repository: its config and hooks would be writable inside, and the host's git executes them",
                 code="workspace.bare-repository",
@@ -106,20 +106,20 @@ def find(top: str) -> tuple[Repository | None, str]:
             hint=f"Replace it by a file that git understands: rm {dotgit} && echo 'gitdir: TARGET' > {dotgit}",
         )
     if kind == _DIRECTORY:
-        if _kind(f"{dotgit}/commondir"):
+        if file_type(f"{dotgit}/commondir"):
             raise CannotEnforce(
                 f"{dotgit}/commondir exists: git never makes one there, and it sends the host's git to a config of somebody's choice",
                 code="workspace.git-commondir",
                 hint=f"Look at it, then remove it: rm {dotgit}/commondir",
             )
-        return (Repository(dotgit, worktree=top), "") if _kind(f"{dotgit}/HEAD") else (None, ".git holds no repository")
+        return (Repository(dotgit, worktree=top), "") if file_type(f"{dotgit}/HEAD") else (None, ".git holds no repository")
     return _follow(top, dotgit)
 
 
 def _above(top: str) -> str:
     folder = os.path.dirname(top)
     while folder != "/":
-        if _kind(f"{folder}/.git"):
+        if file_type(f"{folder}/.git"):
             return f"the repository of {folder} is not visible inside: run there if the agent shall commit"
         folder = os.path.dirname(folder)
     return "no repository here"
@@ -130,17 +130,17 @@ def _follow(top: str, pointer: str) -> tuple[Repository | None, str]:
     if not text.startswith("gitdir: "):
         return None, ".git is a file that git would not understand"
     gitdir = os.path.realpath(os.path.join(top, text[8:].rstrip("\r\n")))
-    if not _kind(f"{gitdir}/HEAD") or _owner(gitdir) != os.geteuid() or _owner(pointer) != os.geteuid():
+    if not file_type(f"{gitdir}/HEAD") or _owner(gitdir) != os.geteuid() or _owner(pointer) != os.geteuid():
         return None, f".git names {gitdir}, which is not a repository of yours"
     above, name = os.path.split(gitdir)
     common = os.path.dirname(above)
-    if os.path.basename(above) == "worktrees" and _kind(f"{gitdir}/gitdir"):
+    if os.path.basename(above) == "worktrees" and file_type(f"{gitdir}/gitdir"):
         back = os.path.join(gitdir, _text(f"{gitdir}/gitdir").rstrip("\r\n"))
         points_here = os.path.realpath(os.path.dirname(back)) == top and os.path.basename(back) == ".git"
         if points_here and os.path.realpath(os.path.join(gitdir, _text(f"{gitdir}/commondir").strip() or ".")) == common:
             return Repository(common, admin=f"worktrees/{name}", pointer=pointer, worktree=top), ""
         return None, f".git names {gitdir}, which does not point back here (`git worktree repair` mends a moved worktree)"
-    if _kind(f"{gitdir}/commondir"):
+    if file_type(f"{gitdir}/commondir"):
         return None, f".git names {gitdir}, which sends git on to another directory"
     inside = gitdir.startswith(f"{top}/")
     worktree = _worktree_key(f"{gitdir}/config")
@@ -157,7 +157,7 @@ def prepare(top: str, target: str, mode: str, session: str, origin: Origin, *, w
     """
     repository, why = find(top)
     if repository is None:
-        pinned = (Mount(f"{top}/.git", f"{target}/.git", "ro", origin),) if _kind(f"{top}/.git") == _REGULAR else ()
+        pinned = (Mount(f"{top}/.git", f"{target}/.git", "ro", origin),) if file_type(f"{top}/.git") == _REGULAR else ()
         return GitView(mounts=pinned, notes=(Enforced("git", "none", why),))
     common = repository.common
     if common.startswith(f"{top}/"):
@@ -242,7 +242,7 @@ def _pointers(top: str, common: str, modules: Iterator[str]) -> Iterator[str]:
             continue
         place = os.path.join(common, rel, text[start + 12 :].partition("\n")[0])
         path = os.path.normpath(place)
-        if path.startswith(f"{top}/") and os.path.realpath(path) == path and _kind(f"{path}/.git") == _REGULAR:
+        if path.startswith(f"{top}/") and os.path.realpath(path) == path and file_type(f"{path}/.git") == _REGULAR:
             yield path[len(top) + 1 :]
 
 
@@ -284,13 +284,13 @@ def sanitised(gitdir: str) -> str:
 def _git_directories(common: str) -> Iterator[str]:
     """The empty string and the relative paths of the submodules' git directories; looks at submodules only, never at the working tree."""
     yield ""
-    waiting = ["modules"] if _kind(f"{common}/modules") == _DIRECTORY else []
+    waiting = ["modules"] if file_type(f"{common}/modules") == _DIRECTORY else []
     found = looked = 0
     while waiting and found <= MODULES_AT_MOST and looked < 4 * MODULES_AT_MOST:
         rel = waiting.pop()
         looked += 1
         entries = [entry for entry in os.scandir(f"{common}/{rel}") if entry.name not in _PRUNED and entry.is_dir(follow_symlinks=False)]
-        if rel != "modules" and _kind(f"{common}/{rel}/config"):
+        if rel != "modules" and file_type(f"{common}/{rel}/config"):
             found += 1
             yield rel
         waiting.extend(f"{rel}/{entry.name}" for entry in entries)
@@ -338,7 +338,8 @@ def _worktree_key(path: str) -> str:
     return dict(gitconfig.entries_of_file(path)).get("core.worktree") or ""
 
 
-def _kind(path: str) -> int:
+def file_type(path: str) -> int:
+    """The file type bits (stat.S_IFREG, ...) of `path` itself, 0 when it is absent."""
     try:
         return os.lstat(path).st_mode & 0o170000
     except OSError:

@@ -69,7 +69,7 @@ class View:
         if (
             not facts["common"]
             and facts["mode"] != "ro"
-            and (_shape(facts["top"]) != before or before[1] == _DIRECTORY or _kind(f"{facts['top']}/HEAD"))
+            and (_shape(facts["top"]) != before or before[1] == _DIRECTORY or git.file_type(f"{facts['top']}/HEAD"))
         ):
             from stockade.walls.workspace import nested
 
@@ -110,7 +110,7 @@ def prepare(workspace: Workspace, source: str, target: str, session: str, name: 
     `name` is the session's id, used in ref names. Raises CannotEnforce (a layout that cannot be kept private, no overlay),
     StockadeError (`workspace.missing`).
     """
-    if _kind(source) != _DIRECTORY or os.path.realpath(source) != source:
+    if git.file_type(source) != _DIRECTORY or os.path.realpath(source) != source:
         raise StockadeError(
             f"the workspace {source} is not a directory", code="workspace.missing", hint="Name an existing folder, by its real path."
         )
@@ -222,11 +222,11 @@ def _protect(source: str, target: str, workspace: Workspace) -> tuple[list[Mount
     notes: list[Enforced] = []
     pinned: set[str] = set()
     for rel, why in PROTECTED:
-        kind = _kind(f"{source}/{rel}")
+        kind = git.file_type(f"{source}/{rel}")
         if not kind:
             continue
         parent, slash, _ = rel.partition("/")
-        if kind == _SYMLINK or (slash and _kind(f"{source}/{parent}") != _DIRECTORY):
+        if kind == _SYMLINK or (slash and git.file_type(f"{source}/{parent}") != _DIRECTORY):
             notes.append(Enforced(rel, "reported after the run", f"a symbolic link cannot be made read-only; {why}"))
             continue
         if slash and parent not in pinned:  # else the folder could be renamed away, and the mount with it
@@ -235,13 +235,6 @@ def _protect(source: str, target: str, workspace: Workspace) -> tuple[list[Mount
         mounts.append(Mount(f"{source}/{rel}", f"{target}/{rel}", "ro", workspace.origin))
         notes.append(Enforced(rel, "read-only bind", why))
     return mounts, notes
-
-
-def _kind(path: str) -> int:
-    try:
-        return os.lstat(path).st_mode & _KIND
-    except OSError:
-        return 0
 
 
 def _shape(top: str) -> tuple[int, int]:

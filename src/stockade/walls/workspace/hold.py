@@ -6,8 +6,6 @@ Sources: gitrepository-layout(5), mount_namespaces(7).
 
 from __future__ import annotations
 
-import os
-
 from stockade.core.errors import CannotEnforce
 from stockade.core.values import Enforced
 from stockade.walls import git
@@ -72,10 +70,10 @@ class Holding:
             above = _above(rel)
             if not covered.isdisjoint(above):
                 continue
-            kind = _kind(f"{top}/{rel}")
+            kind = git.file_type(f"{top}/{rel}")
             for folder in above:
                 if folder not in folders:
-                    folders[folder] = _kind(f"{top}/{folder}") == _DIRECTORY
+                    folders[folder] = git.file_type(f"{top}/{folder}") == _DIRECTORY
             if not kind:
                 continue
             if kind == _SYMLINK or not all(map(folders.__getitem__, above)):
@@ -103,13 +101,6 @@ class Holding:
         self.notes += view.notes
         self.nested.append({"top": top, "target": target, "common": repository.common, "skip": [".git"], "git": view.facts()})
         return True
-
-
-def _kind(path: str) -> int:
-    try:
-        return os.lstat(path).st_mode & 0o170000
-    except OSError:
-        return 0
 
 
 def _above(rel: str) -> list[str]:
