@@ -1,10 +1,11 @@
 """The wiring of the gate's own process: checks decide, the gateway carries.
 
-Run as `python -I -m stockade.gatehouse` with descriptors 3 and up (gateway/serve.py).
+Run as `python -I -m stockade.gatehouse ENVOY ROOTS.pem` with descriptor 3 (gateway/serve.py).
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -68,4 +69,4 @@ class Judge:
 
 
 if __name__ == "__main__":
-    serve(Judge)
+    serve(Judge, sys.argv[1], sys.argv[2])

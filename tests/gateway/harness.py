@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +178,11 @@ class Gate:
         self.listeners = listeners or loopback_listeners()
         self.ports = {kind: sock.getsockname()[1] for kind, sock in self.listeners}
         ours, theirs = socket.socketpair()
+        self.introductions, introduced = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         started = time.perf_counter()
-        self.process = _spawn(theirs, [sock for _, sock in self.listeners])
+        self.process = _spawn(introduced, upstream_ca)
+        introduced.close()
+        socket.send_fds(self.introductions, [b"session"], [theirs.fileno(), *(sock.fileno() for _, sock in self.listeners)])
         theirs.close()
         self.control = Control(ours.detach(), "s-test")
         self.control.configure(
@@ -190,8 +193,6 @@ class Gate:
                 "canaries": canaries or {},
                 "learning": learning,
                 "listeners": [{"kind": kind, "port": self.ports[kind]} for kind, _ in self.listeners],
-                "upstream_ca": str(upstream_ca),
-                "envoy": engine.find(),
             }
         )
         self._orders: list[bytes] = []
@@ -237,9 +238,10 @@ class Gate:
         return time.perf_counter() - began
 
     def hang_up(self) -> None:
-        """Close the supervisor's end of the line."""
+        """What the end of a supervisor with a gate of its own looks like from there."""
         self._stop.set()
         self._supervisor.join(5)
+        self.introductions.close()
 
     def children(self) -> dict[str, int]:
         """Process numbers of the gate's parts by name."""
@@ -291,18 +293,13 @@ def loopback_listeners() -> list[tuple[str, socket.socket]]:
     return [*found, ("dns-udp", datagrams)]
 
 
-def _spawn(control: socket.socket, listeners: list[socket.socket]) -> subprocess.Popen[bytes]:
-    """The gate's process with the descriptors 3, 4, ... as the supervisor hands them over."""
-    # Out of the way of 3, 4, ..., and never onto a descriptor that somebody else in this process holds.
-    shifted = [fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 200) for sock in (control, *listeners)]
-    mover = (
-        "import os,sys\n"
-        f"for to, fd in enumerate({shifted}, 3): os.dup2(fd, to); os.close(fd)\n"
-        "os.execv(sys.executable, [sys.executable, '-I', '-m', 'stockade.gatehouse'])"
-    )
-    process = subprocess.Popen([sys.executable, "-I", "-S", "-c", mover], pass_fds=shifted, start_new_session=True)
-    for fd in shifted:
-        os.close(fd)
+def _spawn(introduced: socket.socket, upstream_ca: Path) -> subprocess.Popen[bytes]:
+    """The gate's process, with the socket on which sessions are introduced as descriptor 3."""
+    shifted = fcntl.fcntl(introduced.fileno(), fcntl.F_DUPFD_CLOEXEC, 200)  # out of the way of 3
+    argv = [sys.executable, "-I", "-m", "stockade.gatehouse", engine.find(), str(upstream_ca)]
+    mover = f"import os,sys\nos.dup2({shifted}, 3); os.close({shifted})\nos.execv(sys.executable, {argv})"
+    process = subprocess.Popen([sys.executable, "-I", "-S", "-c", mover], pass_fds=[shifted], start_new_session=True)
+    os.close(shifted)
     return process
 
 
@@ -323,3 +320,13 @@ def running(
         yield gate
     finally:
         gate.close()
+
+
+def until(true: Callable[[], bool], seconds: float = 5.0) -> bool:
+    """Whether it becomes true in this time: the engine's log comes a moment later."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import random
 import socket
@@ -51,13 +52,24 @@ class Between:
         self.engine_listener.bind(path)
         self.engine_listener.listen(64)
         self.engine_listener.settimeout(5)
-        self.pid = engine.fork(lambda: self._serve(path, most))
+        self.orders, obeyed = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = engine.fork(lambda: self._serve(obeyed, most))
+        obeyed.close()
+        self.path = path
+        self.open("s-1", self.listener)
 
-    def _serve(self, path: str, most: int) -> None:
+    def _serve(self, obeyed: socket.socket, most: int) -> None:
         self.engine_listener.close()
-        doorman = Doorman("s-1", {os.dup(self.listener.fileno()): path}, most)
+        self.orders.close()
+        doorman = Doorman(obeyed, most)
         while True:
             doorman.turn()
+
+    def open(self, session: str, listener: socket.socket) -> None:
+        self.order({"open": session, "paths": [self.path]}, listener)
+
+    def order(self, order: dict[str, object], *listeners: socket.socket) -> None:
+        socket.send_fds(self.orders, [json.dumps(order).encode()], [one.fileno() for one in listeners])
 
     def client(self) -> socket.socket:
         connection = socket.create_connection(self.listener.getsockname(), 5)
@@ -73,13 +85,14 @@ class Between:
     def close(self) -> None:
         os.kill(self.pid, 9)
         os.waitpid(self.pid, 0)
+        self.orders.close()
         self.listener.close()
         self.engine_listener.close()
 
 
 @pytest.fixture
 def between(tmp_path: Path) -> Iterator[Between]:
-    started = Between(tmp_path, 4)
+    started = Between(tmp_path, 8)  # of which one session gets half
     yield started
     started.close()
 

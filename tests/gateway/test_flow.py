@@ -29,7 +29,7 @@ STRAIGHT = {**TUNNEL, "connect": "", "destination": "198.18.0.1:443", "way": "ht
 
 
 def flow() -> Flow:
-    addresses = Synthetic()
+    addresses = Synthetic(lambda address, name: None)
     addresses.address("api.example.com")
     return Flow("s-1", Judge(CONFIG), addresses)
 
@@ -125,7 +125,7 @@ texts = st.sampled_from(
 
 @given(st.lists(st.tuples(names, texts | st.text(max_size=10)), max_size=12), st.text(max_size=20), st.binary(max_size=10))
 def test_any_question_gets_an_answer(headers: list[tuple[str, str]], target: str, body: bytes) -> None:
-    addresses = Synthetic()
+    addresses = Synthetic(lambda address, name: None)
     addresses.address("api.example.com")
     outcome = Flow("s-1", Believing(CONFIG), addresses).examine(Asked("GET", target, tuple(headers), body))
     refusal_text(outcome)

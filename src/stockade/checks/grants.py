@@ -99,8 +99,8 @@ def decide(
 def choose(
     request: HttpRequest, grants: tuple[Grant, ...], credentials: tuple[CredentialInUse, ...] = (), state: State = _FRESH
 ) -> tuple[Verdict, Grant | None]:
-    """The verdict, and for an allow the grant that gave it: the one to count the request under. Its credential is the one to inject, its `private` says
-    where it may connect."""
+    """The verdict, and unless it is a denial the grant that gave it: the one to count the request under. Its credential is the one to inject, its `private`
+    says where it may connect."""
     try:
         host, path, query = _settle(request)
     except Ambiguous as error:
@@ -125,7 +125,7 @@ def choose(
         return Verdict(DENY, worst.rule, (f"{worst.reason}.",), worst.grant), None
     best = min(accepted, key=lambda grant: (grant.effect != ASK, not grant.credential, _sort_key(grant)))
     if best.effect == ASK:
-        return Verdict(ASK, "approval-needed", (f"{request.method} {host}{path} needs a person's approval ({_where(best)}).",)), None
+        return Verdict(ASK, "approval-needed", (f"{request.method} {host}{path} needs a person's approval ({_where(best)}).",)), best
     return Verdict(ALLOW, f"grant {best.origin}"), best
 
 

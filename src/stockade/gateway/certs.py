@@ -1,4 +1,4 @@
-"""The session's own certificate authority. Its key lives in this process's memory only, and its certificate is trusted inside one sandbox only."""
+"""The gate's own certificate authority. Its key lives in this process's memory only, and its certificate is trusted inside the gate's sandboxes only."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-_LIFE = datetime.timedelta(days=30)
-REFUSED = "refused.stockade.invalid"  # RFC 2606: nobody's name, so a client that asks for an ungranted name fails its own check at once
+_LIFE, _LIFE_OF_LEAVES = datetime.timedelta(days=366), datetime.timedelta(days=30)
 
 
 class Authority:
-    """Mints leaves (P-256, SHA-256). All leaves of a session share one key: whoever holds one of them is the engine, which holds them all."""
+    """Mints leaves (P-256, SHA-256). All leaves share one key: whoever holds one of them is the engine, which holds them all."""
 
-    def __init__(self, session: str) -> None:
+    def __init__(self, name: str) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._leaf_key = ec.generate_private_key(ec.SECP256R1())
-        self._start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"stockade session {session}"[:64])])
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
         usage = x509.KeyUsage(
             digital_signature=False,
             content_commitment=False,
@@ -32,10 +30,10 @@ class Authority:
             encipher_only=False,
             decipher_only=False,
         )
-        self._name = name
+        self._name = subject
         self._identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         certificate = (
-            self._builder(name, self._key)
+            self._builder(subject, self._key, _LIFE)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(usage, critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
@@ -50,7 +48,7 @@ class Authority:
         """A PEM certificate for one DNS name."""
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)] if len(name) <= 64 else [])
         certificate = (
-            self._builder(subject, self._leaf_key)
+            self._builder(subject, self._leaf_key, _LIFE_OF_LEAVES)
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=len(name) > 64)  # RFC 5280, 4.2.1.6
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -59,12 +57,13 @@ class Authority:
         )
         return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, life: datetime.timedelta) -> x509.CertificateBuilder:
+        start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
         return x509.CertificateBuilder(
             issuer_name=self._name,
             subject_name=subject,
             public_key=key.public_key(),
             serial_number=x509.random_serial_number(),
-            not_valid_before=self._start,
-            not_valid_after=self._start + _LIFE,
+            not_valid_before=start,
+            not_valid_after=start + life,
         )

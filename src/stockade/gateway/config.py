@@ -1,36 +1,45 @@
-"""Envoy's bootstrap as a pure function (Envoy 1.40 API reference, v3). Nothing in it is secret and nothing in it depends on grants.
+"""Envoy's bootstrap as a pure function (Envoy 1.40 API reference, v3). Nothing in it is secret, and nothing depends on grants or sessions: one serves any number.
 
 Listeners on Unix sockets, one for each way in (`proxy.sock`, `http.sock`, `https.sock`), take PROXY v2 from the doorman. A CONNECT tunnel re-enters
-through the internal listener `tunnel`. Every request asks the brain over `brain.sock` (leaves come over `certificates.sock`), and over `reader.sock` a second time where the
-brain wants to read the body first. Upstream there are only two
-clusters, and both go to the one address that the brain returned for that request (ORIGINAL_DST with a metadata key).
+through the internal listener `tunnel`, and all TLS is ended in the internal listener `tls`, which is reached only by connections whose SNI is the name that they
+may ask for: that of the tunnel, or the one for which the address they went to was given out. Every request asks the brain over `brain.sock` (leaves come over
+`certificates.sock`), and over `reader.sock` a second time where the brain wants to read the body first. Upstream there are only two clusters, and both go to the one
+address that the brain returned for that request (ORIGINAL_DST with a metadata key).
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-Json = dict[str, Any]
+from stockade.gateway.envoy import BEFORE, HERE, NAME_TLV, SESSION, SESSION_TLV, Json, T, remember, typed
+from stockade.gateway.sni import check_sni
 
 # Facts that the brain needs and a client must not be able to say.
 # INVARIANT: every one is overwritten before the brain is asked, and removed before anything goes upstream.
+SESSION_FACT = "x-stockade-session"
 FACTS = {
-    "x-stockade-session": "%FILTER_STATE(stockade.session:PLAIN)%",
+    SESSION_FACT: "%FILTER_STATE(stockade.session:PLAIN)%",
     "x-stockade-connect": "%FILTER_STATE(stockade.connect:PLAIN)%",
     "x-stockade-sni": "%REQUESTED_SERVER_NAME%",
-    "x-stockade-destination": "%DOWNSTREAM_LOCAL_ADDRESS%",
+    "x-stockade-destination": "",  # where the connection went, filled in by each listener
     "x-stockade-length": "%REQ(content-length)%",
     "x-stockade-scheme": "%REQ(:SCHEME)%",
     "x-stockade-method": "%REQ(:METHOD)%",
-    "x-stockade-way": "",  # which listener, filled in by each
+    "x-stockade-way": "",  # how it came in, filled in by each listener
 }
 UPSTREAM = "x-stockade-upstream"  # the brain's answer: the address to connect to
 READ = "x-stockade-read"  # the brain's answer: read the body, then ask again
 NOWHERE = "0.0.0.0:1"
+ENGINE_HEADERS = ("content-", "x-envoy-", "x-stockade-")  # beginnings of headers in answers to questions that are not for upstream
 MAX_BUFFERED = 32 << 20  # bytes of a body that the brain reads; more is refused with 413
 MAX_HEADERS_KIB = 64
 IDLE = "1800s"  # a model may think for minutes before its first byte
-_T = "type.googleapis.com/envoy."
+_RUNTIME = {
+    "re2.max_program_size.error_level": 1000,
+    # An internal listener that closes after its answer (Connection: close) would look like a reset to the one before it, which then drops the answer.
+    "envoy.reloadable_features.enable_send_rst_on_user_space_socket": False,
+}
 _EXT_AUTHZ = "envoy.filters.http.ext_authz"  # the name also names the metadata that the filter writes
 _WHOLE = {"max_request_bytes": MAX_BUFFERED, "allow_partial_message": False, "pack_as_bytes": True}
 # Small bodies come with the first question: it saves the second, and a client that has sent everything reads a refusal in peace (over HTTP/2 an answer
@@ -38,83 +47,94 @@ _WHOLE = {"max_request_bytes": MAX_BUFFERED, "allow_partial_message": False, "pa
 _SMALL = {"max_request_bytes": 64 << 10, "allow_partial_message": True, "pack_as_bytes": True}
 
 
-def _typed(name: str, kind: str, **fields: Any) -> Json:
-    return {"name": name, "typed_config": {"@type": _T + kind, **fields}}
-
-
-def bootstrap(*, directory: str, upstream_ca: str, injected: tuple[str, ...]) -> Json:
-    """The whole configuration.
-
-    `directory` holds the Unix sockets; `upstream_ca` is a PEM file of trusted roots; `injected` are the names of headers that the brain may set.
-    """
-    ways = {
-        "proxy": [_chain(_manager("proxy", [_connect_route(), *_routes("plain")], injected, proxy=True))],
-        "http": [_chain(_manager("http", _routes("plain"), injected))],
-        "https": [_chain(_manager("https", _routes("tls"), injected), tls=True)],
-    }
-    listeners = [_listener(way, directory, chains, inspect_tls=way == "https") for way, chains in ways.items()]
-    listeners.append(_tunnel(injected))
+def bootstrap(*, directory: str, upstream_ca: str) -> Json:
+    """The whole configuration. `directory` holds the Unix sockets; `upstream_ca` is a PEM file of trusted roots."""
+    proxy = _chain(_manager("proxy", HERE, [_connect_route(), *_routes("plain")], proxy=True))
+    http = _chain(_manager("http", HERE, _routes("plain")))
+    listeners = [
+        _listener("proxy", directory, proxy),
+        _listener("http", directory, http),
+        _listener("https", directory, *check_sni("https")),
+    ]
+    listeners += [_tunnel(), _tls()]
     return {
         "node": {"id": "gate", "cluster": "gate"},
         "static_resources": {
             "listeners": listeners,
-            "clusters": [*_brains(directory), _tunnel_cluster(), _origin("plain"), _origin("tls", upstream_ca)],
+            "clusters": [*_brains(directory), _internal("tunnel"), _internal("tls"), _origin("plain"), _origin("tls", upstream_ca)],
         },
-        "bootstrap_extensions": [_typed("envoy.bootstrap.internal_listener", "extensions.bootstrap.internal_listener.v3.InternalListener")],
-        "layered_runtime": {"layers": [{"name": "static", "static_layer": {"re2.max_program_size.error_level": 1000}}]},
+        "bootstrap_extensions": [typed("envoy.bootstrap.internal_listener", "extensions.bootstrap.internal_listener.v3.InternalListener")],
+        "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
         "stats_config": {"stats_matcher": {"reject_all": True}},
     }
 
 
-def _listener(way: str, directory: str, chains: list[Json], *, inspect_tls: bool) -> Json:
-    proxy_protocol = _typed(
+def _listener(way: str, directory: str, chain: Json, *fields: Json) -> Json:
+    proxy_protocol = typed(
         "envoy.filters.listener.proxy_protocol",
         "extensions.filters.listener.proxy_protocol.v3.ProxyProtocol",
         tlv_location="FILTER_STATE",
-        rules=[{"tlv_type": 0xE0, "on_tlv_present": {"key": "session"}}],
+        rules=[{"tlv_type": tlv, "on_tlv_present": {"key": key}} for tlv, key in ((SESSION_TLV, "session"), (NAME_TLV, "name"))],
     )
-    filters = [proxy_protocol, _tls_inspector()] if inspect_tls else [proxy_protocol]
+    filters = [proxy_protocol, _tls_inspector()] if "filter_chain_match" in chain else [proxy_protocol]
     return {
         "name": way,
         "address": {"pipe": {"path": f"{directory}/{way}.sock", "mode": 0o600}},
         "listener_filters": filters,
         "listener_filters_timeout": "15s",
-        "filter_chains": chains,
+        "filter_chains": [chain],
+        **(fields[0] if fields else {}),
     }
 
 
-def _tunnel(injected: tuple[str, ...]) -> Json:
+def _tunnel() -> Json:
     """What comes out of a CONNECT tunnel: TLS, or plain HTTP for clients that tunnel it; anything else matches no chain and is closed."""
-    plain = _chain(_manager("tunnel-plain", _routes("plain"), injected, inner=True))
+    plain = _chain(_manager("tunnel-plain", BEFORE, _routes("plain"), inner=True))
     plain["filter_chain_match"] = {"transport_protocol": "raw_buffer", "application_protocols": ["http/1.1"]}
+    checked, log = check_sni("tunnel")
     return {
         "name": "tunnel",
         "internal_listener": {},
         "listener_filters": [
             _tls_inspector(),
-            _typed("envoy.filters.listener.http_inspector", "extensions.filters.listener.http_inspector.v3.HttpInspector"),
+            typed("envoy.filters.listener.http_inspector", "extensions.filters.listener.http_inspector.v3.HttpInspector"),
         ],
         "listener_filters_timeout": "15s",
-        "filter_chains": [_chain(_manager("tunnel", _routes("tls"), injected, inner=True), tls=True), plain],
+        "filter_chains": [checked, plain],
+        **log,
+    }
+
+
+def _tls() -> Json:
+    """Where TLS ends, whichever way it came."""
+    chain = _chain(_manager("%FILTER_STATE(stockade.way:PLAIN)%", BEFORE, _routes("tls"), inner=True))
+    return {
+        "name": "tls",
+        "internal_listener": {},
+        "listener_filters": [_tls_inspector()],
+        "listener_filters_timeout": "15s",
+        "filter_chains": [
+            {
+                **chain,
+                "filter_chain_match": {"transport_protocol": "tls"},
+                "transport_socket": _leaves(),
+                "transport_socket_connect_timeout": "15s",
+            }
+        ],
     }
 
 
 def _tls_inspector() -> Json:
-    return _typed("envoy.filters.listener.tls_inspector", "extensions.filters.listener.tls_inspector.v3.TlsInspector")
+    return typed("envoy.filters.listener.tls_inspector", "extensions.filters.listener.tls_inspector.v3.TlsInspector")
 
 
-def _chain(manager: Json, *, tls: bool = False) -> Json:
-    chain: Json = {"filters": [manager]}
-    if tls:
-        chain["filter_chain_match"] = {"transport_protocol": "tls"}
-        chain["transport_socket"] = _leaves()
-        chain["transport_socket_connect_timeout"] = "15s"
-    return chain
+def _chain(manager: Json) -> Json:
+    return {"filters": [manager]}
 
 
 def _leaves() -> Json:
-    """TLS towards the sandbox: the brain mints a leaf for the name asked for (SDS over REST), and a leaf for no name at all where nothing is granted."""
-    selector = _typed(
+    """TLS towards the sandbox: the brain mints a leaf for the name asked for (SDS over REST)."""
+    selector = typed(
         "envoy.tls.certificate_selectors.on_demand_secret",
         "extensions.transport_sockets.tls.cert_selectors.on_demand_secret.v3.Config",
         config_source={
@@ -128,9 +148,9 @@ def _leaves() -> Json:
                 "request_timeout": "5s",
             },
         },
-        certificate_mapper=_typed("sni", "extensions.transport_sockets.tls.cert_mappers.sni.v3.SNI", default_value="*"),
+        certificate_mapper=typed("sni", "extensions.transport_sockets.tls.cert_mappers.sni.v3.SNI", default_value="*"),
     )
-    return _typed(
+    return typed(
         "envoy.transport_sockets.tls",
         "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
         disable_stateless_session_resumption=True,  # required by on_demand_secret
@@ -143,20 +163,20 @@ def _leaves() -> Json:
     )
 
 
-def _manager(name: str, routes: list[Json], injected: tuple[str, ...], *, proxy: bool = False, inner: bool = False) -> Json:
+def _manager(way: str, destination: str, routes: list[Json], *, proxy: bool = False, inner: bool = False) -> Json:
     filters = [] if inner else [_identity(proxy)]
     filters += [
-        _facts(name),
+        _facts({"x-stockade-way": way, "x-stockade-destination": destination}),
         *([_ask_connect()] if proxy else []),
-        _authorise("brain", injected),
-        _authorise("reader", injected),
+        _authorise("brain"),
+        _authorise("reader"),
         _strip(),
-        _typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True),
+        typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True),
     ]
-    return _typed(
+    return typed(
         "envoy.filters.network.http_connection_manager",
         "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        stat_prefix=name,
+        stat_prefix="gate",
         codec_type="AUTO",
         normalize_path=True,
         merge_slashes=True,
@@ -185,43 +205,33 @@ def _manager(name: str, routes: list[Json], injected: tuple[str, ...], *, proxy:
 
 def _identity(proxy: bool) -> Json:
     """Who is calling: which socket it came in on, as the doorman said. Handed on to what comes out of a tunnel."""
-    states = {"stockade.session": "%FILTER_STATE(envoy.network.proxy_protocol.tlv:FIELD:session)%"}
+    states = {"stockade.session": SESSION}
     if proxy:
         states["stockade.connect"] = "%REQ(:METHOD)% %REQ(:AUTHORITY)%"
-    objects = [
-        {
-            "object_key": key,
-            # INVARIANT: hashable. Connections to the tunnel are pooled by these values; with plain strings the second tunnel would inherit the
-            # first one's session and target.
-            "factory_key": "envoy.hashable_string",
-            "format_string": {"text_format_source": {"inline_string": text}},
-            "shared_with_upstream": "ONCE",
-        }
-        for key, text in states.items()
-    ]
-    return _typed("identity", "extensions.filters.http.set_filter_state.v3.Config", on_request_headers=objects)
+        states["stockade.destination"] = HERE
+    return typed("identity", "extensions.filters.http.set_filter_state.v3.Config", on_request_headers=remember(states))
 
 
-def _facts(way: str) -> Json:
+def _facts(own: dict[str, str]) -> Json:
     mutations: list[Json] = [{"remove": name} for name in ("x-forwarded-proto", *FACTS)]  # an empty value is not written, so remove first
     mutations.append({"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}})
-    mutations += [_overwrite(name, value or way) for name, value in FACTS.items()]
-    return _typed("facts", "extensions.filters.http.header_mutation.v3.HeaderMutation", mutations={"request_mutations": mutations})
+    mutations += [_overwrite(name, value) for name, value in (FACTS | own).items()]
+    return typed("facts", "extensions.filters.http.header_mutation.v3.HeaderMutation", mutations={"request_mutations": mutations})
 
 
 def _strip() -> Json:
-    removals = [{"remove": name} for name in (*FACTS, UPSTREAM)]
-    return _typed("strip", "extensions.filters.http.header_mutation.v3.HeaderMutation", mutations={"request_mutations": removals})
+    removals = [{"remove": name} for name in (*FACTS, UPSTREAM, READ)]
+    return typed("strip", "extensions.filters.http.header_mutation.v3.HeaderMutation", mutations={"request_mutations": removals})
 
 
-def _authorise(who: str, injected: tuple[str, ...]) -> Json:
+def _authorise(who: str) -> Json:
     """Ask the brain; the `reader` only where the first answer wanted that, and with the whole body. Both write the same metadata, so the last one counts."""
     only_if_wanted = {
         "filter_enabled_metadata": {"filter": _EXT_AUTHZ, "path": [{"key": READ}], "value": {"string_match": {"exact": "1"}}},
         "with_request_body": _WHOLE,
     }
     first = {"with_request_body": _SMALL}
-    return _typed(
+    return typed(
         _EXT_AUTHZ,
         "extensions.filters.http.ext_authz.v3.ExtAuthz",
         **(only_if_wanted if who == "reader" else first),
@@ -232,10 +242,8 @@ def _authorise(who: str, injected: tuple[str, ...]) -> Json:
         http_service={
             "server_uri": {"uri": f"http://{who}", "cluster": who, "timeout": "20s"},
             "authorization_response": {
-                # Envoy refuses an empty list; without credentials there is nothing to inject, and this name is never sent.
-                "allowed_upstream_headers": {
-                    "patterns": [{"exact": name.lower()} for name in sorted(set(injected)) or ["x-stockade-none"]]
-                },
+                # What the brain adds to an allow are credentials' headers, whatever their names; the rest of its answer is for the engine.
+                "allowed_upstream_headers": {"patterns": [{"safe_regex": {"regex": _unless(*ENGINE_HEADERS)}}]},
                 "allowed_client_headers": {"patterns": [{"exact": "content-type"}, {"exact": "x-stockade-rule"}]},
                 "dynamic_metadata_from_headers": {"patterns": [{"exact": UPSTREAM}, {"exact": READ}]},
             },
@@ -243,8 +251,19 @@ def _authorise(who: str, injected: tuple[str, ...]) -> Json:
     )
 
 
+def _unless(*prefixes: str) -> str:
+    """A regular expression (RE2, whole match) of every text that begins with none of these."""
+    found = []
+    for place in range(max(map(len, prefixes))):
+        for start in sorted({prefix[:place] for prefix in prefixes if len(prefix) > place}):
+            if not any(start.startswith(prefix) for prefix in prefixes):
+                after = "".join(sorted({prefix[place] for prefix in prefixes if prefix.startswith(start) and len(prefix) > place}))
+                found.append(f"{re.escape(start)}([^{re.escape(after)}].*)?")
+    return "|".join(found)
+
+
 def _connect_route() -> Json:
-    kind = _T + "extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"
+    kind = T + "extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"
     return {
         "match": {"connect_matcher": {}},
         "route": {"cluster": "tunnel", "timeout": "0s", "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}]},
@@ -272,7 +291,7 @@ end
 def _ask_connect() -> Json:
     names = ", ".join(f'"{name}"' for name in FACTS)
     source = {"inline_string": _ASK_CONNECT.replace("FACTS", names)}
-    return _typed("envoy.filters.http.lua", "extensions.filters.http.lua.v3.Lua", default_source_code=source)
+    return typed("envoy.filters.http.lua", "extensions.filters.http.lua.v3.Lua", default_source_code=source)
 
 
 def _overwrite(name: str, value: str) -> Json:
@@ -282,7 +301,7 @@ def _overwrite(name: str, value: str) -> Json:
 def _routes(origin: str) -> list[Json]:
     """Bodies whose length nobody announced are read before the first question; others stream, but for their beginning, unless the brain wants them."""
     action = {"cluster": f"origin-{origin}", "timeout": "0s"}
-    kind = _T + "extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"
+    kind = T + "extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"
     no_length = {"prefix": "/", "headers": [{"name": "content-length", "present_match": False}]}
     read = {_EXT_AUTHZ: {"@type": kind, "check_settings": {"with_request_body": _WHOLE}}}
     return [{"match": no_length, "route": action, "typed_per_filter_config": read}, {"match": {"prefix": "/"}, "route": action}]
@@ -308,20 +327,20 @@ def _brains(directory: str) -> list[Json]:
     ]
 
 
-def _tunnel_cluster() -> Json:
-    raw = _typed("envoy.transport_sockets.raw_buffer", "extensions.transport_sockets.raw_buffer.v3.RawBuffer")
-    socket = _typed(
+def _internal(listener: str) -> Json:
+    raw = typed("envoy.transport_sockets.raw_buffer", "extensions.transport_sockets.raw_buffer.v3.RawBuffer")
+    socket = typed(
         "envoy.transport_sockets.internal_upstream",
         "extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport",
         transport_socket=raw,
     )
-    return _cluster("tunnel", {"envoy_internal_address": {"server_listener_name": "tunnel"}}, transport_socket=socket)
+    return _cluster(listener, {"envoy_internal_address": {"server_listener_name": listener}}, transport_socket=socket)
 
 
 def _origin(kind: str, upstream_ca: str = "") -> Json:
     """The way out: the address comes with each decision; TLS is verified against the name that was granted (auto SNI and SAN from the authority)."""
     options: Json = {
-        "@type": _T + "extensions.upstreams.http.v3.HttpProtocolOptions",
+        "@type": T + "extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http_protocol_options": {}},
         "common_http_protocol_options": {"idle_timeout": "60s"},
     }
@@ -335,7 +354,7 @@ def _origin(kind: str, upstream_ca: str = "") -> Json:
     }
     if upstream_ca:
         options["upstream_http_protocol_options"] = {"auto_sni": True, "auto_san_validation": True}
-        cluster["transport_socket"] = _typed(
+        cluster["transport_socket"] = typed(
             "envoy.transport_sockets.tls",
             "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
             common_tls_context={

@@ -12,6 +12,7 @@ from stockade.core.errors import WallFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Literal
 
     Message = (
@@ -31,6 +32,40 @@ _FIELDS = {
 }
 _LONGEST_VALUE = 2048
 _MOST_WAITING = 1 << 24  # bytes that the gate has not read yet
+
+
+class Introductions:
+    """Our end of the socket on which sessions are introduced to a gate; `theirs` is the gate's, to be closed once the gate has it.
+
+    The gate ends when we `close`. It says how many sessions it has whenever that changes.
+    """
+
+    def __init__(self) -> None:
+        import socket
+
+        self._sock, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.theirs = other.detach()
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def introduce(self, fds: Sequence[int]) -> None:
+        """Bring a session: its line, then its door's sockets. Raises OSError when the gate is gone."""
+        import socket
+
+        socket.send_fds(self._sock, [b"session"], list(fds), socket.MSG_NOSIGNAL)
+
+    def count(self) -> int:
+        """How many sessions the gate has, by its last word, which must be there; -1 = the gate is gone."""
+        try:
+            said = self._sock.recv(32)
+        except OSError:
+            said = b""
+        return int(said) if said.isdigit() and len(said) < 9 else -1
+
+    def close(self) -> None:
+        """Hang up."""
+        self._sock.close()
 
 
 class Control:

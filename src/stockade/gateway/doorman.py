@@ -1,7 +1,8 @@
-"""The doorman: accepts on the door's sockets, says in PROXY v2 where each connection wanted to go and whose it is, and splices bytes it never reads.
+"""The doorman: accepts on the sockets of every session's door, says in PROXY v2 where each connection wanted to go and whose it is, and splices bytes it
+never reads.
 
-A process of its own, forked before any secret arrives. Half-closes are passed on, a slow reader stops its writer, and the number of connections is capped:
-past the cap connections wait in the listen queue. (proxy-protocol.txt, version 2; splice(2); epoll(7), edge-triggered.)
+A process of its own, forked before any secret arrives. Half-closes are passed on, a slow reader stops its writer, and the number of connections is capped for
+each session and in all: past the cap connections wait in the listen queue. (proxy-protocol.txt, version 2; splice(2); epoll(7), edge-triggered.)
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ if TYPE_CHECKING:
     import socket
 
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
-_SESSION_TLV = 0xE0  # first of the range for private use (proxy-protocol.txt, section 2.2)
+SESSION_TLV, NAME_TLV = 0xE0, 0xE1  # of the range for private use (proxy-protocol.txt, section 2.2)
 _CHUNK = 1 << 16  # a pipe's default capacity (pipe(7))
 _ROUNDS = 16  # chunks a connection may move before others get their turn
 _MOST_DISCARDED = 64 << 20  # bytes
-MOST_CONNECTIONS = 1024
-CUT = b"cut\n"  # what the brain writes when every connection has to end
+MOST_CONNECTIONS = 1024  # of one session
+LONGEST_ORDER = 4096  # bytes
+MOST_LISTENERS = 64  # of one session
 
 
-def proxy_header(session: str, source: tuple[str, int], destination: tuple[str, int]) -> bytes:
-    """The PROXY v2 header of one connection. IPv4-mapped addresses are written as IPv4."""
+def proxy_header(session: str, source: tuple[str, int], destination: tuple[str, int], name: str = "") -> bytes:
+    """The PROXY v2 header of one connection; `name` is what its destination was given out for, if for anything. IPv4-mapped addresses are written as IPv4."""
     import _socket as socket
 
     addresses = [address.removeprefix("::ffff:") if "." in address else address for address in (source[0], destination[0])]
@@ -33,8 +35,8 @@ def proxy_header(session: str, source: tuple[str, int], destination: tuple[str, 
     family = socket.AF_INET if four else socket.AF_INET6
     packed = b"".join(socket.inet_pton(family, address.partition("%")[0]) for address in addresses)
     packed += source[1].to_bytes(2, "big") + destination[1].to_bytes(2, "big")
-    name = session.encode()
-    body = packed + bytes([_SESSION_TLV]) + len(name).to_bytes(2, "big") + name
+    said = [(SESSION_TLV, session.encode())] + ([(NAME_TLV, name.encode())] if name else [])
+    body = packed + b"".join(bytes([tlv]) + len(value).to_bytes(2, "big") + value for tlv, value in said)
     return _SIGNATURE + bytes([0x21, 0x11 if four else 0x21]) + len(body).to_bytes(2, "big") + body
 
 
@@ -108,83 +110,138 @@ class _Pair:
             os.close(pipe[1])
 
 
-class Doorman:
-    """Serves `listeners` (descriptor -> path of the engine's Unix socket) for one session. `told` is a pipe on which the brain says `CUT` (-1 = none)."""
+class _Guest:
+    """One session: its door's listeners (descriptor -> socket, path of the engine's Unix socket) and its connections."""
 
-    def __init__(self, session: str, listeners: dict[int, str], most: int = MOST_CONNECTIONS, told: int = -1) -> None:
+    def __init__(self, name: str, listeners: dict[int, tuple[socket.socket, str]]) -> None:
+        self.name, self.listeners = name, listeners
+        self.pairs: set[_Pair] = set()
+        self.names: dict[str, str] = {}  # by the address that was given out for each
+        self.accepting = False
+
+
+class Doorman:
+    """Serves the doors of any number of sessions. `most` bounds the connections of all; `orders` is the brain's end of a pair (SOCK_SEQPACKET), on which it
+    says {"open": session, "paths": [...]} with a listening descriptor for each path, {"name": host, "address": what was given out for it, "session": ...},
+    {"cut": session}, and {"close": session}.
+    """
+
+    def __init__(self, orders: socket.socket, most: int) -> None:
         import select
+
+        self._orders, self._most = orders, most
+        self._epoll: select.epoll = select.epoll()
+        self._guests: dict[str, _Guest] = {}
+        self._listeners: dict[int, _Guest] = {}
+        self._pairs: dict[int, tuple[_Guest, _Pair]] = {}
+        self._busy: dict[_Pair, _Guest] = {}
+        self._waiting: set[_Guest] = set()  # sessions whose connections wait in the listen queue
+        self._free = most
+        self._epoll.register(orders.fileno(), 1)  # EPOLLIN
+
+    def turn(self) -> None:
+        """Wait for something to do, and do it. Raises EOFError when the brain is gone."""
+        ready = [fd for fd, _ in self._epoll.poll(0 if self._busy else -1)]
+        busy, self._busy = self._busy, {}
+        if self._orders.fileno() in ready:
+            self._obey()
+            # INVARIANT: nothing of what was found ready before an order is moved after it.
+            self._busy = {pair: guest for pair, guest in busy.items() if pair in guest.pairs}
+            self._busy.update((pair, guest) for guest, pair in (self._pairs[fd] for fd in ready if fd in self._pairs))
+            return
+        for fd in ready:
+            if fd in self._listeners:
+                self._welcome(self._listeners[fd], fd)
+            elif fd in self._pairs:
+                guest, pair = self._pairs[fd]
+                busy[pair] = guest
+        for pair, guest in busy.items():
+            self._pump(guest, pair)
+
+    def _obey(self) -> None:
+        import json
         import socket
 
-        self._session, self._most = session, most
-        self._epoll: select.epoll = select.epoll()
-        self._listeners = {fd: (socket.socket(fileno=fd), path) for fd, path in listeners.items()}
-        self._pairs: dict[int, _Pair] = {}
-        self._busy: list[_Pair] = []
-        self._open = 0
-        self._accepting = False
-        self._told = told
-        if told >= 0:
-            os.set_blocking(told, False)
-            self._epoll.register(told, 1)  # EPOLLIN
-        self._accept(True)
+        data, fds, flags, _ = socket.recv_fds(self._orders, LONGEST_ORDER, MOST_LISTENERS)
+        if not data:
+            raise EOFError("the brain is gone")
+        if flags & socket.MSG_CTRUNC:
+            raise ValueError("an order came with more descriptors than it can have")
+        match json.loads(data):
+            case {"open": str(name), "paths": list(paths)} if len(paths) == len(fds) and name not in self._guests:
+                self._open(name, {fd: (socket.socket(fileno=fd), path) for fd, path in zip(fds, paths, strict=True)})
+            case {"name": str(host), "address": str(address), "session": str(name)} if name in self._guests:
+                self._guests[name].names[address] = host
+            case {"cut": str(name)} if name in self._guests:
+                self._cut(self._guests[name])
+            case {"close": str(name)} if name in self._guests:
+                self._close(self._guests.pop(name))
+            case _:
+                raise ValueError("an order of no known kind")
 
-    def _accept(self, wanted: bool) -> None:
-        if wanted == self._accepting:
-            return
-        self._accepting = wanted
-        for fd, (listener, _) in self._listeners.items():
+    def _open(self, name: str, listeners: dict[int, tuple[socket.socket, str]]) -> None:
+        guest = self._guests[name] = _Guest(name, listeners)
+        for fd, (listener, _) in listeners.items():
             listener.setblocking(False)
+            self._listeners[fd] = guest
+        self._admit(guest)
+
+    def _close(self, guest: _Guest) -> None:
+        self._admit(guest, False)
+        self._waiting.discard(guest)
+        for fd, (listener, _) in guest.listeners.items():
+            del self._listeners[fd]
+            listener.close()
+        guest.listeners = {}
+        self._cut(guest)
+
+    def _cut(self, guest: _Guest) -> None:
+        """End every connection of a session at once; what is in the pipes goes nowhere."""
+        for pair in [*guest.pairs]:
+            self._drop(guest, pair)
+
+    def _admit(self, guest: _Guest, wanted: bool = True) -> None:
+        """Accept a session's connections, or leave them waiting."""
+        (self._waiting.discard if wanted else self._waiting.add)(guest)
+        if wanted == guest.accepting:
+            return
+        guest.accepting = wanted
+        for fd in guest.listeners:
             if wanted:
                 self._epoll.register(fd, 1)  # EPOLLIN
             else:
                 self._epoll.unregister(fd)
 
-    def turn(self) -> None:
-        """Wait for something to do, and do it."""
-        ready = self._epoll.poll(0 if self._busy else -1)
-        busy, self._busy = self._busy, []
-        pairs = dict.fromkeys(busy)
-        for fd, _ in ready:
-            if fd == self._told:
-                if not os.read(fd, 1 << 16):
-                    raise EOFError("the brain is gone")
-                self._cut()
-                return
-        for fd, _ in ready:
-            if fd in self._listeners:
-                self._welcome(*self._listeners[fd])
-            elif fd in self._pairs:
-                pairs[self._pairs[fd]] = None
-        for pair in pairs:
-            self._pump(pair)
+    def _full(self, guest: _Guest) -> bool:
+        """A session may have as many connections as are still free: so whoever takes a lot always leaves as much to the others."""
+        return len(guest.pairs) >= min(MOST_CONNECTIONS, self._free)
 
-    def _pump(self, pair: _Pair) -> None:
+    def _pump(self, guest: _Guest, pair: _Pair) -> None:
         try:
             state = pair.pump()
         except OSError:
             state = None
         if state is None:
-            self._drop(pair)
+            self._drop(guest, pair)
         elif state:
-            self._busy.append(pair)
+            self._busy[pair] = guest
 
-    def _drop(self, pair: _Pair) -> None:
+    def _drop(self, guest: _Guest, pair: _Pair) -> None:
         for end in pair.sockets:
             del self._pairs[end.fileno()]
         pair.close()
-        self._open -= 1
-        self._accept(True)
+        guest.pairs.discard(pair)
+        self._busy.pop(pair, None)
+        self._free += 1
+        for waiting in [*self._waiting]:
+            if not self._full(waiting):
+                self._admit(waiting)
 
-    def _cut(self) -> None:
-        """End every connection at once; what is in the pipes goes nowhere."""
-        self._busy = []
-        for pair in set(self._pairs.values()):
-            self._drop(pair)
-
-    def _welcome(self, listener: socket.socket, path: str) -> None:
+    def _welcome(self, guest: _Guest, fd: int) -> None:
         import select
         import socket
 
+        listener, path = guest.listeners[fd]
         try:
             inside, source = listener.accept()
         except OSError:
@@ -194,7 +251,8 @@ class Doorman:
             inside.setblocking(False)
             outside.setblocking(False)
             outside.connect(path)
-            header = proxy_header(self._session, source[:2], inside.getsockname()[:2])
+            wanted = inside.getsockname()[:2]
+            header = proxy_header(guest.name, source[:2], wanted, guest.names.get(wanted[0].removeprefix("::ffff:"), ""))
             if outside.send(header) != len(header):
                 raise OSError("short write")
             inside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -204,19 +262,20 @@ class Doorman:
             outside.close()
             return
         for end in pair.sockets:
-            self._pairs[end.fileno()] = pair
+            self._pairs[end.fileno()] = guest, pair
             self._epoll.register(end.fileno(), select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
-        self._open += 1
-        if self._open >= self._most:
-            self._accept(False)
+        guest.pairs.add(pair)
+        self._free -= 1
+        if self._full(guest):
+            self._admit(guest, False)
 
 
-def serve(session: str, listeners: dict[int, str], told: int) -> None:
-    """Serve for ever. Raises the open-files limit to what the kernel grants (six descriptors a connection)."""
+def serve(orders: socket.socket) -> None:
+    """Serve until the brain is gone (EOFError). Raises the open-files limit to what the kernel grants (six descriptors a connection)."""
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    doorman = Doorman(session, listeners, max(1, min(MOST_CONNECTIONS, (hard - 64) // 6)), told)
+    doorman = Doorman(orders, max(1, (hard - 64) * 3 // 4 // 6))  # the rest is for listeners
     while True:
         doorman.turn()

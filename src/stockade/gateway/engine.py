@@ -56,11 +56,16 @@ def fork(child: Callable[[], object]) -> int:
         os._exit(1)
 
 
-def start(binary: str, configuration: str) -> int:
-    """Start Envoy with one worker, no admin interface, no hot restart; nothing inherited but standard error."""
+def start(binary: str, configuration: str, output: int) -> int:
+    """Start Envoy with one worker, no admin interface, no hot restart; nothing inherited but standard error, and `output` as its standard output."""
     argv = [binary, "-c", configuration, "--concurrency", "1", "--disable-hot-restart", "-l", "error", "--log-format", "envoy %l %n %v"]
-    argv += ["--file-flush-interval-msec", "60000", "--drain-time-s", "1", "--parent-shutdown-time-s", "2"]
-    return fork(lambda: os.execve(binary, argv, {"PATH": "/usr/bin:/bin"}))  # noqa: S606  no shell is what we want
+    argv += ["--file-flush-interval-msec", "500", "--drain-time-s", "1", "--parent-shutdown-time-s", "2"]
+
+    def run() -> None:
+        os.dup2(output, 1)
+        os.execve(binary, argv, {"PATH": "/usr/bin:/bin"})  # noqa: S606  no shell is what we want
+
+    return fork(run)
 
 
 def _prctl(option: int, value: int) -> None:

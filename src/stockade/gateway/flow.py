@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from stockade.core.frozen import frozen
-from stockade.core.values import ALLOW, DENY, Grant, Verdict
+from stockade.core.values import DENY, Grant, Verdict
 from stockade.gateway.config import FACTS, UPSTREAM
 
 WAYS = {"proxy": "http", "http": "http", "https": "https", "tunnel": "https", "tunnel-plain": "http"}
@@ -65,7 +65,8 @@ class Asked:
 
 @frozen
 class Outcome:
-    """The answer so far: an allow still needs a receipt, and an address unless it is for a `tunnel`, whose requests are judged one by one.
+    """The answer so far: an allow still needs a receipt, and an address unless it is for a `tunnel`, whose requests are judged one by one. An "ask" needs
+    somebody's word.
 
     `read`: nothing is decided before the body has been read; the engine asks again then. `length` is the body's.
     """
@@ -83,16 +84,19 @@ class Outcome:
 class Synthetic:
     """Addresses that stand for granted names, stable for the session: 198.18.0.0/15, in the order of first use (RFC 2544)."""
 
-    def __init__(self, most: int = 65536) -> None:
+    def __init__(self, named: Callable[[str, str], None], most: int = 512) -> None:
+        """`named` is told each (address, name) before it is given out. `most`: each name may cost the engine 0.2 MB."""
         self._known: dict[str, str] = {}
-        self._most = most
+        self._named, self._most = named, most
 
     def address(self, name: str) -> str:
         """The address of a name, given out now if need be; "" when there are no more."""
         if name not in self._known:
             if len(self._known) >= self._most:
                 return ""
-            self._known[name] = str(ipaddress.IPv4Address("198.18.0.1") + len(self._known))
+            address = str(ipaddress.IPv4Address("198.18.0.1") + len(self._known))
+            self._named(address, name)
+            self._known[name] = address
         return self._known[name]
 
     def known(self, name: str) -> str:
@@ -181,12 +185,12 @@ class Flow:
             body=asked.body if read else None,
             start=asked.body,
         )
-        if verdict.effect == ALLOW and grant is not None and length and self._judge.reads(path, grant):
+        if verdict.effect != DENY and grant is not None and length and self._judge.reads(path, grant):
             if not read:
                 return Outcome(verdict, {}, host, port, read=True)
             if reason := self._unreadable(headers, asked.body, length) or self._judge.body(host, path, asked.body):
                 verdict, grant = Verdict(DENY, "server-side-action", (f"{reason}.",)), None
-        if verdict.effect != ALLOW:
+        if verdict.effect == DENY:
             grant = None
         query = int("?" in asked.target)  # whether there is one: what it says stays out of the ledger
         event = self._event(
@@ -220,8 +224,7 @@ class Flow:
         """Paths go in without their query and values never do: a refused request may hold somebody's secret."""
         fields["way"] = known.get("way", "")
         shown = {name: ascii(value[:_SHOWN])[1:-1] if isinstance(value, str) else value for name, value in fields.items()}
-        effect = ALLOW if verdict.effect == ALLOW else DENY
-        return {"kind": "egress", "session": self._session, "effect": effect, "rule": verdict.rule, **shown}
+        return {"kind": "egress", "session": self._session, "effect": verdict.effect, "rule": verdict.rule, **shown}
 
 
 def refusal_text(outcome: Outcome) -> str:

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from stockade.gateway.control import Control
     from stockade.gateway.desk import Desk
     from stockade.session import Session
-    from stockade.walls.box import Box, Child
 
 KINDS = {3128: "http-proxy", 80: "http", 443: "https", 53: "dns-tcp"}
 # No limit of processes: without a door's user namespace RLIMIT_NPROC would count everything that this user runs.
 LEARNED = 10_000  # requests that are kept to learn from
 OBEY = 2.0  # seconds in which a gate must have taken back a grant; then it is ended
+ROOTS = "/etc/ssl/certs/ca-certificates.crt"  # the authorities that the gate trusts, as it sees them
 LIMITS = Limits(processes=0, memory=4 << 30, open_files=65536, scratch=64 << 20, file_size=64 << 20)
 
 
@@ -34,10 +34,8 @@ class GateKeeper:
 
     def __init__(self, session: Session, loop: Loop, say: Callable[[str], None] = lambda _: None) -> None:
         self._session, self._loop, self._say = session, loop, say
-        self._box: Box | None = None
-        self._child: Child | None = None
+        self._gate: OwnGate | None = None
         self._control: Control | None = None
-        self._output = -1
         self._desk: Desk | None = None
         self._revoked: dict[int, float] = {}  # numbers of grants, and when
         self._sent: list[int] = []  # the numbers of those that the gate was given, in its order
@@ -62,7 +60,7 @@ class GateKeeper:
 
     def start(self, why: str) -> None:
         """Start the gate. When that fails, the door is shut: everything is refused from then on, and the ledger says why."""
-        if self._box is not None:
+        if self._gate is not None:
             return
         for fd in self._session.door.sockets():
             self._loop.forget(fd)
@@ -73,32 +71,21 @@ class GateKeeper:
             self._fail(code, str(error))
 
     def _start(self, why: str) -> None:
-        from stockade.gateway import broker, engine
+        from stockade.gateway import broker
         from stockade.gateway.control import Control
-        from stockade.walls import bubblewrap, native
+        from stockade.walls import native
 
         session = self._session
-        envoy = engine.find()
         session.record("gate.start", why=why)
-        host = bubblewrap.look("/home/gate")
-        self._box = bubblewrap.open_box(bubblewrap.plan(confinement(), host, dangerously_share_host_network=True))
         ours, theirs = native.stream_pair()
         door = session.door
-        listeners = [{"kind": kind, "port": port} for port, kind in KINDS.items()] + [{"kind": "dns-udp", "port": 53}]
-        descriptors = [*(door.listeners[port] for port in KINDS), door.dns]
-        self._output = os.memfd_create("gate", os.MFD_CLOEXEC)
         try:
-            self._child = self._box.spawn(
-                [sys.executable, "-I", "-m", "stockade.gatehouse"],
-                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
-                stdout=self._output,
-                stderr=self._output,
-                fds=(theirs, *descriptors),
-            )
+            self._gate = OwnGate()
+            self._gate.introductions.introduce([theirs, *(door.listeners[port] for port in KINDS), door.dns])
         finally:
             os.close(theirs)
         self._control = Control(ours, session.id)
-        self._loop.watch(self._box.fileno(), READ, self._notes)
+        self._loop.watch(self._gate.fileno(), READ, self._notes)
         policy = session.policy
         self._sent = [number for number in range(len(policy.grants)) if number not in self._revoked]
         self._control.configure(
@@ -108,9 +95,7 @@ class GateKeeper:
                 "canaries": dict(policy.canaries),
                 "learning": session.learning,
                 "credentials": broker.for_gate(policy.credentials, session.placeholders, os.environ),
-                "listeners": listeners,
-                "upstream_ca": "/etc/ssl/certs/ca-certificates.crt",
-                "envoy": envoy,
+                "listeners": [{"kind": kind, "port": port} for port, kind in KINDS.items()] + [{"kind": "dns-udp", "port": 53}],
             }
         )
         self._poll()
@@ -215,26 +200,19 @@ class GateKeeper:
         self._poll()
 
     def _notes(self, _events: int) -> None:
-        box, child = self._box, self._child
-        if box is None or child is None:
+        gate = self._gate
+        if gate is None:
             return
         try:
-            while True:
-                box.step(0x40)  # MSG_DONTWAIT
-                if child.status is not None or child.error:
-                    self._fail("gate.exit", f"the gate ended with status {child.exit_code}")
-                    return
-        except BlockingIOError:
-            pass
+            ended = gate.ended()
         except StockadeError as error:
             self._fail(error.code, error.message)
+            return
+        if ended:
+            self._fail("gate.exit", ended)
 
     def _fail(self, code: str, why: str) -> None:
-        said = (
-            os.pread(self._output, 1000, max(0, os.fstat(self._output).st_size - 1000)).decode("utf-8", "replace")
-            if self._output >= 0
-            else ""
-        )
+        said = self._gate.said() if self._gate is not None else ""
         self._end()
         self._session.door.shut()
         self._session.bundle.close()
@@ -257,13 +235,59 @@ class GateKeeper:
             self._loop.forget(self._control.fileno())
             self._control.close()
             self._control = None
-        if self._box is not None:
-            self._loop.forget(self._box.fileno())
-            self._box.close()
-            self._box = None
-        if self._output >= 0:
-            os.close(self._output)
-            self._output = -1
+        if self._gate is not None:
+            self._loop.forget(self._gate.fileno())
+            self._gate.close()
+            self._gate = None
+
+
+class OwnGate:
+    """A gate in a box of its own, ended with `close`."""
+
+    def __init__(self) -> None:
+        """Start it; it serves whoever is introduced. Raises CannotEnforce, WallFailed."""
+        from stockade.gateway import engine
+        from stockade.gateway.control import Introductions
+        from stockade.walls import bubblewrap
+
+        envoy = engine.find()
+        self._box = bubblewrap.open_box(bubblewrap.plan(confinement(), bubblewrap.look("/home/gate"), dangerously_share_host_network=True))
+        self._output = os.memfd_create("gate", os.MFD_CLOEXEC)
+        self.introductions = Introductions()
+        try:
+            self._child = self._box.spawn(
+                [sys.executable, "-I", "-m", "stockade.gatehouse", envoy, ROOTS],
+                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+                stdout=self._output,
+                stderr=self._output,
+                fds=(self.introductions.theirs,),
+            )
+        finally:
+            os.close(self.introductions.theirs)
+
+    def fileno(self) -> int:
+        """Readable when there may be news of its end."""
+        return self._box.fileno()
+
+    def ended(self) -> str:
+        """How it ended, "" while it runs. Raises StockadeError."""
+        try:
+            while True:
+                self._box.step(0x40)  # MSG_DONTWAIT
+                if self._child.status is not None or self._child.error:
+                    return f"the gate ended with status {self._child.exit_code}"
+        except BlockingIOError:
+            return ""
+
+    def said(self) -> str:
+        """The end of what it wrote."""
+        return os.pread(self._output, 1000, max(0, os.fstat(self._output).st_size - 1000)).decode("utf-8", "replace")
+
+    def close(self) -> None:
+        """End it at once."""
+        self.introductions.close()
+        self._box.close()
+        os.close(self._output)
 
 
 def confinement() -> Confinement:
@@ -277,9 +301,9 @@ def confinement() -> Confinement:
     }
     places_of_code.add(os.path.realpath(os.path.dirname(sys.executable)))
     mounts = [Mount(path, path) for path in sorted(places_of_code) if not path.startswith("/usr/") and path != "/usr"]
-    trusted = os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
+    trusted = os.environ.get("SSL_CERT_FILE") or ROOTS
     for source, target in (
-        (trusted, "/etc/ssl/certs/ca-certificates.crt"),
+        (trusted, ROOTS),
         ("/etc/resolv.conf", "/etc/resolv.conf"),
         ("/etc/hosts", "/etc/hosts"),
     ):

@@ -1,0 +1,104 @@
+"""The gate's end of the line to one session's supervisor (gateway/control.py is the other end): newline-delimited JSON.
+
+No effect before its receipt: `record` returns when an event is in the ledger, `ask` when somebody has decided.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+from stockade.gateway.questions import Buffered
+
+_RECEIPT_TIMEOUT = 10.0  # seconds
+_MOST_PENDING = 4096  # events waiting for a receipt
+_LONGEST = 16 << 20  # bytes of a message: the first one holds all grants
+
+
+class NoReceipt(Exception):
+    """The ledger did not confirm an event."""
+
+
+class Line(Buffered):
+    """`began` is called with the first message, which is the session's configuration; `gone` when the supervisor hangs up; `revoke` with the places of
+    grants that it takes back."""
+
+    def __init__(self, began: Callable[[dict[str, Any]], None], gone: Callable[[], None], revoke: Callable[[list[int]], None]) -> None:
+        self._began, self._gone, self._revoke = began, gone, revoke
+        self._waiting: dict[int, asyncio.Future[str]] = {}
+        self._next = 0
+        self._incoming = b""
+        self._transport: asyncio.Transport | None = None
+        self._first = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._incoming = (self._incoming + data).split(b"\n")
+        if len(self._incoming) > _LONGEST:
+            self.close()
+        for line in lines:
+            message = json.loads(line)
+            if self._first:
+                self._first = False
+                self._began(message)
+            elif "revoke" in message:
+                self._revoke(message["revoke"])
+                self.tell({"revoked": True})
+            else:
+                waiting = self._waiting.pop(message["id"], None)
+                if waiting and not waiting.done():
+                    waiting.set_result(message.get("verdict", ""))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(NoReceipt())
+        self._gone()
+
+    def close(self) -> None:
+        """Hang up; may be called twice."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def fail(self, reason: str) -> None:
+        """Say why this session cannot be served, and hang up."""
+        self.tell({"failed": reason[:500]})
+        self.close()
+
+    def tell(self, message: dict[str, object]) -> None:
+        """Send one line. Raises NoReceipt before there is a connection."""
+        if self._transport is None:
+            raise NoReceipt
+        self._transport.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+
+    async def record(self, event: dict[str, object]) -> None:
+        """Return when the event is in the ledger. Raises NoReceipt."""
+        await self._answered({"event": event}, _RECEIPT_TIMEOUT)
+
+    async def ask(self, event: dict[str, object], seconds: float) -> bool:
+        """Whether somebody who may allows it, within this time. Raises NoReceipt when it could not be asked."""
+        try:
+            return await self._answered({"ask": event}, seconds) == "allow"
+        except TimeoutError:
+            return False
+
+    async def _answered(self, message: dict[str, object], seconds: float) -> str:
+        if len(self._waiting) >= _MOST_PENDING:
+            raise NoReceipt
+        self._next += 1
+        number = self._next
+        self._waiting[number] = asyncio.get_running_loop().create_future()
+        try:
+            self.tell({"id": number, **message})
+            return await asyncio.wait_for(self._waiting[number], seconds)
+        except TimeoutError:
+            if "ask" in message:
+                raise
+            raise NoReceipt from None
+        finally:
+            self._waiting.pop(number, None)
