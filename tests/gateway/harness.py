@@ -154,49 +154,50 @@ def grants_for(upstream: Upstream) -> tuple[Grant, ...]:
     )
 
 
-class Gate:
-    """A running gate. `ports` by kind; `events` as the supervisor got them; `hold` makes the supervisor keep its receipts back."""
+class Guest:
+    """A session at a gate. `ports` by kind; `events` as its supervisor got them; `hold` makes the supervisor keep its receipts back; `approve` answers what
+    is asked (None = never)."""
 
     def __init__(
         self,
+        introductions: socket.socket,
         directory: Path,
-        upstream_ca: Path,
         grants: tuple[Grant, ...],
         listeners: list[tuple[str, socket.socket]] | None = None,
         canaries: dict[str, str] | None = None,
         credentials: dict[str, dict[str, str]] | None = None,
         learning: bool = False,
+        session: str = "s-test",
+        patience: float = 0.0,
     ) -> None:
         self.events: list[dict[str, object]] = []
         self.hold = threading.Event()
         self.ready = threading.Event()
         self.ended = threading.Event()
         self.revoked = threading.Event()
+        self.approve: Callable[[dict[str, object]], bool | None] = lambda event: None
         self.failure = ""
         self.times: dict[str, float] = {}
-        self.ca_file = directory / "gate-ca.pem"
+        self.ca_file = directory / f"gate-ca-{session}.pem"
         self.listeners = listeners or loopback_listeners()
         self.ports = {kind: sock.getsockname()[1] for kind, sock in self.listeners}
         ours, theirs = socket.socketpair()
-        self.introductions, introduced = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        started = time.perf_counter()
-        self.process = _spawn(introduced, upstream_ca)
-        introduced.close()
-        socket.send_fds(self.introductions, [b"session"], [theirs.fileno(), *(sock.fileno() for _, sock in self.listeners)])
+        self._started = time.perf_counter()
+        socket.send_fds(introductions, [b"session"], [theirs.fileno(), *(sock.fileno() for _, sock in self.listeners)])
         theirs.close()
-        self.control = Control(ours.detach(), "s-test")
+        self.control = Control(ours.detach(), session)
         self.control.configure(
             {
-                "session": "s-test",
+                "session": session,
                 "grants": [plain(grant) for grant in grants],
                 "credentials": credentials or {"own": CREDENTIAL},
                 "canaries": canaries or {},
                 "learning": learning,
+                "patience": patience,
                 "listeners": [{"kind": kind, "port": self.ports[kind]} for kind, _ in self.listeners],
             }
         )
         self._orders: list[bytes] = []
-        self._started = started
         self._stop = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, daemon=True)
         self._supervisor.start()
@@ -218,6 +219,8 @@ class Gate:
                     self.failure = message[1]
                 elif message[0] == "revoked":
                     self.revoked.set()
+                elif message[0] == "ask":
+                    threading.Thread(target=self._answer, args=(message[1], message[2]), daemon=True).start()
                 else:
                     self.events.append(message[2])
                     if not self.hold.is_set():
@@ -237,26 +240,18 @@ class Gate:
         assert self.revoked.wait(5)
         return time.perf_counter() - began
 
+    def _answer(self, number: int, event: dict[str, object]) -> None:
+        said = self.approve(event)
+        if said is not None:
+            self.order(json.dumps({"id": number, "verdict": "allow" if said else "deny"}).encode())
+
     def hang_up(self) -> None:
-        """What the end of a supervisor with a gate of its own looks like from there."""
+        """Close the supervisor's end of the line."""
         self._stop.set()
         self._supervisor.join(5)
-        self.introductions.close()
-
-    def children(self) -> dict[str, int]:
-        """Process numbers of the gate's parts by name."""
-        found = {"brain": self.process.pid}
-        listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        for pid in map(int, listing.split()):
-            found["engine" if "envoy" in Path(f"/proc/{pid}/comm").read_text() else "doorman"] = pid
-        return found
 
     def close(self) -> None:
         self.hang_up()
-        try:
-            self.process.wait(10)
-        finally:
-            self.process.kill()  # one that did not obey must not outlive its test: others look for what was left running
         for _, sock in self.listeners:
             sock.close()
 
@@ -277,6 +272,43 @@ class Gate:
                 while chunk := connection.recv(65536):
                     got += chunk
             return got
+
+
+class Gate(Guest):
+    """A running gate with one session, `visit` brings more."""
+
+    def __init__(self, directory: Path, upstream_ca: Path, *given: Any, **named: Any) -> None:
+        self.directory = directory
+        self.introductions, introduced = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.process = _spawn(introduced, upstream_ca)
+        introduced.close()
+        super().__init__(self.introductions, directory, *given, **named)
+
+    def visit(self, session: str, grants: tuple[Grant, ...], **named: Any) -> Guest:
+        """Another session at the same gate. The caller closes it."""
+        return Guest(self.introductions, self.directory, grants, session=session, **named)
+
+    def hang_up(self) -> None:
+        """What the end of a supervisor with a gate of its own looks like from there."""
+        super().hang_up()
+        self.introductions.close()
+
+    def children(self) -> dict[str, int]:
+        """Process numbers of the gate's parts by name."""
+        found = {"brain": self.process.pid}
+        listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        for pid in map(int, listing.split()):
+            found["engine" if "envoy" in Path(f"/proc/{pid}/comm").read_text() else "doorman"] = pid
+        return found
+
+    def close(self) -> None:
+        self.hang_up()
+        try:
+            self.process.wait(10)
+        finally:
+            self.process.kill()  # one that did not obey must not outlive its test: others look for what was left running
+        for _, sock in self.listeners:
+            sock.close()
 
 
 def loopback_listeners() -> list[tuple[str, socket.socket]]:
@@ -312,9 +344,11 @@ def running(
     canaries: dict[str, str] | None = None,
     credentials: dict[str, dict[str, str]] | None = None,
     learning: bool = False,
+    patience: float = 0.0,
 ) -> Iterator[Gate]:
     """A gate that is ready. Raises AssertionError with its own words when it is not."""
-    gate = Gate(directory, upstream.ca, grants if grants is not None else grants_for(upstream), listeners, canaries, credentials, learning)
+    given = grants if grants is not None else grants_for(upstream)
+    gate = Gate(directory, upstream.ca, given, listeners, canaries, credentials, learning, patience=patience)
     try:
         assert gate.ready.wait(15), f"the gate did not start: {gate.failure}"
         yield gate

@@ -183,6 +183,7 @@ def _shown(found: Compiled) -> list[tuple[str, Origin | None]]:
 
     single("wall", _quote(policy.wall))
     single("oversight", _quote(policy.oversight))
+    single("gate", _quote(policy.gate))
     lines.append(("\n[workspace]", None))
     for name in ("path", "mode", "git", "scan"):
         single(f"workspace.{name}", _quote(getattr(policy.workspace, name)))

@@ -211,7 +211,10 @@ class Workspace:
 
 @frozen
 class Policy:
-    """Everything the layers decided, merged and validated. `sources` are the (path, sha256) pairs it was compiled from; `canaries` are (name, text)."""
+    """Everything the layers decided, merged and validated. `sources` are the (path, sha256) pairs it was compiled from; `canaries` are (name, text).
+
+    `gate`: whether the session has a gate to itself, or uses the one that all of this user's sessions may share.
+    """
 
     wall: Literal["auto", "bubblewrap", "gvisor", "vm"] = "auto"
     oversight: Literal["developer", "none"] = "developer"
@@ -223,6 +226,7 @@ class Policy:
     credentials: tuple[Credential, ...] = ()
     sources: tuple[tuple[str, str], ...] = ()
     canaries: tuple[tuple[str, str], ...] = ()
+    gate: Literal["own", "shared"] = "own"
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:
@@ -244,6 +248,7 @@ class Policy:
             credentials=tuple(Credential(**origin(item)) for item in data["credentials"]),
             sources=tuple((path, digest) for path, digest in data["sources"]),
             canaries=tuple((name, text) for name, text in data["canaries"]),
+            gate=data["gate"],
         )
 
 

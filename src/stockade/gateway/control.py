@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         | tuple[Literal["ready"]]
         | tuple[Literal["revoked"]]
         | tuple[Literal["failed"], str]
-        | tuple[Literal["event"], int, dict[str, object]]
+        | tuple[Literal["event", "ask"], int, dict[str, object]]
     )
 
 _LONGEST = 1 << 16  # bytes of a line
@@ -93,6 +93,10 @@ class Control:
         """Tell the gate that an event is in the ledger. Until then it lets nothing happen."""
         self._send({"id": number})
 
+    def answer(self, number: int, allow: bool) -> None:
+        """Tell the gate what was said to something it asked about."""
+        self._send({"id": number, "verdict": "allow" if allow else "deny"})
+
     def revoke(self, positions: list[int]) -> None:
         """Take grants back, by their place in the configuration. The gate answers "revoked" when nothing passes by them any more."""
         self._send({"revoke": positions})
@@ -161,10 +165,12 @@ class Control:
             case {"failed": str(text), **rest} if not rest:
                 return ("failed", ascii(text[:_LONGEST_VALUE])[1:-1])
             case {"id": int(number), "event": dict(event), **rest} if not rest and type(number) is int and 0 < number < 1 << 53:
-                return ("event", number, self._event(event))
+                return ("event", number, self._event(event, ("allow", "deny")))
+            case {"id": int(number), "ask": dict(event), **rest} if not rest and type(number) is int and 0 < number < 1 << 53:
+                return ("ask", number, self._event(event, ("ask",)))
         raise _broken("a message of no known kind")
 
-    def _event(self, event: dict[object, object]) -> dict[str, object]:
+    def _event(self, event: dict[object, object], effects: tuple[str, ...]) -> dict[str, object]:
         kind = event.get("kind")
         known = _FIELDS.get(kind) if isinstance(kind, str) else None
         if known is None:
@@ -177,7 +183,7 @@ class Control:
             if name not in known or not (text or (type(value) is int and -1 <= value < 1 << 53)):
                 raise _broken(f"an event of kind {kind} with a field that it cannot have")
             clean[str(name)] = value
-        if "effect" in known and clean.get("effect") not in ("allow", "deny"):
+        if "effect" in known and clean.get("effect") not in effects:
             raise _broken("an event without an effect")
         return clean
 

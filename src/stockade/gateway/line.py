@@ -41,18 +41,23 @@ class Line(Buffered):
         *lines, self._incoming = (self._incoming + data).split(b"\n")
         if len(self._incoming) > _LONGEST:
             self.close()
-        for line in lines:
-            message = json.loads(line)
-            if self._first:
-                self._first = False
-                self._began(message)
-            elif "revoke" in message:
-                self._revoke(message["revoke"])
-                self.tell({"revoked": True})
-            else:
-                waiting = self._waiting.pop(message["id"], None)
-                if waiting and not waiting.done():
-                    waiting.set_result(message.get("verdict", ""))
+        try:
+            for line in lines:
+                self._hear(json.loads(line))
+        except (ValueError, KeyError, TypeError, IndexError):  # a supervisor that we do not understand has no session here
+            self.close()
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if self._first:
+            self._first = False
+            self._began(message)
+        elif "revoke" in message:
+            self._revoke(message["revoke"])
+            self.tell({"revoked": True})
+        else:
+            waiting = self._waiting.pop(message["id"], None)
+            if waiting and not waiting.done():
+                waiting.set_result(message.get("verdict", ""))
 
     def connection_lost(self, exc: Exception | None) -> None:
         for waiting in self._waiting.values():

@@ -119,6 +119,7 @@ class _Merge:
         for document in self.documents:
             self._check_caps_table(document)
         wall, oversight = self._wall(), self._oversight()
+        gate = self._gate()
         workspace, limits, mounts = self._workspace(), self._limits(), self._mounts()
         rules = Rules(self.watch, self.cwd, self.caps, self.errors, self.warnings)
         grants, credentials, variables = rules.merge(self.documents)
@@ -131,7 +132,8 @@ class _Merge:
             self.errors += caps.errors
         raise_all(self.errors)
         canaries = dict.fromkeys((name, table.value) for one in self.documents for name, table in one.tables.canary.items())
-        return Policy(wall, oversight, workspace, mounts, environment, limits, grants, credentials, canaries=tuple(canaries))
+        policy = Policy(wall, oversight, workspace, mounts, environment, limits, grants, credentials)
+        return replace(policy, canaries=tuple(canaries), gate=gate)
 
     def _check_caps_table(self, document: Document) -> None:
         if document.tables.caps is not None and document.layer not in ("managed", "user"):
@@ -154,6 +156,20 @@ class _Merge:
         for one in self.documents:
             if one.tables.oversight is not None:
                 chosen, self.origins["oversight"] = one.tables.oversight, one.origin("oversight")
+        return chosen
+
+    def _gate(self) -> Literal["own", "shared"]:
+        """Sharing is the wider choice: where a layer says "own", no lower one can undo it."""
+        chosen: Literal["own", "shared"] = "own"
+        by: Document | None = None
+        for one in self.documents:
+            if one.tables.gate == "shared" and by is not None:
+                where = f"{by.origin('gate').file}:{by.origin('gate').line}"
+                hint = f"Only the owner of {by.origin('gate').file} can widen it."
+                self.errors.append(one.error(f"a shared gate is wider than {where} allows (gate)", "gate", code="policy.capped", hint=hint))
+            if one.tables.gate is not None:
+                chosen, self.origins["gate"] = one.tables.gate, one.origin("gate")
+                by = one if chosen == "own" else by
         return chosen
 
     def _workspace(self) -> Workspace:

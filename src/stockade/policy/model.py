@@ -181,6 +181,7 @@ class PolicyFile(Table):
     version: Version = Field(description="The version of this format.")
     wall: Wall | None = Field(None, description="Which wall holds the command; auto follows oversight.")
     oversight: Literal["developer", "none"] | None = Field(None, description="Who is able to judge what the agent asks for.")
+    gate: Literal["own", "shared"] | None = Field(None, description="A gate for each session, or one that your sessions share.")
     workspace: WorkspaceTable | None = None
     mount: tuple[MountTable, ...] = ()
     environment: EnvironmentTable | None = None

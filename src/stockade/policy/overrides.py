@@ -20,6 +20,7 @@ _MOUNTS = ("mount.ro", "mount.rw", "mount.rw-no-delete")
 KEYS = (
     "wall",
     "oversight",
+    "gate",
     *_WORKSPACE,
     *_LIMITS,
     *_MOUNTS,

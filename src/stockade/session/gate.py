@@ -60,7 +60,7 @@ class GateKeeper:
 
     def start(self, why: str) -> None:
         """Start the gate. When that fails, the door is shut: everything is refused from then on, and the ledger says why."""
-        if self._gate is not None:
+        if self._control is not None:
             return
         for fd in self._session.door.sockets():
             self._loop.forget(fd)
@@ -76,16 +76,23 @@ class GateKeeper:
         from stockade.walls import native
 
         session = self._session
-        session.record("gate.start", why=why)
+        shared = session.policy.gate == "shared"
+        session.record("gate.start", why=why, gate=session.policy.gate)
         ours, theirs = native.stream_pair()
         door = session.door
+        sockets = [theirs, *(door.listeners[port] for port in KINDS), door.dns]
+        self._control = Control(ours, session.id)
         try:
-            self._gate = OwnGate()
-            self._gate.introductions.introduce([theirs, *(door.listeners[port] for port in KINDS), door.dns])
+            if shared:
+                from stockade.session.shared import introduce
+
+                introduce(sockets)
+            else:
+                self._gate = OwnGate()
+                self._gate.introductions.introduce(sockets)
+                self._loop.watch(self._gate.fileno(), READ, self._notes)
         finally:
             os.close(theirs)
-        self._control = Control(ours, session.id)
-        self._loop.watch(self._gate.fileno(), READ, self._notes)
         policy = session.policy
         self._sent = [number for number in range(len(policy.grants)) if number not in self._revoked]
         self._control.configure(
@@ -176,6 +183,10 @@ class GateKeeper:
                     waiting, self._waiting = self._waiting, []
                     for obeyed in waiting:
                         obeyed()
+                elif message[0] == "ask":
+                    # Nobody is there to ask yet, so the gate was told not to; one that asks all the same hears no.
+                    self._session.record("ask", **{name: value for name, value in message[2].items() if name not in ("kind", "session")})
+                    control.answer(message[1], allow=False)
                 elif message[0] == "event":
                     event = dict(message[2])
                     kind = str(event.pop("kind"))
@@ -254,6 +265,7 @@ class OwnGate:
         self._box = bubblewrap.open_box(bubblewrap.plan(confinement(), bubblewrap.look("/home/gate"), dangerously_share_host_network=True))
         self._output = os.memfd_create("gate", os.MFD_CLOEXEC)
         self.introductions = Introductions()
+        started = False
         try:
             self._child = self._box.spawn(
                 [sys.executable, "-I", "-m", "stockade.gatehouse", envoy, ROOTS],
@@ -262,8 +274,11 @@ class OwnGate:
                 stderr=self._output,
                 fds=(self.introductions.theirs,),
             )
+            started = True
         finally:
             os.close(self.introductions.theirs)
+            if not started:
+                self.close()
 
     def fileno(self) -> int:
         """Readable when there may be news of its end."""
