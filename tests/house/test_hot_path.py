@@ -58,6 +58,7 @@ HOT = [
     "stockade.walls.door",
     "stockade.walls.bubblewrap",
     "stockade.session",
+    "stockade.session.signing",  # in sessions that sign
     "stockade.cli",
     "stockade.cli.run",
 ]

@@ -14,8 +14,8 @@ GOLDEN = [
     ('[[egress]]\nhost = "a.b"\nmetods = []', "f:4: unknown key egress[0].metods\n  Did you mean methods?"),
     (
         'methods = ["GET"]',
-        "f:2: unknown key methods\n  methods belongs in [egress]. The keys of a policy are: version, wall, oversight, workspace, mount, environment, "
-        "limits, egress, credential, canary, caps.",
+        "f:2: unknown key methods\n  methods belongs in [egress]. The keys of a policy are: version, wall, oversight, gate, workspace, mount, environment, "
+        "limits, egress, credential, canary, signing, caps.",
     ),
     ('wall = "bublewrap"', 'f:2: wall must be one of auto, bubblewrap, gvisor, vm, not "bublewrap"\n  Did you mean "bubblewrap"?'),
     ("wall = 1", "f:2: wall must be one of auto, bubblewrap, gvisor, vm, not 1"),

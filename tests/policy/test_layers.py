@@ -35,6 +35,15 @@ def test_nearer_layers_replace_values_and_add_to_lists(places: Places) -> None:
     assert [path for path, _ in policy.sources] == [str(places.managed), str(places.own), str(places.project)]
 
 
+def test_a_gate_of_ones_own_cannot_be_undone_below(places: Places) -> None:
+    assert places.compile().policy.gate == "own"
+    places.write(user='gate = "shared"')
+    assert places.compile().policy.gate == "shared" and places.compile(("gate", "own")).policy.gate == "own"
+    places.write(managed='gate = "own"', user='gate = "shared"')
+    with pytest.raises(PolicyError, match=r"a shared gate is wider than .*:2 allows"):
+        places.compile()
+
+
 def test_a_projects_file_is_never_looked_for(places: Places) -> None:
     (places.work / "stockade.toml").write_text("nonsense")
     assert places.load().grants == ()

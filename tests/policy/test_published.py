@@ -59,6 +59,10 @@ def test_the_reference_names_every_key_and_option() -> None:
 def test_the_examples_of_the_reference_are_valid(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.test/simple")
     (places.home / "datasets").mkdir()
+    (places.home / ".ssh").mkdir()
+    (places.home / ".ssh/agent_ed25519.pub").write_text(
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHgxnFRcIn8gybcrpTDb5qX2VzOVZiDe9IYjCd8XsEQO a comment\n"
+    )
     blocks = re.findall(r"```toml\n(.*?)```", DOCS.read_text(), re.DOTALL)
     whole = [block for block in blocks if block.startswith("version = 1")]
     assert len(whole) >= 2

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, TextIO
 
-    from stockade.core.values import Grant, Policy, Verdict
+    from stockade.core.values import Grant, Policy, Signing, Verdict
     from stockade.policy.compile import Compiled
 
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "dim": "2"}
@@ -204,11 +204,21 @@ def _shown(found: Compiled) -> list[tuple[str, Origin | None]]:
         text = f"\n[credential.{one.name}]\nsource = {_quote(one.source)}\nheader = {_quote(one.header)}\ntemplate = {_quote(one.template)}"
         text += f"\nuser = {_quote(one.user)}" if one.user else ""
         lines.append((f"{text}\nenv = {_quote(one.env)}", one.origin))
+    if policy.signing is not None:
+        lines.append((_signing(policy.signing), policy.signing.origin))
     for name, text in policy.canaries:
         lines.append((f"\n[canary.{name}]\nvalue = {_quote(text)}", None))
     if not policy.grants:
         lines.append(("\n# no egress: nothing leaves the sandbox", None))
     return lines
+
+
+def _signing(signing: Signing) -> str:
+    from stockade.policy.units import show_duration
+
+    text = f"\n[signing]\nkey = {_quote(signing.file)}\nnamespaces = {_list(signing.namespaces)}"
+    text += f"\nuses = {signing.uses}" if signing.uses else ""
+    return text + (f"\nrate = {_quote(f'{signing.rate} per {show_duration(signing.rate_seconds)}')}" if signing.rate else "")
 
 
 def _grant(grant: Grant) -> str:

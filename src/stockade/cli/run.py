@@ -27,6 +27,7 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
         "egress.preset",
         "let out what a preset grants: pypi, npm, debian, github-read, anthropic, openai (may be repeated)",
     ),
+    ("--sign", "PUBKEY", "signing.key", "sign commits made inside with this key, which stays in your ssh-agent (a .pub file)"),
     ("--env", "NAME[=VALUE]", "environment", "pass a variable, or set it (may be repeated)"),
     ("--limit", "NAME=VALUE", "limits", "e.g. memory=2GiB, wall_time=10min, processes=200 (may be repeated)"),
     ("--receipt", "FILE", "", "write what was asked for and what is enforced by which mechanism, as JSON"),
@@ -94,7 +95,7 @@ def parse(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     command = list(argv[index:])
     if not command:
         raise StockadeError("no command to run", code="cli.usage", hint="stockade run [options] -- COMMAND...")
-    for single in ("--policy", "--wall", "--workspace", "--mode", "--receipt"):
+    for single in ("--policy", "--wall", "--workspace", "--mode", "--sign", "--receipt"):
         if len(given.get(single, ())) > 1:
             raise StockadeError(f"{single} was given twice", code="cli.usage", hint="Give it once.")
     if "--tty" in given and "--no-tty" in given:

@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         return found
 
     command("list", "Show the sessions that run, and those that are over and still hold something.")
-    command("grants", "Show what may leave a running session, numbered.").add_argument("id", metavar="ID", help=_ID)
+    command("grants", "Show what may leave a running session, numbered, and what it may sign.").add_argument("id", metavar="ID", help=_ID)
     revoke = command(
         "revoke",
         "Take grants back from a running session, and cut its connections. Other sessions go on. What is taken back cannot be given again.",
@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--rule", metavar="N", type=int, action="append", default=[], help="only this grant; may be repeated (default: all)"
     )
     revoke.add_argument("--credential", metavar="NAME", default="", help="only the grants that use this credential")
+    revoke.add_argument("--signing", action="store_true", help="only what the session may sign")
     for name, text in (
         ("recover", "Bring back commits and files of a session whose end was cut short, as its own end would have done."),
         ("discard", "Remove what a session that is over still holds. It cannot be undone."),
@@ -99,9 +100,10 @@ def _running(name: str) -> Left:
 def _grants(options: argparse.Namespace) -> int:
     from stockade.gateway.desk import ask
 
-    found = ask(_running(options.id).directory, {"do": "grants"})["grants"]
+    answer = ask(_running(options.id).directory, {"do": "grants"})
+    found, signing = answer["grants"], answer["signing"]
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps([*found, *([{"rule": "signing", **signing}] if signing else [])], indent=2))
         return 0
     if not found:
         print("Nothing may leave this session.")
@@ -111,6 +113,9 @@ def _grants(options: argparse.Namespace) -> int:
         with_key = f" with {grant['credential']}" if grant["credential"] else ""
         state = "revoked" if one["revoked"] else grant["effect"]
         print(f"{one['rule']:>3}  {state:<8}{what}{with_key}  ({one['from']})")
+    if signing:
+        what = f"{', '.join(signing['signing']['namespaces'])} with the key {signing['signing']['fingerprint']}"
+        print(f"  -  {'revoked' if signing['revoked'] else 'sign':<8}{what}  ({signing['from']})")
     return 0
 
 
@@ -128,12 +133,21 @@ def _revoke(options: argparse.Namespace) -> int:
                 hint="stockade session grants ID lists them.",
             )
         rules += named
-    answer = ask(directory, {"do": "revoke", "rules": rules})
+    answer: dict[str, Any] = {"revoked": []}
+    if options.signing:
+        answer |= ask(directory, {"do": "revoke-signing"})
+    if rules or not options.signing:
+        answer |= ask(directory, {"do": "revoke", "rules": rules})
     if options.json:
         print(json.dumps(answer))
-    else:
-        taken = ", ".join(map(str, answer["revoked"]))
-        print(f"Taken back: {taken}. The session's connections were cut." if taken else "Nothing was left to take back.")
+        return 0
+    taken = ", ".join(map(str, answer["revoked"]))
+    if taken:
+        print(f"Taken back: {taken}. The session's connections were cut.")
+    if answer.get("signing"):
+        print("Taken back: signing.")
+    elif not taken:
+        print("Nothing was left to take back.")
     return 0
 
 

@@ -210,6 +210,22 @@ class Workspace:
 
 
 @frozen
+class Signing:
+    """A key that may sign for the sandbox without being there. `key` is the public key ("ssh-ed25519 AAAA..."), `file` where it was read.
+
+    `namespaces` are those of OpenSSH's PROTOCOL.sshsig ("git" for commits and tags). `uses` and `rate` in `rate_seconds` count for one session, 0 = no bound.
+    """
+
+    key: str
+    file: str = ""
+    namespaces: tuple[str, ...] = ("git",)
+    uses: int = 0
+    rate: int = 0
+    rate_seconds: int = 0
+    origin: Origin = Origin()
+
+
+@frozen
 class Policy:
     """Everything the layers decided, merged and validated. `sources` are the (path, sha256) pairs it was compiled from; `canaries` are (name, text).
 
@@ -227,6 +243,7 @@ class Policy:
     sources: tuple[tuple[str, str], ...] = ()
     canaries: tuple[tuple[str, str], ...] = ()
     gate: Literal["own", "shared"] = "own"
+    signing: Signing | None = None
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:
@@ -249,6 +266,7 @@ class Policy:
             sources=tuple((path, digest) for path, digest in data["sources"]),
             canaries=tuple((name, text) for name, text in data["canaries"]),
             gate=data["gate"],
+            signing=Signing(**origin(data["signing"])) if data["signing"] else None,
         )
 
 

@@ -76,6 +76,12 @@ class Caps:
             if cap.mounts is not None and not any(within(real, os.path.realpath(expand(root, self.cwd))) for root in cap.mounts):
                 self._refuse(f"the path {named}", asked, key, by, "mounts", ", ".join(cap.mounts) or "nothing")
 
+    def signing(self, asked: Document) -> None:
+        """A layer wants something signed."""
+        for by, cap in self.all:
+            if cap.signing is False:
+                self._refuse("[signing]", asked, ("signing",), by, "signing", "nothing is signed")
+
     def limit(self, name: str, value: int, asked: Document) -> None:
         """A layer wants this limit; 0 = none, which is wider than any."""
         for by, cap in self.all:

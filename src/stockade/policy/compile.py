@@ -21,6 +21,7 @@ from stockade.policy.egress import Rules
 from stockade.policy.model import keys_of
 from stockade.policy.problems import each, raise_all
 from stockade.policy.read import Document, parse, validate
+from stockade.policy.signing import SigningRules
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,14 +127,16 @@ class _Merge:
         if self.no_egress:
             grants, variables = (), ()
         environment = self._environment(variables)
-        self._credential_files(credentials, (*mounts, Mount(workspace.path, workspace.path, workspace.mode, workspace.origin)))
+        shown = (*mounts, Mount(workspace.path, workspace.path, workspace.mode, workspace.origin))
+        self._credential_files(credentials, shown)
+        signing = SigningRules(self.watch, self.cwd, self.caps, self.errors, self.warnings, shown).merge(self.documents)
         self._own_writable(workspace, mounts)
         for caps in self.caps.values():
             self.errors += caps.errors
         raise_all(self.errors)
         canaries = dict.fromkeys((name, table.value) for one in self.documents for name, table in one.tables.canary.items())
         policy = Policy(wall, oversight, workspace, mounts, environment, limits, grants, credentials)
-        return replace(policy, canaries=tuple(canaries), gate=gate)
+        return replace(policy, canaries=tuple(canaries), signing=signing, gate=gate)
 
     def _check_caps_table(self, document: Document) -> None:
         if document.tables.caps is not None and document.layer not in ("managed", "user"):
@@ -267,10 +270,17 @@ class _Merge:
                 f'    [[egress]]\n    host = "api.example.com"\n    methods = ["POST"]\n    paths = ["/v1/..."]\n    credential = "{short}"\n'
                 f"  Inside, {name} then holds a stand-in that is worth nothing elsewhere."
             )
+            if name == "SSH_AUTH_SOCK":
+                hint = 'With it everything inside could log in as you. For signed commits: [signing] with key = "~/.ssh/id_ed25519.pub".'
             self.errors.append(one.error(f"{name} looks like a credential and may not enter", *key, code="policy.secret-passed", hint=hint))
 
     def _set(self, name: str, value: str, one: Document) -> None:
         key = ("environment", "set", name)
+        if name == "SSH_AUTH_SOCK" and any(document.tables.signing for document in self.documents):
+            self.errors.append(
+                one.error("SSH_AUTH_SOCK is set by [signing]", *key, code="policy.set-twice", hint="Leave one of the two out.")
+            )
+            return
         if _SECRET_VALUE.search(value):
             hint = f'Keep it outside: [credential.NAME] with source = "env:{name}" and an [[egress]] rule that uses it.'
             self.errors.append(one.error(f"the value of {name} is a credential", *key, code="policy.secret-set", hint=hint))

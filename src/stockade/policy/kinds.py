@@ -209,6 +209,12 @@ def _user(value: str) -> str:
     return value
 
 
+def _namespace(value: str) -> str:
+    if not value.isascii() or " " in value or len(value) > 64:
+        raise wrong(f"{value[:70]!r} is not a namespace of signatures", 'Write "git" for commits and tags, "file" for files.')
+    return value
+
+
 def _canary(value: str) -> str:
     if len(value.encode()) < 12:
         raise wrong("is too short: it would turn up by chance", "Take at least 12 characters that occur nowhere else.")
@@ -260,6 +266,7 @@ Value = Annotated[str, AfterValidator(_value)]
 Source = Annotated[Text, AfterValidator(_source)]
 Template = Annotated[Text, AfterValidator(_template)]
 User = Annotated[Text, AfterValidator(_user)]
+Namespace = Annotated[Text, AfterValidator(_namespace)]
 CanaryText = Annotated[Text, AfterValidator(_canary)]
 Version = Annotated[Literal[1], BeforeValidator(_version)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

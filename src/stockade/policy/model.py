@@ -16,6 +16,7 @@ from stockade.policy.kinds import (
     Method,
     Moment,
     Name,
+    Namespace,
     Path,
     Pattern,
     Pointer,
@@ -156,6 +157,15 @@ class CredentialTable(Table):
     )
 
 
+class SigningTable(Table):
+    """A key that signs commits for the sandbox and never enters it."""
+
+    key: Path | None = Field(None, description="The file of the public key. The private one stays in your ssh-agent.")
+    namespaces: tuple[Namespace, ...] | None = Field(None, description='What may be signed (ssh-keygen -Y sign -n). Default: "git".')
+    uses: Count | None = Field(None, description="How many signatures a session may have. Default: no bound.")
+    rate: Rate | None = Field(None, description='How fast: "60 per min". Default: no bound.')
+
+
 class CanaryTable(Table):
     """A string that is planted where only a thief looks, and must never leave."""
 
@@ -171,6 +181,7 @@ class CapsTable(Table):
     egress_hosts: tuple[Host, ...] | None = Field(None, description="Hosts that may be granted; [] = none.")
     egress_methods: tuple[Method, ...] | None = Field(None, description="Methods that may be granted.")
     private: bool | None = Field(None, description="false: no rule may vouch for private addresses.")
+    signing: bool | None = Field(None, description="false: nothing may be signed.")
     max_upload: Size | None = Field(None, description="The most that a rule may let a request carry.")
     limits: LimitsTable | None = Field(None, description="The most of each limit.")
 
@@ -189,12 +200,14 @@ class PolicyFile(Table):
     egress: tuple[EgressTable, ...] = ()
     credential: dict[Name, CredentialTable] = Field(default_factory=dict)
     canary: dict[Name, CanaryTable] = Field(default_factory=dict)
+    signing: SigningTable | None = None
     caps: CapsTable | None = None
 
 
 TABLES: dict[str, type[Table]] = {
     "": PolicyFile, "workspace": WorkspaceTable, "mount": MountTable, "environment": EnvironmentTable, "limits": LimitsTable,
-    "egress": EgressTable, "egress.body": BodyTable, "credential": CredentialTable, "canary": CanaryTable, "caps": CapsTable, "caps.limits": LimitsTable,
+    "egress": EgressTable, "egress.body": BodyTable, "credential": CredentialTable, "canary": CanaryTable, "signing": SigningTable,
+    "caps": CapsTable, "caps.limits": LimitsTable,
 }  # fmt: skip
 
 

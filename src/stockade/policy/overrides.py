@@ -26,6 +26,7 @@ KEYS = (
     *_MOUNTS,
     "environment.pass",
     "environment.set",
+    "signing.key",
     "egress.allow",
     "egress.deny",
     "egress.preset",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stockade.core.values import Confinement, Enforced, Policy
     from stockade.record.ledger import Ledger, Receipt
     from stockade.session.bundle import Bundle
+    from stockade.session.signing import Signer
     from stockade.walls.box import Box
     from stockade.walls.bubblewrap import Plan
     from stockade.walls.door import Door
@@ -51,6 +52,7 @@ class Session:
         self.groups: Groups
         self.bundle: Bundle
         self.start_receipt: Receipt
+        self.signer: Signer | None = None
         self._ledger: Ledger | None = None
         self._scan = (0, -1)
         self._keep: tuple[str, ...] = ()
@@ -99,6 +101,12 @@ class Session:
         workspace = confine.workspace_of(self.policy, self.cwd)
         self.view = prepare(self.policy.workspace, workspace, workspace, self.directory, self.id)
         self.confinement = confine.confinement(self.policy, self.cwd, self.view, self.id, variables, self.bundle.path)
+        if self.policy.signing is not None:
+            from stockade.session.signing import Signer
+
+            self.signer = Signer(self.policy.signing, self)
+            self._closers.append(self.signer.close)
+            self.confinement = self.signer.shown(self.confinement)
         host = bubblewrap.look(self.confinement.home)
         plan = self.plan = bubblewrap.plan(self.confinement, host, stage=f"{self.directory}/stage")
         for stage in (os.path.dirname(plan.stages[0]), *plan.stages) if plan.stages else ():
@@ -110,6 +118,8 @@ class Session:
         self.box = bubblewrap.open_box(plan, self.door, self.groups.descriptors)
         self._closers.append(self.box.close)
         self.enforced = plan.enforced + self.view.notes + limits.enforced(self.policy.limits, self.groups.held)
+        if self.signer is not None:
+            self.enforced += (self.signer.enforced(),)
 
     @property
     def recording(self) -> bool:

@@ -108,6 +108,8 @@ class Foreground:
         self.loop.watch(session.box.fileno(), READ, self._notes)
         self._gate = GateKeeper(session, self.loop, say)
         self._gate.listen()
+        if session.signer is not None:
+            session.signer.listen(self.loop, say)
         if not session.bundle.lazy:
             self._gate.start("no lease")
         limits = session.policy.limits
@@ -241,6 +243,8 @@ class Foreground:
             signal.signal(number, handler)
         if self._gate:
             self._gate.close()
+        if self.session.signer is not None:
+            self.session.signer.close()
 
 
 def _standard_descriptors() -> None:

@@ -110,9 +110,15 @@ class GateKeeper:
     def _obey(self, order: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
         match order:
             case {"do": "grants", **rest} if not rest:
-                answer({"grants": self.grants()})
+                signer = self._session.signer
+                answer({"grants": self.grants(), "signing": signer.plain() if signer is not None else None})
+            case {"do": "revoke-signing", **rest} if not rest:
+                signer = self._session.signer
+                answer({"revoked": [], "signing": signer is not None and signer.revoke()})
             case {"do": "revoke", "rules": list(rules), **rest} if not rest and all(type(rule) is int for rule in rules):
-                self.revoke(rules, answer)
+                signer = self._session.signer
+                signing = {"signing": True} if not rules and signer is not None and signer.revoke() else {}
+                self.revoke(rules, lambda said: answer({**said, **signing}))
             case _:
                 raise ValueError("it is of no known kind")
 

@@ -130,6 +130,8 @@ class LiveSession:
         session.record_start(())
         self._gate = GateKeeper(session, self.loop)
         self._gate.listen()
+        if session.signer is not None:
+            session.signer.listen(self.loop)
         if not session.bundle.lazy:
             self._gate.start("no lease")
         if session.policy.limits.wall_time:
@@ -154,6 +156,8 @@ class LiveSession:
                 self._end = closed
             if self._gate is not None:
                 self._gate.close()
+            if session.signer is not None:
+                session.signer.close()
             self.loop.clear()
             if session.recording:
                 await self._afterwards()

@@ -1,0 +1,180 @@
+"""Sockets of the SSH agent protocol (draft-ietf-sshm-ssh-agent): one that the sandbox asks, one to the user's own agent. Reads no message, only lengths.
+
+Served by the supervisor's own loop, so nothing here waits: a client that is slow, silent or too many is hung up on. Imported only by sessions that sign.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+
+from stockade.core.loop import READ
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stockade.core.loop import Loop
+
+    Reply = Callable[[bytes], None]
+
+MOST = 8  # clients at once
+PATIENCE = 20.0  # seconds in which a client has to have sent a whole request
+LONGEST_ANSWER = 256 << 10  # bytes that the real agent may answer; OpenSSH's own bound
+
+
+class Client:
+    """One connection of a client's: a request is read to its last byte and no further, then answered, then the next."""
+
+    def __init__(self, sock: _socket.socket) -> None:
+        self.sock, self.received, self.wanted, self.timer = sock, bytearray(), 4, 0
+
+
+class Agent:
+    """Listens at `path` below `directory` (a descriptor). `answer(request, reply)` is called for each request and calls `reply` once, now or later.
+
+    A request longer than `longest` bytes is handed on as b"", and its client hung up on after the reply.
+    """
+
+    def __init__(self, directory: int, name: str, longest: int) -> None:
+        self._longest = longest
+        self._loop: Loop | None = None
+        self._answer: Callable[[bytes, Reply], None]
+        self._clients: dict[int, Client] = {}
+        self._sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+        path = f"/proc/self/fd/{directory}/{name}"  # a path below somebody's home may be longer than an address can be
+        self._sock.bind(path)
+        os.chmod(path, 0o600)
+        self._sock.listen(MOST)
+
+    def serve(self, loop: Loop, answer: Callable[[bytes, Reply], None]) -> None:
+        """Begin to accept. Clients that came before have waited."""
+        self._loop, self._answer = loop, answer
+        loop.watch(self._sock.fileno(), READ, self._welcome)
+
+    def _welcome(self, _events: int) -> None:
+        try:
+            fd, _ = self._sock._accept()  # type: ignore[attr-defined]  # what socket.accept wraps, without the import
+        except OSError:
+            return
+        sock = _socket.socket(fileno=fd)
+        sock.setblocking(False)
+        if len(self._clients) >= MOST:
+            sock.close()
+            return
+        client = self._clients[fd] = Client(sock)
+        self._expect(client)
+
+    def _expect(self, client: Client) -> None:
+        assert self._loop is not None
+        client.received.clear()
+        client.wanted = 4
+        client.timer = self._loop.later(PATIENCE, lambda: self._drop(client))
+        self._loop.watch(client.sock.fileno(), READ, lambda _events: self._hear(client))
+
+    def _hear(self, client: Client) -> None:
+        assert self._loop is not None
+        try:
+            piece = client.sock.recv(client.wanted - len(client.received))
+        except BlockingIOError:
+            return
+        except OSError:
+            piece = b""
+        if not piece:
+            self._drop(client)
+            return
+        client.received += piece
+        if len(client.received) < client.wanted:
+            return
+        whole = client.wanted > 4
+        if not whole:
+            length = int.from_bytes(client.received, "big")
+            if 0 < length <= self._longest:
+                client.wanted += length
+                return
+        self._loop.forget(client.sock.fileno())
+        self._loop.cancel(client.timer)
+        self._answer(bytes(client.received[4:]) if whole else b"", lambda message: self._reply(client, message, last=not whole))
+
+    def _reply(self, client: Client, message: bytes, *, last: bool) -> None:
+        if client.sock.fileno() < 0:
+            return
+        data = len(message).to_bytes(4, "big") + message
+        try:
+            if client.sock.send(data, _socket.MSG_NOSIGNAL) == len(data) and not last:
+                self._expect(client)
+                return
+        except OSError:
+            pass  # it is gone, or does not read its answers
+        self._drop(client)
+
+    def _drop(self, client: Client) -> None:
+        fd = client.sock.fileno()
+        if fd >= 0 and self._loop is not None:
+            self._loop.forget(fd)
+            self._loop.cancel(client.timer)
+            self._clients.pop(fd, None)
+            client.sock.close()
+
+    def close(self) -> None:
+        """Hang up on everybody and refuse whoever comes; the path stays. May be called twice."""
+        for client in [*self._clients.values()]:
+            self._drop(client)
+        if self._sock.fileno() >= 0:
+            if self._loop is not None:
+                self._loop.forget(self._sock.fileno())
+            self._sock.close()
+
+
+class Asking:
+    """One question to the agent at `path`. `done(answer, why)` is called once: with its answer, or with b"" and what went wrong."""
+
+    def __init__(self, loop: Loop, path: str, question: bytes, seconds: float, done: Callable[[bytes, str], None]) -> None:
+        self._loop, self._done, self._received, self._wanted = loop, done, bytearray(), 4
+        self._sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+        self._timer = loop.later(seconds, lambda: self._end(b"", f"it did not answer within {seconds:g} s"))
+        data = len(question).to_bytes(4, "big") + question
+        try:
+            self._sock.connect(path)  # of a Unix socket it is done at once or not at all (unix(7))
+            if self._sock.send(data, _socket.MSG_NOSIGNAL) != len(data):
+                raise OSError(0, "it does not take the question")
+        except (OSError, ValueError) as error:  # ValueError: a path that no address can hold
+            self._end(b"", getattr(error, "strerror", None) or str(error))
+            return
+        loop.watch(self._sock.fileno(), READ, self._hear)
+
+    def _hear(self, _events: int) -> None:
+        try:
+            piece = self._sock.recv(self._wanted - len(self._received))
+        except BlockingIOError:
+            return
+        except OSError:
+            piece = b""
+        if not piece:
+            self._end(b"", "it hung up")
+            return
+        self._received += piece
+        if len(self._received) < self._wanted:
+            return
+        if self._wanted > 4:
+            self._end(bytes(self._received[4:]), "")
+            return
+        length = int.from_bytes(self._received, "big")
+        if not 0 < length <= LONGEST_ANSWER:
+            self._end(b"", "its answer is no answer")
+            return
+        self._wanted += length
+
+    def _end(self, answer: bytes, why: str) -> None:
+        self._loop.cancel(self._timer)
+        if self._sock.fileno() >= 0:
+            self._loop.forget(self._sock.fileno())
+            self._sock.close()
+            self._done(answer, why)
+
+    def give_up(self) -> None:
+        """Hang up; `done` is not called any more. May be called twice."""
+        self._loop.cancel(self._timer)
+        if self._sock.fileno() >= 0:
+            self._loop.forget(self._sock.fileno())
+            self._sock.close()
