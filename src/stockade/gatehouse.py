@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from stockade.checks import canaries, fields, grants, normalise, usage
+from stockade.checks import canaries, fields, grants, normalise, raw, usage
 from stockade.core.values import ALLOW, DENY, Grant, Verdict
 from stockade.gateway.serve import serve
 
@@ -57,6 +57,14 @@ class Judge:
         verdict = grants.decide_connect(host, port, self._grants)
         # To learn what would be asked of a host, its tunnel is opened to us: every request in it is still decided, and refused.
         return Verdict(ALLOW, "learning") if self._learning and verdict.rule == "host-not-granted" else verdict
+
+    def raw(self, host: str, port: int) -> tuple[Verdict, Grant | None]:
+        return raw.decide_raw(host, port, self._grants, self._usage.state(time.time(), self._counted))
+
+    def more(self, grant: Grant, sent: int, size: int) -> str:
+        if sent > grant.max_upload:
+            return "upload-too-large"
+        return "" if self._usage.upload(grant, size) else "upload-budget-spent"
 
     def name(self, host: str) -> bool:
         return grants.granted_name(host, self._grants) or (self._learning and normalise.is_name(host))

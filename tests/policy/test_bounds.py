@@ -152,3 +152,21 @@ def test_a_canary_that_would_turn_up_by_chance(places: Places) -> None:
 
 def test_no_listed_parameter_means_no_query(places: Places) -> None:
     assert grant(places, "parameters = []").query == "none"
+
+
+def test_raw_tcp_is_a_name_a_port_and_bounds(places: Places) -> None:
+    text = '[[egress]]\nhost = "db.example.com"\nscheme = "tcp"\nport = 5432\n'
+    (found,) = places.write(user=text + 'max_upload = "5 MiB"\nuses = 2\nprivate = true\n').compile().policy.grants
+    assert (found.scheme, found.port, found.max_upload, found.uses, found.private) == ("tcp", 5432, 5 << 20, 2, True)
+    for more, says in (
+        ('paths = ["/x"]\n', "paths cannot stand"),
+        ('credential = "k"\n', "credential cannot stand"),
+        ("websocket = true\n", "websocket cannot stand"),
+    ):
+        with pytest.raises(PolicyError, match=says):
+            places.write(user=text + more).compile()
+    for port in ("port = 443\n", "port = 3128\n", ""):
+        with pytest.raises(PolicyError, match="raw TCP needs a port of its own"):
+            places.write(user='[[egress]]\nhost = "db.example.com"\nscheme = "tcp"\n' + port).compile()
+    with pytest.raises(PolicyError, match="raw TCP is wider than"):
+        places.write(managed='[caps]\negress_methods = ["GET"]\n', user=text).compile()

@@ -136,7 +136,7 @@ def decide_connect(host: str, port: int, grants: tuple[Grant, ...]) -> Verdict:
     except Ambiguous as error:
         return Verdict(DENY, error.rule, (f"{error}.",))
     for grant in sorted(set(grants), key=_sort_key):
-        if grant.effect != DENY and grant.port == port and _host_matches(grant.host, name):
+        if grant.effect != DENY and grant.scheme != "tcp" and grant.port == port and _host_matches(grant.host, name):
             return Verdict(ALLOW, f"grant {grant.origin}")
     snippet = (
         f'[[egress]]\nhost = "{name}"\n'

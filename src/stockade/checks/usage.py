@@ -84,6 +84,16 @@ class Usage:
             times.append(now)
         self.tainted = self.tainted or grant.secret
 
+    def upload(self, grant: Grant, size: int) -> bool:
+        """So many further bytes are about to go out under this grant, which has been spent once. False, and nothing is counted, if its budget has no room."""
+        if not grant.upload_budget:
+            return True
+        counts = self._uses[grant]
+        if counts[1] + size > grant.upload_budget:
+            return False
+        counts[1] += size
+        return True
+
     def give_back(self, grant: Grant, length: int) -> None:
         """It did not go out after all. Taint stays."""
         counts = self._uses[grant]

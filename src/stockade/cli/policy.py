@@ -224,13 +224,12 @@ def _signing(signing: Signing) -> str:
 def _grant(grant: Grant) -> str:
     from stockade.policy.units import show_duration, show_size
 
-    text = (
-        f"\n[[egress]]\nhost = {_quote(grant.host)}\nport = {grant.port}\nscheme = {_quote(grant.scheme)}\nmethods = {_list(grant.methods)}"
-    )
-    text += f"\npaths = {_list(grant.paths)}"
+    text, http = f"\n[[egress]]\nhost = {_quote(grant.host)}\nport = {grant.port}\nscheme = {_quote(grant.scheme)}", grant.scheme != "tcp"
+    text += f"\nmethods = {_list(grant.methods)}\npaths = {_list(grant.paths)}" if http else ""
     if grant.effect != ALLOW:
         return f'{text}\neffect = "{grant.effect}"'
-    text += f"\nparameters = {_list(grant.parameters)}" if grant.query == "listed" else f"\nquery = {_quote(grant.query)}"
+    if http:
+        text += f"\nparameters = {_list(grant.parameters)}" if grant.query == "listed" else f"\nquery = {_quote(grant.query)}"
     if grant.headers:
         text += f"\nheaders = {_list(grant.headers)}"
     if grant.credential:

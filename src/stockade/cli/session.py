@@ -109,7 +109,7 @@ def _grants(options: argparse.Namespace) -> int:
         print("Nothing may leave this session.")
     for one in found:
         grant = one["grant"]
-        what = f"{','.join(grant['methods'])} {grant['scheme']}://{grant['host']}:{grant['port']} {' '.join(grant['paths'])}"
+        what = f"{','.join(grant['methods']) or 'raw'} {grant['scheme']}://{grant['host']}:{grant['port']} {' '.join(grant['paths'])}"
         with_key = f" with {grant['credential']}" if grant["credential"] else ""
         state = "revoked" if one["revoked"] else grant["effect"]
         print(f"{one['rule']:>3}  {state:<8}{what}{with_key}  ({one['from']})")

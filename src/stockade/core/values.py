@@ -142,6 +142,7 @@ class Grant:
     With `query` "listed" only `parameters` may stand in the query: "name", or "name=value" for that value only. `content_types` bound what a body
     may say it is (() = anything), `body` what it holds as JSON. Sizes in bytes; zeros mean no bound. The bounds over time (`uses`, `rate` requests
     in `rate_seconds`, `upload_budget`) count for one session; `not_before` and `not_after` are Unix seconds.
+    With the scheme "tcp" it is raw TCP to host:port: of the rest only sizes and bounds over time mean something, and `max_upload` is of one connection.
     With `refs` the body is a git push, and changes only refs that match one of these patterns (whole segments, as in `paths`).
     `websocket`: what is granted is a WebSocket (RFC 6455) and nothing else; what passes in it is not read.
     `secret`: what it brings in is secret, and from then on only grants with `secret` or `after_secret` hold for the session.
@@ -149,7 +150,7 @@ class Grant:
 
     host: str
     port: int = 443
-    scheme: Literal["https", "http"] = "https"
+    scheme: Literal["https", "http", "tcp"] = "https"
     methods: tuple[str, ...] = ("GET", "HEAD")
     paths: tuple[str, ...] = ("/**",)
     query: Literal["any", "none", "listed"] = "any"

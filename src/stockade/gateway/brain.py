@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from stockade.core.frozen import replace
-from stockade.core.values import ALLOW, ASK, DENY, Verdict
+from stockade.core.values import ALLOW, ASK, DENY, Grant, Verdict
 from stockade.gateway.config import NOWHERE, READ, UPSTREAM
 from stockade.gateway.flow import Asked, Flow, Judge, Outcome, Synthetic, refusal_text
 from stockade.gateway.line import Line, NoReceipt
@@ -56,9 +56,42 @@ class Brain:
 
     async def authorise(self, asked: Asked) -> Answer:
         """ext_authz over HTTP: 200 allows (with the address to use and the credential), anything else refuses."""
-        outcome, before = self._flow.examine(asked), self._revocations
+        outcome = self._flow.examine(asked)
         if outcome.tunnel and outcome.verdict.effect == ALLOW and not self._addresses.address(outcome.host):
             outcome = _changed(outcome, "too-many-names", "this session has asked for more names than any needs.")
+        return await self._settle(outcome)
+
+    async def raw(self, name: str, port: int) -> tuple[Grant, str] | None:
+        """May a raw connection to this name and port be opened? `name` is what its address was given out for. The grant and the address to use, or None."""
+        outcome = self._flow.raw(name, port)
+        status, headers, _ = await self._settle(outcome)
+        address = dict(headers).get(UPSTREAM, "")
+        return (outcome.grant, address) if status == 200 and outcome.grant is not None and address else None
+
+    async def may_send(self, grant: Grant, sent: int, data: bytes, before: bytes) -> bool:
+        """May these bytes go out on a raw connection? `sent` counts them and all before them, `before` is the end of what went before."""
+        rule = self._judge.more(grant, sent, len(data))
+        carried = "" if rule else self._judge.carried([before + data])
+        if not rule and not carried:
+            return True
+        event = {
+            "kind": "egress",
+            "effect": DENY,
+            "rule": rule or "canary",
+            "way": "raw",
+            "scheme": "tcp",
+            "host": grant.host,
+            "port": grant.port,
+        }
+        try:
+            await self._ledger.record({**event, **({"canary": carried} if carried else {"length": sent})})
+        except NoReceipt:
+            pass  # it is closed all the same
+        return False
+
+    async def _settle(self, outcome: Outcome) -> Answer:
+        """From a verdict to its effect: counted, asked about where somebody must be asked, the address found, and written down."""
+        before = self._revocations
         if outcome.read:
             # INVARIANT: an address that leads nowhere, should the engine ever fail to ask again.
             return 200, [(READ, "1"), (UPSTREAM, NOWHERE)], b""

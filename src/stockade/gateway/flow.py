@@ -23,7 +23,8 @@ class Judge(Protocol):
 
     `reads`: must the body be read before the decision counts? `spend` counts a request that is about to move, and gives a way to take that back.
     `carried` names a string that must never leave and stands in one of these parts of a request, however it is dressed; "" = none.
-    `revoke` takes grants back, by their place in the configuration; a denial stays.
+    `revoke` takes grants back, by their place in the configuration; a denial stays. `more` counts `size` further bytes on a raw connection that then has
+    carried `sent`, and gives the rule that forbids them, "" if none does.
     """
 
     def __init__(self, config: dict[str, Any]) -> None: ...
@@ -44,6 +45,8 @@ class Judge(Protocol):
     def spend(self, grant: Grant, length: int) -> Callable[[], None]: ...
     def revoke(self, positions: list[int]) -> None: ...
     def connect(self, host: str, port: int) -> Verdict: ...
+    def raw(self, host: str, port: int) -> tuple[Verdict, Grant | None]: ...
+    def more(self, grant: Grant, sent: int, size: int) -> str: ...
     def name(self, host: str) -> bool: ...
     def authority(self, text: str, default_port: int) -> tuple[str, int]: ...
     def carried(self, parts: Iterable[bytes]) -> str: ...
@@ -125,6 +128,16 @@ class Flow:
             return self._connect(asked, known) if known["method"] == "CONNECT" else self._request(asked, known)
         except ValueError as error:
             return self._refused(asked, known, str(getattr(error, "rule", "bad-request")), f"{error}")
+
+    def raw(self, name: str, port: int) -> Outcome:
+        """A raw connection to the port of an address that was given out for `name` ("" = for none)."""
+        known = {"way": "raw"}
+        if name:
+            verdict, grant = self._judge.raw(name, port)
+        else:
+            reason = "the connection was to an address that was given out for no name."
+            verdict, grant = Verdict(DENY, "bare-ip", (reason,)), None
+        return Outcome(verdict, self._event(known, verdict, host=name, port=port, scheme="tcp", method="TCP", path=""), name, port, grant)
 
     def _connect(self, asked: Asked, known: dict[str, str]) -> Outcome:
         if known["way"] != "proxy":

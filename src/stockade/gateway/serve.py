@@ -86,6 +86,7 @@ def _run(judge: type[Judge], directory: str, children: list[int], orders: int, l
 
     from stockade.gateway.certs import Authority
     from stockade.gateway.questions import Question
+    from stockade.gateway.raw import Raw
     from stockade.gateway.sessions import STREAMS, RefusedNames, Sessions, introductions
 
     async def main() -> None:
@@ -106,6 +107,7 @@ def _run(judge: type[Judge], directory: str, children: list[int], orders: int, l
         await loop.create_unix_server(lambda: Question(sessions.authorise), f"{directory}/brain.sock")
         await loop.create_unix_server(lambda: Question(sessions.authorise, whole=True), f"{directory}/reader.sock")
         await loop.create_unix_server(lambda: Question(sessions.secret), f"{directory}/certificates.sock")
+        await asyncio.start_unix_server(Raw(sessions).serve, f"{directory}/raw.sock", limit=1 << 16)
         await _listening([f"{directory}/{name}.sock" for name in STREAMS.values()])
         listening.set_result(None)
         await asyncio.Event().wait()

@@ -22,11 +22,8 @@ from stockade.gateway.flow import Asked, Judge
 from stockade.gateway.line import Line
 from stockade.gateway.questions import Answer, Buffered
 
-STREAMS = {
-    "http-proxy": "proxy",
-    "http": "http",
-    "https": "https",
-}  # kinds of listeners that the doorman serves, and the engine's socket for each
+# Kinds of listeners that the doorman serves, and the socket behind each: the engine's, and for raw TCP our own.
+STREAMS = {"http-proxy": "proxy", "http": "http", "https": "https", "tcp": "raw"}
 MOST_SOCKETS = 64  # of one door
 _SECRET = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105  a type's name
 
@@ -153,13 +150,18 @@ class Sessions:
         """Tell the doorman. It obeys in order, and before it touches another byte."""
         socket.send_fds(self._orders, [json.dumps(order).encode()], fds or [])
 
+    def brain(self, name: str) -> Brain | None:
+        """The brain of a session, None if there is no such session."""
+        session = self._sessions.get(name)
+        return session.brain if session is not None else None
+
     async def authorise(self, asked: Asked) -> Answer:
         """ext_authz: hand the question to the brain of the session that it is about."""
         named = [value for key, value in asked.headers if key == SESSION_FACT]
-        session = self._sessions.get(named[0]) if len(named) == 1 else None
-        if session is None or session.brain is None:
+        brain = self.brain(named[0]) if len(named) == 1 else None
+        if brain is None:
             return 403, [("content-type", "text/plain"), ("x-stockade-rule", "session")], b"stockade refused this request: no session\n"
-        return await session.brain.authorise(asked)
+        return await brain.authorise(asked)
 
     async def secret(self, asked: Asked) -> Answer:
         """SDS over REST: a leaf for each name asked for. Only names that some session may ask for get here (gateway/sni.py)."""
@@ -178,9 +180,9 @@ class Sessions:
 
     async def refused_name(self, line: Mapping[str, object]) -> None:
         """The engine closed a connection because of the name in its TLS greeting."""
-        session = self._sessions.get(str(line.get("session")))
-        if session is not None and session.brain is not None:
-            await session.brain.refused_name(str(line.get("name") or "-"))
+        brain = self.brain(str(line.get("session")))
+        if brain is not None:
+            await brain.refused_name(str(line.get("name") or "-"))
 
 
 class RefusedNames(Buffered):

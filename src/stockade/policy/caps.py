@@ -111,6 +111,8 @@ class Caps:
                 self._refuse(
                     f"the host {grant.host}{via}", asked, (*key, "host"), by, "egress_hosts", ", ".join(cap.egress_hosts) or "no host"
                 )
+            if cap.egress_methods is not None and "*" not in cap.egress_methods and grant.scheme == "tcp":
+                self._refuse("raw TCP", asked, (*key, "scheme"), by, "egress_methods", ", ".join(cap.egress_methods) or "none")
             if cap.egress_methods is not None and "*" not in cap.egress_methods and (more := set(grant.methods) - set(cap.egress_methods)):
                 what = f"the method {', '.join(sorted(more))}{via}"
                 self._refuse(what, asked, (*key, "methods"), by, "egress_methods", ", ".join(cap.egress_methods) or "none")

@@ -25,6 +25,8 @@ _KEY_HEADERS = frozenset(
 )
 _OVER_TIME = ("upload_budget", "uses", "rate", "not_before", "not_after", "secret", "after_secret")
 _WITH_PRESET = ("preset", "credential", "max_upload", "private", "files_host", *_OVER_TIME)
+_WITH_TCP = ("host", "scheme", "port", "effect", "private", "max_upload", *_OVER_TIME)
+_OF_THE_DOOR = (53, 80, 443, 3128)
 _NOT_WITH_GIT = ("methods", "paths", "query", "parameters", "headers", "content_types", "body", "scheme", "effect", "websocket")
 _NOT_IN_A_DENIAL = (
     "query",
@@ -130,6 +132,18 @@ class Rules:
             self.errors.append(one.error('git = "push" and refs belong together', *key, "git", code="policy.git", hint=hint))
         return git_grants(table, one.origin(*key))
 
+    def _tcp(self, table: EgressTable, one: Document, key: tuple[str | int, ...]) -> tuple[Grant, ...]:
+        for name in sorted(table.model_fields_set - set(_WITH_TCP)):
+            hint = f"Raw TCP is not read; it may stand with {', '.join(_WITH_TCP[2:])}."
+            self.errors.append(one.error(f'{name} cannot stand with scheme = "tcp"', *key, name, code="policy.tcp", hint=hint))
+        if table.port is None or table.port in _OF_THE_DOOR:
+            hint = f"Name the one that the service listens on; {', '.join(map(str, _OF_THE_DOOR))} are the gate's own and take HTTP or DNS."
+            where = () if table.port is None else ("port",)
+            self.errors.append(one.error("raw TCP needs a port of its own", *key, *where, code="policy.tcp", hint=hint))
+        upload = Grant.max_upload if table.max_upload is None else table.max_upload
+        grant = Grant(table.host or "", table.port or 0, "tcp", (), (), max_upload=upload, effect=table.effect or "allow")
+        return (replace(grant, private=bool(table.private), origin=one.origin(*key), **_over_time(table)),)
+
     def _rule(self, table: EgressTable, one: Document, key: tuple[str | int, ...]) -> tuple[Grant, ...]:
         deny = table.effect == "deny"
         if table.host is None:
@@ -138,6 +152,8 @@ class Rules:
             return ()
         if table.git is not None:
             return self._git(table, one, key)
+        if table.scheme == "tcp":
+            return self._tcp(table, one, key)
         if table.files_host is not None:
             self.errors.append(one.error("files_host needs a preset", *key, "files_host", code="policy.preset"))
         for name, value in (("paths", table.paths), ("methods", table.methods)):

@@ -108,7 +108,7 @@ class EgressTable(Table):
     files_host: Host | None = Field(None, description="With the presets pypi and npm: the host that the index sends clients to for files.")
     host: Host | None = Field(None, description="A name, or *.name for every name below it.")
     port: int | None = Field(None, ge=1, le=65535, description="Default: 443, for http 80.")
-    scheme: Literal["https", "http"] | None = Field(None, description="Default: https.")
+    scheme: Literal["https", "http", "tcp"] | None = Field(None, description="Default: https. tcp: raw TCP to a port, which must be named.")
     methods: tuple[Method, ...] | None = Field(None, description="Default: GET and HEAD; for a denial all.")
     paths: tuple[Pattern, ...] | None = Field(None, description="Whole segments; * is one segment, a last ** everything below.")
     query: Literal["any", "none"] | None = Field(None, description="May the URL have a query? Default: any.")

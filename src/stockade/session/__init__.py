@@ -86,7 +86,7 @@ class Session:
         from stockade.walls import bubblewrap, door, limits
         from stockade.walls.workspace import prepare
 
-        making = door.Making()
+        making = door.Making((*door.PORTS, *raw_ports(self.policy)))
         self._closers.append(making.give_up)
         self.directory = places.private(f"{places.private(places.state('sessions'))}/.{self.id}")
         self.lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -242,6 +242,11 @@ class Session:
                 after.discard(self.directory)
             self.directory = ""
             after.sweep()
+
+
+def raw_ports(policy: Policy) -> tuple[int, ...]:
+    """The ports on which raw TCP is granted: the door listens there too."""
+    return tuple(sorted({grant.port for grant in policy.grants if grant.scheme == "tcp"}))
 
 
 def wall_of(policy: Policy) -> str:

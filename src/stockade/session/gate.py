@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stockade.gateway.desk import Desk
     from stockade.session import Session
 
-KINDS = {3128: "http-proxy", 80: "http", 443: "https", 53: "dns-tcp"}
+KINDS = {3128: "http-proxy", 80: "http", 443: "https", 53: "dns-tcp"}  # any other port of a door is raw TCP
 # No limit of processes: without a door's user namespace RLIMIT_NPROC would count everything that this user runs.
 LEARNED = 10_000  # requests that are kept to learn from
 OBEY = 2.0  # seconds in which a gate must have taken back a grant; then it is ended
@@ -80,7 +80,7 @@ class GateKeeper:
         session.record("gate.start", why=why, gate=session.policy.gate)
         ours, theirs = native.stream_pair()
         door = session.door
-        sockets = [theirs, *(door.listeners[port] for port in KINDS), door.dns]
+        sockets = [theirs, *door.listeners.values(), door.dns]
         self._control = Control(ours, session.id)
         try:
             if shared:
@@ -102,7 +102,8 @@ class GateKeeper:
                 "canaries": dict(policy.canaries),
                 "learning": session.learning,
                 "credentials": broker.for_gate(policy.credentials, session.placeholders, os.environ),
-                "listeners": [{"kind": kind, "port": port} for port, kind in KINDS.items()] + [{"kind": "dns-udp", "port": 53}],
+                "listeners": [{"kind": KINDS.get(port, "tcp"), "port": port} for port in door.listeners]
+                + [{"kind": "dns-udp", "port": 53}],
             }
         )
         self._poll()

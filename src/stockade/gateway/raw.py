@@ -1,0 +1,122 @@
+"""Raw TCP to a named host and port: asked about once, then carried in both directions. Nothing is parsed but the doorman's own header.
+
+Bytes towards the outside are counted as they pass, so a grant's `max_upload` (of one connection) and `upload_budget` hold to the byte; planted strings are looked
+for in them. Revoking cuts the connection at the doorman.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+from stockade.gateway.envoy import NAME_TLV, SESSION_TLV
+
+if TYPE_CHECKING:
+    from stockade.core.values import Grant
+    from stockade.gateway.brain import Brain
+    from stockade.gateway.sessions import Sessions
+
+_CHUNK = 1 << 16
+_OVERLAP = 256  # bytes of what went before, so that a planted string is also found across two pieces
+_PATIENCE = 10.0  # seconds for the header, and for a connection to the outside
+_QUIET = 60.0  # seconds that outside may be silent after inside has ended
+_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
+
+
+def read_header(data: bytes) -> tuple[str, str, int]:
+    """(session, name, port) of a PROXY v2 header as gateway/doorman.py writes it (proxy-protocol.txt, section 2.2). Raises ValueError."""
+    if data[:12] != _SIGNATURE or data[12:13] != b"\x21" or len(data) != 16 + int.from_bytes(data[14:16], "big"):
+        raise ValueError("not a PROXY v2 header")
+    size = {0x11: 12, 0x21: 36}.get(data[13], len(data))
+    port, rest = int.from_bytes(data[14 + size : 16 + size], "big"), data[16 + size :]
+    said: dict[int, str] = {}
+    while rest:
+        length = int.from_bytes(rest[1:3], "big")
+        if len(rest) < 3 + length:
+            raise ValueError("a value that is cut off")
+        said[rest[0]], rest = rest[3 : 3 + length].decode(), rest[3 + length :]
+    return said[SESSION_TLV], said.get(NAME_TLV, ""), port
+
+
+class Raw:
+    """Serves the connections that the doorman hands over on the gate's own socket for them."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, to its end. Whatever goes wrong closes it."""
+        ends = [writer]
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                head = await reader.readexactly(16)
+                session, name, port = read_header(head + await reader.readexactly(int.from_bytes(head[14:16], "big")))
+            brain = self._sessions.brain(session)
+            found = await brain.raw(name, port) if brain is not None else None
+            if brain is None or found is None:
+                return
+            grant, address = found
+            async with asyncio.timeout(_PATIENCE):
+                host, _, number = address.rpartition(":")
+                incoming, outside = await asyncio.open_connection(host.strip("[]"), int(number), limit=_CHUNK)
+            ends.append(outside)
+            outside.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await _Carrying(reader, writer, incoming, outside, brain, grant).run()
+        except* (OSError, ValueError, KeyError, asyncio.IncompleteReadError):  # TimeoutError is an OSError
+            for end in ends:
+                end.transport.abort()
+        finally:
+            for end in ends:
+                end.close()
+
+
+class _Carrying:
+    """Both directions of one connection."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        incoming: asyncio.StreamReader,
+        outside: asyncio.StreamWriter,
+        brain: Brain,
+        grant: Grant,
+    ) -> None:
+        self._reader, self._writer, self._incoming, self._outside, self._brain, self._grant = (
+            reader,
+            writer,
+            incoming,
+            outside,
+            brain,
+            grant,
+        )
+        self._came = 0
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as both:
+            down = both.create_task(self._down())
+            await self._up()
+            while not down.done():  # inside has said all it will, or is gone: outside is heard as long as it says something
+                before = self._came
+                await asyncio.wait({down}, timeout=_QUIET)
+                if not down.done() and self._came == before:
+                    raise TimeoutError
+
+    async def _down(self) -> None:
+        while data := await self._incoming.read(_CHUNK):
+            self._came += len(data)
+            self._writer.write(data)
+            await self._writer.drain()
+        self._writer.write_eof()
+
+    async def _up(self) -> None:
+        sent, before = 0, b""
+        while data := await self._reader.read(_CHUNK):
+            sent += len(data)
+            if not await self._brain.may_send(self._grant, sent, data, before):
+                raise ConnectionAbortedError
+            before = (before + data)[-_OVERLAP:]
+            self._outside.write(data)
+            await self._outside.drain()
+        self._outside.write_eof()
