@@ -33,6 +33,7 @@ READ = "x-stockade-read"  # the brain's answer: read the body, then ask again
 NOWHERE = "0.0.0.0:1"
 ENGINE_HEADERS = ("content-", "x-envoy-", "x-stockade-")  # beginnings of headers in answers to questions that are not for upstream
 MAX_BUFFERED = 32 << 20  # bytes of a body that the brain reads; more is refused with 413
+MAX_HEAP = 2 << 30  # bytes of the engine's memory
 MAX_HEADERS_KIB = 64
 IDLE = "1800s"  # a model may think for minutes before its first byte
 _RUNTIME = {
@@ -65,7 +66,31 @@ def bootstrap(*, directory: str, upstream_ca: str) -> Json:
         },
         "bootstrap_extensions": [typed("envoy.bootstrap.internal_listener", "extensions.bootstrap.internal_listener.v3.InternalListener")],
         "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
+        "overload_manager": _overload(),
         "stats_config": {"stats_matcher": {"reject_all": True}},
+    }
+
+
+def _overload() -> Json:
+    """Before memory runs out the streams that hold most of it are reset, so that whoever fills it harms himself first; near its end nothing new is taken."""
+    heap = "envoy.resource_monitors.fixed_heap"
+    monitor = typed(heap, "extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=MAX_HEAP)
+
+    def at(threshold: float) -> list[Json]:
+        return [{"name": heap, "threshold": {"value": threshold}}]
+
+    return {
+        "refresh_interval": "0.1s",
+        "resource_monitors": [monitor],
+        "buffer_factory_config": {"minimum_account_to_track_power_of_two": 20},
+        "actions": [
+            {"name": "envoy.overload_actions.shrink_heap", "triggers": at(0.7)},
+            {
+                "name": "envoy.overload_actions.reset_high_memory_stream",
+                "triggers": [{"name": heap, "scaled": {"scaling_threshold": 0.7, "saturation_threshold": 0.9}}],
+            },
+            {"name": "envoy.overload_actions.stop_accepting_requests", "triggers": at(0.95)},
+        ],
     }
 
 

@@ -56,13 +56,30 @@ def fork(child: Callable[[], object]) -> int:
         os._exit(1)
 
 
-def start(binary: str, configuration: str, output: int) -> int:
-    """Start Envoy with one worker, no admin interface, no hot restart; nothing inherited but standard error, and `output` as its standard output."""
-    argv = [binary, "-c", configuration, "--concurrency", "1", "--disable-hot-restart", "-l", "error", "--log-format", "envoy %l %n %v"]
+def start(binary: str, roots: str, directory: str, output: int) -> int:
+    """Start Envoy with one worker, no admin interface, no hot restart; nothing inherited but standard error, and `output` as its standard output.
+
+    `directory` holds its configuration, `envoy.json`, and its sockets.
+    """
+    argv = [
+        binary,
+        "-c",
+        f"{directory}/envoy.json",
+        "--concurrency",
+        "1",
+        "--disable-hot-restart",
+        "-l",
+        "error",
+        "--log-format",
+        "envoy %l %n %v",
+    ]
     argv += ["--file-flush-interval-msec", "500", "--drain-time-s", "1", "--parent-shutdown-time-s", "2"]
 
     def run() -> None:
+        from stockade.gateway import enclose
+
         os.dup2(output, 1)
+        enclose.engine(binary, roots, directory)
         os.execve(binary, argv, {"PATH": "/usr/bin:/bin"})  # noqa: S606  no shell is what we want
 
     return fork(run)

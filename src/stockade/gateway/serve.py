@@ -50,10 +50,14 @@ def _doorman(obeyed: int, orders: int) -> None:
     """In the child."""
     os.close(INTRODUCTIONS)
     os.close(orders)
+    import json  # noqa: F401  what it imports later, now: afterwards it can read no file
+    import resource  # noqa: F401  as above
+    import select  # noqa: F401  as above
     import socket
 
-    from stockade.gateway import doorman
+    from stockade.gateway import doorman, enclose
 
+    enclose.doorman()
     doorman.serve(socket.socket(fileno=obeyed))
 
 
@@ -72,7 +76,7 @@ def _start_engine(envoy: str, upstream_ca: str, directory: str, output: int) -> 
     path = f"{directory}/envoy.json"
     with open(path, "w") as file:
         json.dump(bootstrap(directory=directory, upstream_ca=upstream_ca), file)
-    return engine.start(envoy, path, output)
+    return engine.start(envoy, upstream_ca, directory, output)
 
 
 def _run(judge: type[Judge], directory: str, children: list[int], orders: int, log: int) -> None:
@@ -84,6 +88,7 @@ def _run(judge: type[Judge], directory: str, children: list[int], orders: int, l
     import contextlib
     import socket
 
+    from stockade.gateway import enclose
     from stockade.gateway.certs import Authority
     from stockade.gateway.questions import Question
     from stockade.gateway.raw import Raw
@@ -113,6 +118,7 @@ def _run(judge: type[Judge], directory: str, children: list[int], orders: int, l
         await asyncio.Event().wait()
 
     _raise_open_files()
+    enclose.brain(directory)
     asyncio.run(main())
 
 
