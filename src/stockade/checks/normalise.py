@@ -55,8 +55,8 @@ def is_name(text: str) -> bool:
 def normalise_path(text: str) -> str:
     """Escapes of unreserved characters undone, other escapes in upper case (RFC 3986, section 6.2.2). Idempotent. Takes no query.
 
-    Raises Ambiguous (`bad-path`) for dot segments, empty segments (except the last), escaped `/ \\ % .`, control characters, and anything that may
-    not stand in a path.
+    Raises Ambiguous (`bad-path`) for dot segments, empty segments (except the last), segments of parameters alone, escaped `/ \\ % .`, control
+    characters, and anything that may not stand in a path.
     """
     if not text.startswith("/") or len(text) > 8192:
         raise Ambiguous("bad-path", "the path does not start with / or is longer than 8192 characters")
@@ -68,7 +68,14 @@ def normalise_path(text: str) -> str:
         raise Ambiguous("bad-path", "the path holds an empty segment (//)")
     if any(segment.split(";")[0] in (".", "..") for segment in segments):
         raise Ambiguous("bad-path", "the path holds a dot segment")
+    if any(segment.startswith(";") for segment in segments):
+        raise Ambiguous("bad-path", "the path holds a segment of parameters alone, which some servers drop")
     return path
+
+
+def without_parameters(path: str) -> str:
+    """A normal path as servers read it that drop path parameters (RFC 3986, section 3.3; Java's do): `/a;v=1/b` is `/a/b` to them."""
+    return "/".join(segment.partition(";")[0] for segment in path.split("/"))
 
 
 def _escape(match: re.Match[str]) -> str:
