@@ -80,7 +80,7 @@ def test_harmful(path: str, body: Any) -> None:
 
 @pytest.mark.parametrize(
     ("path", "read"),
-    [(MESSAGES, True), (CHAT, True), (RESPONSES, True), ("/V1/MESSAGES/", True), ("/x/v1/messages/batches", True), ("/v1/%6dessages", True),
+    [(MESSAGES, True), (CHAT, True), (RESPONSES, True), ("/V1/MESSAGES/", True), ("/x/v1/messages/batches", True), ("/v1/%6dessages", True), ("/v1;a/messages;b=1", True),
      ("/v1/files", False), ("/messages", False)],
 )  # fmt: skip
 def test_which_bodies_are_read(path: str, read: bool) -> None:

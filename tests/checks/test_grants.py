@@ -216,12 +216,16 @@ def test_fetching_betas_must_be_named() -> None:
     assert beta("other-2025-01-01", "anthropic-beta: web-fetch-2025-09-10") == DENY
 
 
-def test_denials_ignore_case_and_unreadable_denials_cover_everything() -> None:
+def test_denials_ignore_case_and_parameters_and_unreadable_ones_cover_everything() -> None:
     wide = Grant("h.example.com", paths=("/**",))
     request = HttpRequest("GET", "h.example.com", "/Admin/x")
     assert decide(request, (wide,)).effect == ALLOW
     assert decide(request, (wide, Grant("h.example.com", paths=("/admin/**",), effect=DENY))).effect == DENY
     assert decide(request, (wide, Grant("h.example.com", paths=("broken",), effect=DENY))).effect == DENY
+    with_parameters = replace(request, target="/Admin;v=1/x")  # servers that drop path parameters read /Admin/x
+    assert decide(with_parameters, (wide,)).effect == ALLOW
+    assert decide(with_parameters, (wide, Grant("h.example.com", paths=("/admin/**",), effect=DENY))).effect == DENY
+    assert decide(with_parameters, (wide, Grant("h.example.com", paths=("/admin;v=1/*",), effect=DENY))).effect == DENY
     assert decide(request, (Grant("h.example.com", paths=("broken",)),)).effect == DENY
 
 

@@ -24,6 +24,8 @@ KEPT = {
     "a separator that is escaped": b"/a%2fb",
     "a dot segment behind a parameter": b"/a/..;x/b",
     "a segment of parameters alone, which some readers drop, and then find //": b"/;x/admin",
+    "an escaped separator of parameters, which some readers undo before they drop these": b"/%3b%6by%6b/6by",
+    "a dot segment behind one": b"/a/..%3Bx/b",
     "an escape of an escape": b"/a%252e",
     "a query": b"a=1&X-Api_Key=2;%6bey=3?t+oken",
     "a user": b"user:pw@example.com:443",

@@ -15,8 +15,8 @@ _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 _PATH = frozenset(b"/!$&'()*+,;=:@%") | _UNRESERVED  # RFC 3986, section 3.3: pchar and "/"
 _QUERY = frozenset(b'?[]|^`{}"<>\\') | _PATH  # wider than RFC 3986, section 3.4: clients send these raw and nothing is decided on them
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
-# Escapes on which readers differ: separators, dots, the percent sign itself, and control characters.
-_AMBIGUOUS = frozenset(b"/\\%.") | frozenset(range(0x20)) | {0x7F}
+# Escapes on which readers differ: separators, also of parameters, dots, the percent sign itself, and control characters.
+_AMBIGUOUS = frozenset(b"/\\%.;") | frozenset(range(0x20)) | {0x7F}
 
 
 class Ambiguous(ValueError):
@@ -55,7 +55,7 @@ def is_name(text: str) -> bool:
 def normalise_path(text: str) -> str:
     """Escapes of unreserved characters undone, other escapes in upper case (RFC 3986, section 6.2.2). Idempotent. Takes no query.
 
-    Raises Ambiguous (`bad-path`) for dot segments, empty segments (except the last), segments of parameters alone, escaped `/ \\ % .`, control
+    Raises Ambiguous (`bad-path`) for dot segments, empty segments (except the last), segments of parameters alone, escaped `/ \\ % . ;`, control
     characters, and anything that may not stand in a path.
     """
     if not text.startswith("/") or len(text) > 8192:
