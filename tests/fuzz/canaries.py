@@ -7,12 +7,11 @@ import base64
 import gzip
 
 from checks.test_canaries import DRESSES, FILE, SECRET
-from stockade.checks.canaries import BUDGET, DEEP, Watch, layers, needles
+from stockade.checks.canaries import BUDGET, Watch, layers, needles
 
 HELD = "sk-held-by-the-broker-1"
 _EACH = list(DRESSES.values())
-_MOST = BUDGET + 16 * DEEP  # what one item, the last within the budget, may still be unpacked to
-
+_MOST = BUDGET + (8 << 20)  # what the last item within the budget, of at most a mebibyte, may still be unpacked to
 LONGEST = 512  # bytes under atheris: what is looked for hides in the order of short things, and the cost grows with their number
 WORDS = (
     b"\x1f\x8b\x08", b"\x78\x9c", b"\x78\xda", b"QUJD", b"YWJj=", b"====", b"\n", b" ", b"%41", b"%", b"4142", b"MFRGG===", b"\\n", b"\\/", b"+", b"-", b"_",
@@ -26,6 +25,7 @@ KEPT = {
     "a part of an escape": b"\x0a%4",
     "a part of a string": b"\x00" + SECRET[:20].encode(),
     "base64 of many things": b"\x01" + b"\n".join(base64.b64encode(b"%d" % number) for number in range(99)),
+    "what unpacks to letters": b"\x00" + gzip.compress(b"QUJDREVG" * (1 << 17), 9),
     "what unpacks to far more": b"\x00"
     + b" ".join(b'"%b"' % base64.b64encode(gzip.compress(bytes([number]) * (1 << 20), 9)) for number in range(8)),
 }
