@@ -14,6 +14,7 @@ import tomllib
 from checks import test_grants as tested
 from stockade.checks.grants import HttpRequest, choose, decide, decide_connect, granted_name
 from stockade.checks.normalise import normalise_path
+from stockade.checks.raw import decide_raw
 from stockade.core.frozen import replace
 from stockade.core.values import ALLOW, ASK, DENY, Grant
 
@@ -55,12 +56,24 @@ def one(data: bytes) -> None:
     if verdict.effect == ALLOW:
         assert grant in held and _says(grant, request) and granted_name(request.host, tuple(held))
         assert decide_connect(request.host, request.port, tuple(held)).effect == ALLOW
+    _raw(request, tuple(replace(one, scheme="tcp") for one in held))
     if verdict.grant:
         assert not any("*" in table["host"] for table in tomllib.loads(verdict.grant)["egress"]), "more than was asked for is proposed"
     path, mark, query = request.target.partition("?")
     bare = "/".join(part.partition(";")[0] for part in path.split("/"))
     if decide(replace(request, target=bare + mark + query), tuple(held), tested.BOTH).rule == "denied-by-rule":
         assert verdict.effect == DENY, "a server that drops path parameters reads what is denied"
+
+
+def _raw(request: HttpRequest, held: tuple[Grant, ...]) -> None:
+    """The same for raw TCP, of which only host and port are known."""
+    verdict, grant = decide_raw(request.host, request.port, held)
+    assert decide_raw(request.host, request.port, held[::-1] * 2) == (verdict, grant)
+    assert decide_raw(request.host, request.port, tuple(replace(one, scheme="https") for one in held))[0].effect == DENY
+    assert decide_raw(request.host, request.port, tuple(replace(one, effect=DENY) for one in held))[0].effect == DENY
+    if verdict.effect == ALLOW:
+        assert grant in held and grant.effect == ALLOW and grant.port == request.port and granted_name(request.host, (grant,))
+        assert not any(one.effect == DENY and one.port == request.port and one.host.lower() == request.host.lower() for one in held)
 
 
 def _law(test: object, *given: object) -> None:

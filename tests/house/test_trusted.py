@@ -16,16 +16,18 @@ BOUNDS = {
     "walls/native/step.c": 600,
     "walls/bubblewrap.py": 1000,
     "walls/box.py": 350,
-    "walls/git.py": 2600,
+    "walls/git.py": 2800,
     "gateway/config.py": 550,
-    "gateway/doorman.py": 500,
+    "gateway/doorman.py": 700,
     "gateway/brain.py": 800,
+    "gateway/raw.py": 200,
     "gateway/names.py": 250,
-    "gateway/control.py": 500,
+    "gateway/control.py": 700,
+    "gateway/agent.py": 200,
     "checks/": 1500,
-    "policy/": 2600,
+    "policy/": 3200,
     "record/": 1200,
-    "core/": 2600,
+    "core/": 3500,
 }
 _NOT_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER)
 
