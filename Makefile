@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test check static ready attacks bench fmt lock setup clean
+.PHONY: help demo test check static ready attacks fuzz bench fmt lock setup clean
 SHELL := /bin/bash
 BIN := .venv/bin
 ROOM ?=
@@ -31,6 +31,10 @@ ready:
 attacks: ## every attack of the corpus, confined and unconfined
 	@scripts/setup --demo
 	$(BIN)/stockade drill
+
+fuzz: ## every parser of hostile bytes, a minute each, guided by coverage (longer: scripts/fuzz TARGET SECONDS)
+	@scripts/setup --venv
+	scripts/fuzz
 
 bench: ## start-up and gateway cost against bare bubblewrap and against peers, where installed
 	@scripts/setup

@@ -1,4 +1,4 @@
-"""A stolen secret is recognised however it was dressed, and nothing else is taken for it."""
+"""A stolen secret is recognised however it was dressed, and nothing else is taken for it. Whatever stands around it: tests/fuzz/canaries.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stockade.checks.canaries import BUDGET, DEEP, PIECE, Watch, carries, layers, needles
+from stockade.checks.canaries import DEEP, PIECE, Watch, carries, needles
 
 SECRET = "aws-canary-0123456789abcdef01"
 FILE = f"[default]\naws_access_key_id = AKIADRILL\naws_secret_access_key = {SECRET}\n".encode()
@@ -107,8 +107,3 @@ def test_harmless_requests_find_nothing_and_never_raise(parts: list[bytes]) -> N
 
 def test_short_strings_are_not_looked_for() -> None:
     assert Watch({"short": "abc"}, {"key": "0123"}).found([b"abc 0123"]) == ""
-
-
-@given(st.binary(max_size=2000))
-def test_the_budget_bounds_the_work(data: bytes) -> None:
-    assert sum(map(len, layers(data * 20, 100_000))) <= 100_000 + max(map(len, layers(data * 20, 100_000)), default=0) <= 100_000 + BUDGET

@@ -77,6 +77,7 @@ MODEL = grant(body=(BodyRule("/model", ('"a"', '"b"')), BodyRule("/tools", absen
         (b'{"model": "a", "n": 3}', True),
         (b'{"model": "b", "n": 10, "more": [1]}', True),
         (b'{"model": "c", "n": 3}', False),
+        (b'{"Model": "a", "n": 3}', False),
         (b'{"model": "a"}', False),
         (b'{"model": "a", "n": 11}', False),
         (b'{"model": "a", "n": "3"}', False),

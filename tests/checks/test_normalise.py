@@ -1,42 +1,10 @@
-"""Invariant: a spelling either has exactly one normal form, which is its own normal form, or is refused. Nothing else is ever raised."""
+"""Spellings that have a normal form and spellings that are refused. What holds for all of them: tests/fuzz/normalise.py."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stockade.checks.normalise import Ambiguous, authority, normalise_host, normalise_path, query_names
-
-HOSTILE = st.text(alphabet=st.sampled_from("abAB09.-/%2eEfF5cC;:@[]*_~\\ \x00é?#&=+"), max_size=40) | st.text(max_size=30)
-
-
-@given(HOSTILE)
-def test_host_is_idempotent_or_refused(text: str) -> None:
-    try:
-        name = normalise_host(text)
-    except Ambiguous:
-        return
-    assert normalise_host(name) == name and name == name.lower() and not name.endswith(".")
-
-
-@given(HOSTILE)
-def test_path_is_idempotent_or_refused(text: str) -> None:
-    try:
-        path = normalise_path("/" + text)
-    except Ambiguous:
-        return
-    assert normalise_path(path) == path
-    assert ".." not in path.split("/") and "//" not in path and "\\" not in path and "%2F" not in path
-
-
-@given(HOSTILE)
-def test_query_and_authority_never_raise_anything_else(text: str) -> None:
-    for function in (query_names, lambda given: authority(given, 443)):
-        try:
-            function(text)
-        except Ambiguous as error:
-            assert error.rule and str(error)
 
 
 @pytest.mark.parametrize("text", ["Example.COM", "example.com.", "EXAMPLE.com"])
@@ -78,7 +46,8 @@ def test_bad_hosts(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["/a/../b", "/a/./b", "/a//b", "/a%2fb", "/a%2Fb", "/a%5cb", "/%2e%2e/b", "/a/..;/b", "/a/..;x=1/b", "/a%00", "/a%", "/a%zz", "/a%252e", "/a\\b", "/a b", "/é", "a", "", "/a#b", "/a?b"]
+    "text", ["/a/../b", "/a/./b", "/a//b", "/a%2fb", "/a%2Fb", "/a%5cb", "/%2e%2e/b", "/a/..;/b", "/a/..;x=1/b", "/;x/b", "/a/;x", "/a/..%3b/b",
+     "/a%00", "/a%", "/a%zz", "/a%252e", "/a\\b", "/a b", "/é", "a", "", "/a#b", "/a?b"]
 )  # fmt: skip
 def test_bad_paths(text: str) -> None:
     with pytest.raises(Ambiguous):

@@ -1,4 +1,4 @@
-"""The commands of a git push. Invariants: nothing raises; what passes changes granted refs only, and deletes none."""
+"""The commands of a git push: what passes and what does not. What holds for any bytes: tests/fuzz/push.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stockade.checks.grants import HttpRequest, decide
-from stockade.checks.push import commands, refused
+from stockade.checks.push import refused
 from stockade.core.values import ALLOW, DENY, Grant
 
 OLD, NEW, ZERO = "a" * 40, "b" * 40, "0" * 40
@@ -74,13 +74,6 @@ def test_refused(start: bytes) -> None:
 
 def test_a_compressed_push_is_refused() -> None:
     assert refused((("Content-Encoding", "gzip"),), push("refs/heads/agent/x"), agents)
-
-
-@given(st.binary(max_size=200) | st.lists(st.binary(max_size=60).map(line), max_size=5).map(b"".join))
-def test_never_raises_and_what_passes_is_granted(start: bytes) -> None:
-    if refused((), start, agents) == "" and start != b"0000":
-        found = commands(start)
-        assert isinstance(found, list) and found and all(agents(ref) and new.strip("0") for new, ref in found)
 
 
 @given(st.lists(st.sampled_from(["refs/heads/agent/x", "refs/heads/main", "refs/tags/v1", "refs/heads/agent/a/b"]), min_size=1, max_size=4))

@@ -86,7 +86,7 @@ def test_every_room_says_what_it_is() -> None:
 
 
 def test_locks_hold_hashes_and_no_addresses() -> None:
-    for name in ("runtime.txt", "dev.txt"):
+    for name in ("runtime.txt", "dev.txt", "fuzz.txt"):
         lock = text(ROOT / "requirements" / name)
         assert "://" not in lock
         blocks = re.split(r"\n(?=[a-z])", lock)[1:]

@@ -45,6 +45,8 @@ def test_many_paths_of_a_folder_become_the_folder_and_it_is_said() -> None:
 def test_what_no_rule_would_change_is_left_out() -> None:
     for rule in ("canary", "bad-path", "server-side-action", "bare-ip"):
         assert propose([event(rule=rule)]) == ()
+    for host in ("*.github.io", "*.co.uk", "*.example.com", "*"):
+        assert propose([event(host=host)]) == ()  # nothing is ever proposed for every name below another
     assert propose([event(effect="allow"), event(method="CONNECT"), {"kind": "dns", "effect": "deny"}]) == ()
     assert "write a [credential.NAME]" in propose([event(rule="foreign-credential")])[0].notes[0]
 

@@ -12,6 +12,7 @@ import codecs
 import re
 import urllib.parse
 import zlib
+from collections import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,9 +23,10 @@ SHORTEST = 12  # bytes of a string that is looked for; shorter ones turn up by c
 PIECE = 8  # bytes of a string in one request that count as a part of it
 DEEP = 64 << 10  # bytes of data whose layers are undone
 BUDGET = 2 << 20  # bytes of all layers together
-_RUNS = re.compile(rb"[A-Za-z0-9+/=_\s-]{16,}")
+_RUNS = re.compile(rb"[A-Za-z0-9+/_\s-]{16,}")  # padding ends a run: what follows it is encoded anew
 _HEX = re.compile(rb"(?:[0-9a-fA-F]{2}){8,}")
 _BASE32 = re.compile(rb"[A-Z2-7a-z]{16,}=*")
+_STARTS = 16  # places in one item where a compressed stream might begin, for each kind
 _MAGIC = ((b"\x1f\x8b\x08", 31), (b"\x78\x9c", 15), (b"\x78\x01", 15), (b"\x78\xda", 15))
 
 
@@ -35,17 +37,19 @@ def carries(data: bytes, secret: str, budget: int = 1 << 30) -> bool:
 
 
 def layers(data: bytes, budget: int) -> Iterator[bytes]:
-    """`data`, then everything that it might decode to, then what that might decode to, up to `DEPTH`; ends when `budget` bytes were given."""
-    seen: set[bytes] = set()
-    layer = {data}
-    for _ in range(DEPTH + 1):
-        for item in layer:
-            yield item
-            budget -= len(item)
-            if budget < 0:
-                return
-        seen |= layer
-        layer = {found for item in layer for found in unwrapped(item)} - seen
+    """`data`, then everything that it might decode to, then what that might decode to, up to `DEPTH`; ends when `budget` bytes were given.
+
+    INVARIANT: what waits to be given is never more than the budget and what one item unpacks to.
+    """
+    seen, waiting = {data}, deque([(data, 0)])
+    budget -= len(data)
+    while waiting:
+        item, depth = waiting.popleft()
+        yield item
+        for found in sorted(unwrapped(item) - seen) if depth < DEPTH and budget > 0 else ():
+            seen.add(found)
+            waiting.append((found, depth + 1))
+            budget -= len(found)
 
 
 def needles(secret: bytes) -> tuple[bytes, ...]:
@@ -120,7 +124,7 @@ def unwrapped(data: bytes) -> set[bytes]:
     }
     found.add(data.replace(b"\\n", b"\n").replace(b'\\"', b'"').replace(b"\\/", b"/"))
     for run in _RUNS.findall(data):
-        solid = re.sub(rb"\s", b"", run).replace(b"-", b"+").replace(b"_", b"/").rstrip(b"=")
+        solid = re.sub(rb"\s", b"", run).replace(b"-", b"+").replace(b"_", b"/")
         for skip in range(4):  # the run may begin with letters that are not part of the encoding
             part = solid[skip:]
             part = part[: len(part) - 1] if len(part) % 4 == 1 else part
@@ -141,11 +145,17 @@ def _tried(decode: object, data: object) -> set[bytes]:
 
 
 def _decompressed(data: bytes) -> Iterator[bytes]:
-    """What gzip or zlib made of up to a mebibyte, wherever it begins in `data`."""
+    """What gzip or zlib made of up to a mebibyte of all of them together, wherever they begin in `data`."""
+    room = 1 << 20
     for magic, window in _MAGIC:
-        at = data.find(magic)
-        if at >= 0:
+        at = -1
+        for _ in range(_STARTS):
+            at = data.find(magic, at + 1)
+            if at < 0 or room <= 0:
+                break
             try:
-                yield zlib.decompressobj(window).decompress(data[at:], 1 << 20)
+                found = zlib.decompressobj(window).decompress(data[at:], room)
             except zlib.error:
                 continue
+            room -= len(found)
+            yield found

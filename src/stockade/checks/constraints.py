@@ -65,7 +65,7 @@ def body_refused(headers: tuple[tuple[str, str], ...], body: bytes, grant: Grant
 
 
 def _rule_refused(document: Any, rule: BodyRule) -> str:
-    found, value = at(document, rule.pointer)
+    found, value = at(document, rule.pointer, folded=rule.absent)
     where = ascii(rule.pointer)[1:-1] or "the whole body"
     if rule.absent:
         return f"{where} must not be there" if found else ""
@@ -78,13 +78,16 @@ def _rule_refused(document: Any, rule: BodyRule) -> str:
     return ""
 
 
-def at(document: Any, pointer: str) -> tuple[bool, Any]:
-    """(whether there is a value, the value) at a JSON Pointer (RFC 6901). A name is compared without case: some readers do that."""
+def at(document: Any, pointer: str, folded: bool = False) -> tuple[bool, Any]:
+    """(whether there is a value, the value) at a JSON Pointer (RFC 6901).
+
+    Readers differ in whether the case of a name counts. What must stand there has to for all of them; `folded` finds what stands there for any.
+    """
     value = document
     for token in pointer.split("/")[1:]:
         name = token.replace("~1", "/").replace("~0", "~")
         if isinstance(value, dict):
-            near = [key for key in value if key.casefold() == name.casefold()]
+            near = [key for key in value if key == name or (folded and key.casefold() == name.casefold())]
             if not near:
                 return False, None
             value = value[near[0]]

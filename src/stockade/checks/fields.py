@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from stockade.checks.normalise import Ambiguous, normalise_path
+from stockade.checks.normalise import Ambiguous, normalise_path, without_parameters
 
 _ANTHROPIC = ("/v1/messages", "/v1/messages/count_tokens", "/v1/messages/batches")
 _OPENAI = ("/chat/completions", "/responses", "/responses/compact")
@@ -46,7 +46,7 @@ def forbidden_fields(host: str, path: str, json_body: bytes) -> str | None:
 
 def _api(path: str) -> str:
     try:
-        settled = normalise_path(path).rstrip("/").lower()
+        settled = without_parameters(normalise_path(path)).rstrip("/").lower()
     except Ambiguous:
         return ""
     return "anthropic" if settled.endswith(_ANTHROPIC) else "openai" if settled.endswith(_OPENAI) else ""

@@ -9,12 +9,13 @@ Request headers are an allowlist: a list of bad credential headers always misses
 from __future__ import annotations
 
 import base64
+import json
 from functools import lru_cache
 from typing import Literal
 
 from stockade.checks import push
 from stockade.checks.constraints import body_refused, content_type_refused, parameter_refused
-from stockade.checks.normalise import Ambiguous, normalise_host, normalise_path, query_names
+from stockade.checks.normalise import Ambiguous, normalise_host, normalise_path, query_names, without_parameters
 from stockade.checks.usage import State, spent
 from stockade.core.frozen import frozen
 from stockade.core.values import ALLOW, ASK, DENY, Grant, Verdict
@@ -305,13 +306,13 @@ def _unlisted_value(name: str, value: str, grant: Grant) -> str:
 
 
 def _covers(grant: Grant, request: HttpRequest, host: str, path: str, folded: bool = False) -> bool:
-    """Host, port, scheme, method and path. `folded`: ignore the path's case, for denials, since some servers do."""
+    """Host, port, scheme, method and path. `folded`: also without the path's case and parameters, for denials, since some servers read it so."""
     return (
         _host_matches(grant.host, host)
         and grant.port == request.port
         and grant.scheme == request.scheme
         and (request.method in grant.methods or "*" in grant.methods)
-        and _path_matches(grant.paths, path, folded)
+        and (_path_matches(grant.paths, path, folded) or (folded and _path_matches(grant.paths, without_parameters(path), folded)))
     )
 
 
@@ -369,6 +370,10 @@ def _sort_key(grant: Grant) -> tuple[object, ...]:
     )  # fmt: skip
 
 
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # a basic string of TOML, for text without control characters, which no policy holds
+
+
 def _snippet(request: HttpRequest, host: str, path: str, near: Grant | None = None, header: str = "") -> str:
     """The narrowest `[[egress]]` table that would cover this request; "" where a pattern cannot say it. `near` lends credential and headers."""
     if any(segment in ("*", "**") for segment in path.split("/")):
@@ -381,9 +386,9 @@ def _snippet(request: HttpRequest, host: str, path: str, near: Grant | None = No
     lines += [f'methods = ["{request.method}"]', f'paths = ["{path}"]']
     headers = (*(near.headers if near else ()), *([header] if header else ()))
     if headers:
-        lines.append("headers = [" + ", ".join(f'"{entry}"' for entry in headers) + "]")
+        lines.append("headers = [" + ", ".join(_quoted(entry) for entry in headers) + "]")
     if near and near.credential:
-        lines.append(f'credential = "{near.credential}"')
+        lines.append(f"credential = {_quoted(near.credential)}")
     if request.length > Grant.max_upload:
         lines.append(f"max_upload = {request.length}")
     if near and near.private:

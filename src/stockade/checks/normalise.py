@@ -15,8 +15,8 @@ _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 _PATH = frozenset(b"/!$&'()*+,;=:@%") | _UNRESERVED  # RFC 3986, section 3.3: pchar and "/"
 _QUERY = frozenset(b'?[]|^`{}"<>\\') | _PATH  # wider than RFC 3986, section 3.4: clients send these raw and nothing is decided on them
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
-# Escapes on which readers differ: separators, dots, the percent sign itself, and control characters.
-_AMBIGUOUS = frozenset(b"/\\%.") | frozenset(range(0x20)) | {0x7F}
+# Escapes on which readers differ: separators, also of parameters, dots, the percent sign itself, and control characters.
+_AMBIGUOUS = frozenset(b"/\\%.;") | frozenset(range(0x20)) | {0x7F}
 
 
 class Ambiguous(ValueError):
@@ -55,8 +55,8 @@ def is_name(text: str) -> bool:
 def normalise_path(text: str) -> str:
     """Escapes of unreserved characters undone, other escapes in upper case (RFC 3986, section 6.2.2). Idempotent. Takes no query.
 
-    Raises Ambiguous (`bad-path`) for dot segments, empty segments (except the last), escaped `/ \\ % .`, control characters, and anything that may
-    not stand in a path.
+    Raises Ambiguous (`bad-path`) for dot segments, empty segments (except the last), segments of parameters alone, escaped `/ \\ % . ;`, control
+    characters, and anything that may not stand in a path.
     """
     if not text.startswith("/") or len(text) > 8192:
         raise Ambiguous("bad-path", "the path does not start with / or is longer than 8192 characters")
@@ -68,7 +68,14 @@ def normalise_path(text: str) -> str:
         raise Ambiguous("bad-path", "the path holds an empty segment (//)")
     if any(segment.split(";")[0] in (".", "..") for segment in segments):
         raise Ambiguous("bad-path", "the path holds a dot segment")
+    if any(segment.startswith(";") for segment in segments):
+        raise Ambiguous("bad-path", "the path holds a segment of parameters alone, which some servers drop")
     return path
+
+
+def without_parameters(path: str) -> str:
+    """A normal path as servers read it that drop path parameters (RFC 3986, section 3.3; Java's do): `/a;v=1/b` is `/a/b` to them."""
+    return "/".join(segment.partition(";")[0] for segment in path.split("/"))
 
 
 def _escape(match: re.Match[str]) -> str:

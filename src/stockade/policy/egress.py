@@ -65,6 +65,7 @@ class Rules:
                 else:
                     found = self._rule(table, one, key)
                 for grant in found:
+                    self._owned(grant, one, (*key, "files_host" if grant.host == table.files_host else "host"))
                     grant = self.caps[id(one)].grant(grant, one, key, upload_written=table.max_upload is not None)
                     self._use(grant, one, key, credentials, written)
                     grants.append(grant)
@@ -221,6 +222,25 @@ class Rules:
                 **_over_time(table),
             ),
         )
+
+    def _owned(self, grant: Grant, one: Document, key: tuple[str | int, ...]) -> None:
+        """INVARIANT: no grant reaches a name that anyone could register below a public suffix. A denial may: it only takes away."""
+        if not grant.host.startswith("*.") or grant.effect == "deny":
+            return
+        from stockade.policy.suffixes import shared
+
+        name = grant.host[2:]
+        if suffix := shared(name, self.watch):
+            message = f"{grant.host} covers names of everybody: anyone can register one below {suffix}"
+            hint = f'Name the domain of the one you mean, "*.their-name.{name}", or the host itself.'
+            self.errors.append(
+                one.error(
+                    message,
+                    *key,
+                    code="policy.public-suffix",
+                    hint=hint if suffix == name else f"Name each host below {name} that is needed.",
+                )
+            )
 
     def _use(
         self,
