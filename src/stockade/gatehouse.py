@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from stockade.checks import canaries, fields, grants, normalise, raw, usage
 from stockade.core.values import ALLOW, DENY, Grant, Verdict
-from stockade.gateway.serve import serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -36,6 +35,11 @@ class Judge:
     def request(self, **asked: Any) -> tuple[Verdict, Grant | None]:
         state = self._usage.state(time.time(), self._counted)
         return grants.choose(grants.HttpRequest(**asked), self._grants, self._credentials, state)
+
+    def weigh(self, **asked: Any) -> tuple[tuple[Grant, grants.Refusal | None], ...]:
+        """What each grant that names the host says to a request, the deciding one first: for people who ask why (session/predict.py)."""
+        state = self._usage.state(time.time(), self._counted)
+        return grants.weigh(grants.HttpRequest(**asked), self._grants, self._credentials, state)
 
     def spend(self, grant: Grant, length: int) -> Callable[[], None]:
         if not usage.counted(grant):
@@ -77,4 +81,6 @@ class Judge:
 
 
 if __name__ == "__main__":
+    from stockade.gateway.serve import serve
+
     serve(Judge, sys.argv[1], sys.argv[2])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stockade.checks.grants import CredentialInUse, HttpRequest, choose, decide, decide_connect, granted_name
+from stockade.checks.grants import CredentialInUse, HttpRequest, choose, decide, decide_connect, granted_name, weigh
 from stockade.core.frozen import replace
 from stockade.core.values import ALLOW, ASK, DENY, Grant, Origin
 
@@ -107,6 +107,32 @@ def test_never_a_foreign_credential(request: HttpRequest, held: list[Grant]) -> 
     if verdict.effect == ALLOW and grant is not None:
         for name, value in request.headers:
             assert name == "accept" or name in grant.headers or value in ("placeholder", "Bearer placeholder")
+
+
+@given(requests, lists)
+def test_what_is_weighed_first_decides(request: HttpRequest, held: list[Grant]) -> None:
+    verdict, chosen = choose(request, tuple(held), BOTH)
+    weighed = weigh(request, tuple(held), BOTH)
+    assert {grant for grant, _ in weighed} <= set(held)
+    if not weighed:
+        assert verdict.effect == DENY
+        return
+    grant, refusal = weighed[0]
+    if refusal is None:
+        assert verdict.effect == grant.effect and chosen == (None if grant.effect == DENY else grant)
+    else:
+        assert (verdict.effect, verdict.rule) == (DENY, refusal.rule if refusal.depth else "host-not-granted")
+        assert not refusal.depth or (verdict.reasons, verdict.grant) == ((f"{refusal.reason}.",), refusal.grant)
+
+
+@given(requests, lists)
+def test_what_is_weighed_is_what_each_grant_says_alone(request: HttpRequest, held: list[Grant]) -> None:
+    for grant, refusal in weigh(request, tuple(held), BOTH):
+        alone = decide(request, (grant,), BOTH)
+        if grant.effect == DENY:
+            assert (refusal is None) == (alone.rule == "denied-by-rule")
+        else:
+            assert alone.effect == (grant.effect if refusal is None else DENY)
 
 
 API = Grant(

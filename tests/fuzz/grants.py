@@ -37,7 +37,7 @@ KEPT = {
     "a suggestion that leads on to the upgrade": b"GET a.example.com /v1/x\nupgrade: websocket\n",
     "a suffix that is all names": b"GET example.com /\nallow *.com GET /**\nallow * GET /**\nallow *. GET /**",
 }
-FAULT = ("stockade.checks.grants._path_matches", lambda *_, **__: True)
+FAULT = ("stockade.checks.grants.path_matches", lambda *_, **__: True)
 _DEFAULT = Grant("")
 
 

@@ -1,4 +1,4 @@
-"""What a grant says of a request's query, the kind of its body, and what the body holds. Pure; never raises for anything a client sent."""
+"""What a grant says of a request's headers and query, the kind of its body, and what the body holds. Pure; never raises for anything a client sent."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from stockade.core.values import BodyRule, Grant
 
 _SUFFIX = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+", re.ASCII)  # RFC 6838, section 4.2
 DEEPEST = 64
+# A grant that lists `anthropic-beta` does not thereby turn on what makes the server fetch, connect or run; it must name such a value itself,
+# as "anthropic-beta: web-fetch-2025-09-10" (Anthropic API reference, "Beta headers").
+FETCHING_BETAS = ("web-fetch", "web-search", "mcp-", "code-execution", "files-api", "skills", "computer-use-hosted", "agent-", "managed-")
 
 
 def parameter_refused(query: str, grant: Grant) -> str | None:
@@ -30,6 +33,18 @@ def parameter_refused(query: str, grant: Grant) -> str | None:
 
 def _unescaped(text: str) -> str:
     return unquote_to_bytes(text.replace("+", " ")).decode("utf-8", "backslashreplace")
+
+
+def unlisted_value(name: str, value: str, grant: Grant) -> str:
+    """The first token of a listed header's value that the grant must name itself and does not; "" if there is none."""
+    entries = [entry.partition(":") for entry in grant.headers]
+    values = {found.strip().lower() for entry, _, found in entries if entry.strip().lower() == name and found.strip()}
+    any_value = any(entry.strip().lower() == name and not found.strip() for entry, _, found in entries)
+    for token in (part.strip().lower() for part in value.split(",")):
+        fetching = name == "anthropic-beta" and token.startswith(FETCHING_BETAS)
+        if token not in values and (fetching or not any_value):
+            return ascii(token[:60])[1:-1]
+    return ""
 
 
 def content_type_refused(headers: tuple[tuple[str, str], ...], length: int, grant: Grant) -> str:

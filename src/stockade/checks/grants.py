@@ -14,11 +14,16 @@ from functools import lru_cache
 from typing import Literal
 
 from stockade.checks import push
-from stockade.checks.constraints import body_refused, content_type_refused, parameter_refused
+from stockade.checks.constraints import body_refused, content_type_refused, parameter_refused, unlisted_value
 from stockade.checks.normalise import Ambiguous, normalise_host, normalise_path, query_names, without_parameters
+from stockade.checks.patterns import path_matches
 from stockade.checks.usage import State, spent
 from stockade.core.frozen import frozen
 from stockade.core.values import ALLOW, ASK, DENY, Grant, Verdict
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Headers that any granted request may carry: they describe the client or the message, and no server that we know acts elsewhere because of them.
 COMMON_HEADERS = frozenset(
@@ -31,9 +36,6 @@ COMMON_HEADERS = frozenset(
     x-stainless-lang x-stainless-os x-stainless-package-version x-stainless-poll-helper x-stainless-read-timeout x-stainless-retry-count
     x-stainless-runtime x-stainless-runtime-version x-stainless-timeout""".split()
 )
-# A grant that lists `anthropic-beta` does not thereby turn on what makes the server fetch, connect or run; it must name such a value itself,
-# as "anthropic-beta: web-fetch-2025-09-10" (Anthropic API reference, "Beta headers").
-FETCHING_BETAS = ("web-fetch", "web-search", "mcp-", "code-execution", "files-api", "skills", "computer-use-hosted", "agent-", "managed-")
 
 # Query parameters that carry credentials, as letters and digits only.
 CREDENTIAL_PARAMETERS = frozenset(
@@ -78,8 +80,8 @@ class CredentialInUse:
 
 
 @frozen
-class _Refusal:
-    """Why one grant does not cover a request. `depth` orders: the further a request got, the more helpful the reason."""
+class Refusal:
+    """Why one grant does not cover a request. `depth` orders: the further a request got, the more helpful the reason. `grant`: the narrowest that would."""
 
     depth: int
     rule: str
@@ -88,6 +90,7 @@ class _Refusal:
 
 
 _FRESH = State()
+_OTHER = Refusal(0, "other-request", "this denial is for other requests")
 
 
 def decide(
@@ -103,31 +106,49 @@ def choose(
     """The verdict, and unless it is a denial the grant that gave it: the one to count the request under. Its credential is the one to inject, its `private`
     says where it may connect."""
     try:
-        host, path, query = _settle(request)
+        settled = host, path, _ = _settle(request)
     except Ambiguous as error:
         return Verdict(DENY, error.rule, (f"{error}.",)), None
-    in_use = {credential.name: credential for credential in credentials}
     accepted: list[Grant] = []
-    refusals: list[_Refusal] = []
-    for grant in sorted({grant for grant in grants if _host_matches(grant.host, host)}, key=_sort_key):
+    refusals: list[Refusal] = []
+    for grant, refusal in _each(request, settled, grants, credentials, state):
         if grant.effect == DENY:
-            if _covers(grant, request, host, path, folded=True):
+            if refusal is None:
                 return Verdict(DENY, "denied-by-rule", (f"{request.method} {host}{path} is denied by {_where(grant)}.",)), None
-        elif refusal := _refuse(grant, request, host, path, query, in_use, state):
-            refusals.append(refusal)
-        else:
+        elif refusal is None:
             accepted.append(grant)
+        else:
+            refusals.append(refusal)
     if not accepted:
         worst = max(refusals, key=lambda refusal: refusal.depth, default=None)
         if worst is None or worst.depth == 0:
-            worst = _Refusal(
+            worst = Refusal(
                 0, "host-not-granted", f"no grant covers {request.scheme}://{host}:{request.port}", _snippet(request, host, path)
             )
         return Verdict(DENY, worst.rule, (f"{worst.reason}.",), worst.grant), None
-    best = min(accepted, key=lambda grant: (grant.effect != ASK, not grant.credential, _sort_key(grant)))
+    best = min(accepted, key=_best)
     if best.effect == ASK:
         return Verdict(ASK, "approval-needed", (f"{request.method} {host}{path} needs a person's approval ({_where(best)}).",)), best
     return Verdict(ALLOW, f"grant {best.origin}"), best
+
+
+def weigh(
+    request: HttpRequest, grants: tuple[Grant, ...], credentials: tuple[CredentialInUse, ...] = (), state: State = _FRESH
+) -> tuple[tuple[Grant, Refusal | None], ...]:
+    """Each grant that names the request's host, and why it does not cover the request (None: it does). The first is the one by which `choose` decides:
+    denials that cover it, grants that do, then the nearest misses. () where the request cannot be read in one way."""
+    try:
+        settled = _settle(request)
+    except Ambiguous:
+        return ()
+
+    def order(item: tuple[Grant, Refusal | None]) -> tuple[object, ...]:
+        grant, refusal = item
+        if refusal is None:
+            return (0,) if grant.effect == DENY else (1, *_best(grant))
+        return (3,) if grant.effect == DENY else (2, -refusal.depth)
+
+    return tuple(sorted(_each(request, settled, grants, credentials, state), key=order))
 
 
 def decide_connect(host: str, port: int, grants: tuple[Grant, ...]) -> Verdict:
@@ -173,17 +194,39 @@ def _settle(request: HttpRequest) -> tuple[str, str, str | None]:
     return host, settled, query if mark else None
 
 
+def _each(
+    request: HttpRequest,
+    settled: tuple[str, str, str | None],
+    grants: tuple[Grant, ...],
+    credentials: tuple[CredentialInUse, ...],
+    state: State,
+) -> Iterator[tuple[Grant, Refusal | None]]:
+    """The grants that name the host, in one order whatever theirs was, and why each does not cover the request. A denial covers it or not."""
+    host, path, query = settled
+    in_use = {credential.name: credential for credential in credentials}
+    for grant in sorted({grant for grant in grants if _host_matches(grant.host, host)}, key=_sort_key):
+        if grant.effect == DENY:
+            yield grant, None if _covers(grant, request, host, path, folded=True) else _OTHER
+        else:
+            yield grant, _refuse(grant, request, host, path, query, in_use, state)
+
+
+def _best(grant: Grant) -> tuple[object, ...]:
+    """Orders the grants that cover a request: the first is the one that counts."""
+    return grant.effect != ASK, not grant.credential, _sort_key(grant)
+
+
 def _refuse(
     grant: Grant, request: HttpRequest, host: str, path: str, query: str | None, in_use: dict[str, CredentialInUse], state: State
-) -> _Refusal | None:
+) -> Refusal | None:
     if not (_host_matches(grant.host, host) and grant.port == request.port and grant.scheme == request.scheme):
-        return _Refusal(0, "host-not-granted", f"no grant covers {request.scheme}://{host}:{request.port}")
+        return Refusal(0, "host-not-granted", f"this is granted for {grant.scheme} on port {grant.port} ({_where(grant)})")
     if not _covers(grant, request, host, path):
         method_known = request.method in grant.methods or "*" in grant.methods
         rule, what = ("path-not-granted", f"path {path}") if method_known else ("method-not-granted", f"method {request.method}")
-        if not method_known and not _path_matches(grant.paths, path):
+        if not method_known and not path_matches(grant.paths, path):
             rule, what = "path-not-granted", f"{request.method} {path}"
-        return _Refusal(
+        return Refusal(
             1 + (rule == "method-not-granted"),
             rule,
             f"{what} is not granted on {host} ({_where(grant)})",
@@ -192,47 +235,47 @@ def _refuse(
     if refusal := _refuse_upgrade(grant, request, host, path):
         return refusal
     if query is not None and grant.query == "none":
-        return _Refusal(
+        return Refusal(
             3, "query-not-granted", f"a query is not granted on this path ({_where(grant)})", _snippet(request, host, path, grant)
         )
     if query and grant.query == "listed" and (name := parameter_refused(query, grant)) is not None:
-        return _Refusal(3, "parameter-not-granted", f"the query parameter {name!r} is not granted on this path ({_where(grant)})")
+        return Refusal(3, "parameter-not-granted", f"the query parameter {name!r} is not granted on this path ({_where(grant)})")
     if request.length < 0 or request.length > grant.max_upload:
         size = f"{request.length} bytes" if request.length >= 0 else "unknown size"
         wider = _snippet(request, host, path, grant) if request.length >= 0 else ""
-        return _Refusal(
+        return Refusal(
             4, "upload-too-large", f"a body of {size} is more than the granted {grant.max_upload} bytes ({_where(grant)})", wider
         )
     if reason := content_type_refused(request.headers, request.length, grant):
-        return _Refusal(4, "content-type-not-granted", f"{reason} ({_where(grant)})")
+        return Refusal(4, "content-type-not-granted", f"{reason} ({_where(grant)})")
     if refusal := _refuse_headers(grant, request, host, path, in_use):
         return refusal
     if request.body is not None and (reason := body_refused(request.headers, request.body, grant)):
-        return _Refusal(8, "body-not-granted", f"{reason} ({_where(grant)})")
+        return Refusal(8, "body-not-granted", f"{reason} ({_where(grant)})")
     if grant.refs and (request.start or request.body is not None):
         if reason := push.refused(
-            request.headers, request.start, lambda ref: _path_matches(tuple(f"/{one}" for one in grant.refs), f"/{ref}")
+            request.headers, request.start, lambda ref: path_matches(tuple(f"/{one}" for one in grant.refs), f"/{ref}")
         ):
-            return _Refusal(8, "ref-not-granted", f"{reason} ({_where(grant)})")
+            return Refusal(8, "ref-not-granted", f"{reason} ({_where(grant)})")
     rule, reason = spent(grant, request.length, state)
-    return _Refusal(9, rule, f"{reason} ({_where(grant)})") if rule else None
+    return Refusal(9, rule, f"{reason} ({_where(grant)})") if rule else None
 
 
-def _refuse_upgrade(grant: Grant, request: HttpRequest, host: str, path: str) -> _Refusal | None:
+def _refuse_upgrade(grant: Grant, request: HttpRequest, host: str, path: str) -> Refusal | None:
     """A WebSocket passes by a grant for one, and nothing else passes by that; no other upgrade is ever granted."""
     wanted = [value.lower() for name, value in request.headers if name.lower() == "upgrade"]
     if grant.websocket and (wanted != ["websocket"] or request.method != "GET" or request.length):
-        return _Refusal(2, "websocket-only", f"this is granted as a WebSocket only ({_where(grant)})")
+        return Refusal(2, "websocket-only", f"this is granted as a WebSocket only ({_where(grant)})")
     if wanted and not grant.websocket:
         wider = _snippet(request, host, path, grant) + "websocket = true\n" if wanted == ["websocket"] else ""
-        return _Refusal(2, "upgrade-not-granted", f"an upgrade of the connection is not granted on {host} ({_where(grant)})", wider)
+        return Refusal(2, "upgrade-not-granted", f"an upgrade of the connection is not granted on {host} ({_where(grant)})", wider)
     return None
 
 
-def _refuse_headers(grant: Grant, request: HttpRequest, host: str, path: str, in_use: dict[str, CredentialInUse]) -> _Refusal | None:
+def _refuse_headers(grant: Grant, request: HttpRequest, host: str, path: str, in_use: dict[str, CredentialInUse]) -> Refusal | None:
     own = in_use.get(grant.credential)
     if grant.credential and own is None:
-        return _Refusal(5, "credential-missing", f"the credential {grant.credential!r} of {_where(grant)} is not available")
+        return Refusal(5, "credential-missing", f"the credential {grant.credential!r} of {_where(grant)} is not available")
     listed = {entry.partition(":")[0].strip().lower() for entry in grant.headers}
     seen_own = False
     for raw_name, value in request.headers:
@@ -242,21 +285,21 @@ def _refuse_headers(grant: Grant, request: HttpRequest, host: str, path: str, in
                 reason = (
                     f"the header {name} does not hold this session's placeholder exactly once; the gate adds the real credential itself"
                 )
-                return _Refusal(7, "foreign-credential", reason)
+                return Refusal(7, "foreign-credential", reason)
             seen_own = True
         elif name in listed:
-            if unnamed := _unlisted_value(name, value, grant):
-                return _Refusal(
+            if unnamed := unlisted_value(name, value, grant):
+                return Refusal(
                     6, "header-value-not-granted", f"{name}: {unnamed} makes the server act elsewhere and is not granted ({_where(grant)})"
                 )
         elif name in _CREDENTIAL_HEADERS:
-            return _Refusal(
+            return Refusal(
                 7, "foreign-credential", f"the header {name} carries a credential, and only the gate adds credentials ({_where(grant)})"
             )
         elif name not in COMMON_HEADERS and not (grant.websocket and name in _WEBSOCKET_HEADERS):
             shown = name if name.replace("-", "").isalnum() and name.isascii() else ""
             wider = _snippet(request, host, path, grant, header=shown) if shown else ""
-            return _Refusal(6, "header-not-granted", f"the header {ascii(name)[1:-1]} is not granted on {host} ({_where(grant)})", wider)
+            return Refusal(6, "header-not-granted", f"the header {ascii(name)[1:-1]} is not granted on {host} ({_where(grant)})", wider)
     return None
 
 
@@ -293,18 +336,6 @@ def _password(token: str) -> str:
         return ""
 
 
-def _unlisted_value(name: str, value: str, grant: Grant) -> str:
-    """The first token of a listed header's value that the grant must name itself and does not."""
-    entries = [entry.partition(":") for entry in grant.headers]
-    values = {found.strip().lower() for entry, _, found in entries if entry.strip().lower() == name and found.strip()}
-    any_value = any(entry.strip().lower() == name and not found.strip() for entry, _, found in entries)
-    for token in (part.strip().lower() for part in value.split(",")):
-        fetching = name == "anthropic-beta" and token.startswith(FETCHING_BETAS)
-        if token not in values and (fetching or not any_value):
-            return ascii(token[:60])[1:-1]
-    return ""
-
-
 def _covers(grant: Grant, request: HttpRequest, host: str, path: str, folded: bool = False) -> bool:
     """Host, port, scheme, method and path. `folded`: also without the path's case and parameters, for denials, since some servers read it so."""
     return (
@@ -312,7 +343,7 @@ def _covers(grant: Grant, request: HttpRequest, host: str, path: str, folded: bo
         and grant.port == request.port
         and grant.scheme == request.scheme
         and (request.method in grant.methods or "*" in grant.methods)
-        and (_path_matches(grant.paths, path, folded) or (folded and _path_matches(grant.paths, without_parameters(path), folded)))
+        and (path_matches(grant.paths, path, folded) or (folded and path_matches(grant.paths, without_parameters(path), folded)))
     )
 
 
@@ -321,39 +352,6 @@ def _host_matches(pattern: str, host: str) -> bool:
     if pattern.startswith("*."):
         return pattern.count(".") >= 2 and host.endswith(pattern[1:])
     return pattern == host
-
-
-def _path_matches(patterns: tuple[str, ...], path: str, folded: bool = False) -> bool:
-    return any(_one_path_matches(pattern, path, folded) for pattern in patterns)
-
-
-def _one_path_matches(pattern: str, path: str, folded: bool) -> bool:
-    expected = _segments(pattern)
-    if expected is None:
-        return folded  # a pattern that nobody can read allows nothing and, in a denial, covers everything
-    found = path.split("/")[1:]
-    if expected[-1] == "**":
-        expected = expected[:-1]
-        if len(found) <= len(expected):
-            return False
-        found = found[: len(expected)]
-    if len(expected) != len(found):
-        return False
-    for want, part in zip(expected, found, strict=True):
-        if want == "*":
-            if not part:
-                return False
-        elif want != part and not (folded and want.lower() == part.lower()):
-            return False
-    return True
-
-
-@lru_cache(4096)
-def _segments(pattern: str) -> tuple[str, ...] | None:
-    try:
-        return tuple(normalise_path(pattern).split("/")[1:])
-    except Ambiguous:
-        return None
 
 
 def _where(grant: Grant) -> str:

@@ -17,7 +17,7 @@ COMMANDS = {
     "run": "run a command inside the wall",
     "policy": "write, check, show and explain policies",
     "log": "show, follow and verify the ledger of decisions",
-    "gate": "be the gate that sessions share",
+    "gate": "explain what the gate decides, show what it decided, watch what sessions ask, be the shared one",
     "session": "list sessions, and bring back or discard what one that is over has left",
     "doctor": "what works on this machine, and how to mend what does not",
     "drill": "replay incidents and attacks, and show that they are contained",

@@ -8,21 +8,21 @@ import os
 import sys
 import time
 from collections import deque
+from contextlib import closing
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
+from stockade.cli.paint import EFFECTS, Paint
 from stockade.core import places
 from stockade.core.errors import EXIT_FAILED, StockadeError, Tampered
-from stockade.record.ledger import LOG
-from stockade.record.lines import MAX_LINE
+from stockade.record.reading import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from typing import BinaryIO
+    from typing import NoReturn
 
 _POLL = 0.2  # seconds between two looks at a log that is being followed
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_COLOURS = {"deny": "31", "allow": "32", "ask": "33"}
 _FIRST = ("effect", "method", "url", "host", "port", "path", "name", "status", "rule")  # what people look for, in this order
 
 
@@ -50,6 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
             default=[],
             help="only events of this kind ('session' means all 'session.*'); may be repeated",
         )
+        one.add_argument("--denied", action="store_true", help="only what was denied")
+        one.add_argument("--host", metavar="NAME", default="", help="only what is about this host or a name below it")
         if name == "show":
             one.add_argument(
                 "--since",
@@ -58,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
                 default=0.0,
                 help="10m, 2h, 3d, a date (2026-01-31), a time (2026-01-31T08:00) or Unix seconds",
             )
-            one.add_argument("--limit", metavar="N", type=_count, default=0, help="only the last N that match")
+            one.add_argument("--limit", metavar="N", type=count, default=0, help="only the last N that match")
         else:
             one.add_argument("--all", action="store_true", help="begin with what is there already")
     check = command("verify", "Check that nothing in the ledger was changed, added, removed or moved. Exit status 1 if something was.")
@@ -70,14 +72,19 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run `stockade log` with `argv` (without "log"). 0: fine, 1: tampered with or unreadable entries, 2: usage, 125: could not look."""
     options = build_parser().parse_args(argv)
+    run: Callable[[Any], int] = {"show": _show, "follow": _follow, "verify": _verify}[options.command]
+    return guarded(run, options, endless=options.command == "follow")
+
+
+def guarded(run: Callable[[Any], int], options: argparse.Namespace, *, endless: bool) -> int:
+    """Run a command that reads the ledger, and return its exit status. `endless`: Ctrl-C is how it is meant to end."""
     options.ledger = os.path.abspath(options.ledger or places.state("ledger"))
     try:
-        run: Callable[[Any], int] = {"show": _show, "follow": _follow, "verify": _verify}[options.command]
         status = run(options)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        return 0 if options.command == "follow" else 130
+        return 0 if endless else 130
     except BrokenPipeError:  # `| head` has seen enough; python would complain again when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -91,71 +98,39 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    try:
-        log = open(os.path.join(options.ledger, LOG), "rb")
-    except FileNotFoundError:
-        print(f"stockade: nothing is recorded in {safe(options.ledger)} yet", file=sys.stderr)
-        return 0
-    except OSError as error:
-        raise StockadeError(f"cannot read the ledger: {error}", code="ledger.unreadable") from error
-    printer = _Printer(options)
-    with log:
-        if options.limit:
-            for line, event in deque(printer.matching(_lines(log)), options.limit):
-                printer.put(line, event)
-        else:
-            for line, event in printer.matching(_lines(log)):
-                printer.put(line, event)
+    printer = Printer(options)
+    with closing(Reader(options.ledger)) as reader:
+        show(reader, printer, options.limit or None)
+        if not reader.found:
+            print(f"stockade: nothing is recorded in {safe(options.ledger)} yet", file=sys.stderr)
     return printer.status
 
 
 def _follow(options: argparse.Namespace) -> int:
-    printer = _Printer(options)
-    path = os.path.join(options.ledger, LOG)
-    fresh = not options.all  # entries that are there already are not shown
-    while True:
-        try:
-            log = open(path, "rb")
-        except FileNotFoundError:
-            fresh = False
-            time.sleep(_POLL)
-            continue
-        except OSError as error:
-            raise StockadeError(f"cannot read the ledger: {error}", code="ledger.unreadable") from error
-        with log:
-            _tail(log, path, printer, skip=fresh)
-        fresh = False
+    with closing(Reader(options.ledger)) as reader:
+        follow(reader, Printer(options), None if options.all else 0)
 
 
-def _tail(log: BinaryIO, path: str, printer: _Printer, *, skip: bool) -> None:
-    """Print whole lines as they come, until another file stands at `path`."""
-    at = 0
-    if skip:
-        for line in _lines(log):
-            at += len(line)
+def show(reader: Reader, printer: Printer, last: int | None) -> None:
+    """Print what is there and matches, or the last so many of it. Raises as `Reader.lines`."""
+    if last == 0:
+        deque(reader.lines(), 0)
+        return
+    found = printer.matching(reader.lines())
+    for line, event in found if last is None else deque(found, last):
+        printer.put(line, event)
+
+
+def follow(reader: Reader, printer: Printer, last: int | None) -> NoReturn:
+    """`show`, then what comes, for ever. Raises as `Reader.lines`, and BrokenPipeError when nobody reads any more."""
+    show(reader, printer, last)
     while True:
-        log.seek(at)
-        for line in _lines(log):
-            at += len(line)
-            for found, event in printer.matching(iter((line,))):
-                printer.put(found, event)
         sys.stdout.flush()
-        if sys.stdout.isatty() or not _closed(sys.stdout):
-            time.sleep(_POLL)
-        else:
+        if not sys.stdout.isatty() and _closed(sys.stdout):
             raise BrokenPipeError
-        mine = os.fstat(log.fileno())
-        if mine.st_size < at:
-            hint = "Run `stockade log verify`."
-            raise Tampered(
-                f"the log became shorter than what was shown: {mine.st_size} bytes, not {at}", code="ledger.truncated", hint=hint
-            )
-        try:
-            there = os.stat(path)
-        except FileNotFoundError:
-            return
-        if (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
-            return
+        time.sleep(_POLL)
+        for line, event in printer.matching(reader.lines()):
+            printer.put(line, event)
 
 
 def _closed(stream: TextIO) -> bool:
@@ -167,21 +142,17 @@ def _closed(stream: TextIO) -> bool:
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
-def _lines(log: BinaryIO) -> Iterator[bytes]:
-    """The finished lines from here on. One that is longer than any entry comes in pieces."""
-    while (line := log.readline(MAX_LINE + 2)).endswith(b"\n") or len(line) > MAX_LINE:
-        yield line
-
-
-class _Printer:
+class Printer:
     """Chooses and prints entries."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.session: str = options.session
         self.kinds: list[str] = options.kind
         self.since: float = getattr(options, "since", 0.0)
+        self.denied: bool = options.denied
+        self.host: str = options.host.lower()
         self.json: bool = options.json
-        self.colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self.paint = Paint(sys.stdout)
         self.status = 0
 
     def matching(self, entries: Iterator[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -202,6 +173,10 @@ class _Printer:
                 continue
             if self.kinds and not any(kind == wanted or kind.startswith(wanted + ".") for wanted in self.kinds):
                 continue
+            if self.denied and event.get("effect") != "deny":
+                continue
+            if self.host and not _about(event, self.host):
+                continue
             yield line, event
 
     def put(self, line: bytes, event: dict[str, Any]) -> None:
@@ -209,29 +184,37 @@ class _Printer:
             own = line.isascii() and line.decode("ascii").isprintable()  # as every line of ours is: its bytes are what the tree covers
             sys.stdout.write(line.decode("ascii") + "\n" if own else json.dumps(event) + "\n")
             return
+        sys.stdout.write(self.text(event) + "\n")
+
+    def text(self, event: dict[str, Any]) -> str:
+        """The event as one line for people, without anything that a terminal could act on."""
         event = dict(event)
         index, session, kind = (event.pop(name, "") for name in ("index", "session", "kind"))
         words = [
-            _clock(event.pop("time", 0)),
+            clock(event.pop("time", 0)),
             f"{safe(str(index)):>6}",
             f"{safe(str(session))[:8]:8}",
-            self._paint(f"{safe(str(kind)):16}", "1"),
+            self.paint(f"{safe(str(kind)):16}", "bold"),
         ]
         for name in (*_FIRST, *event):
             if name in event:
                 words.append(self._detail(name, event.pop(name)))
-        sys.stdout.write(" ".join(words).rstrip() + "\n")
+        return " ".join(words).rstrip()
 
     def _detail(self, name: str, value: object) -> str:
         text = safe(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
         if name == "effect":
-            return self._paint(text, _COLOURS.get(text, "0"))
+            return self.paint(text, EFFECTS.get(text, "yellow"))
         if isinstance(value, str) and (not text or " " in text or '"' in text):
             text = '"' + text.replace('"', '\\"') + '"'
         return f"{safe(name)}={text}"
 
-    def _paint(self, text: str, colour: str) -> str:
-        return f"\x1b[{colour}m{text}\x1b[0m" if self.colour else text
+
+def _about(event: dict[str, Any], host: str) -> bool:
+    """Whether the event is about this host, or a name below it."""
+    name = event.get("host") or (event.get("name") if event.get("kind") == "dns" else "")
+    name = name.lower().partition(":")[0] if isinstance(name, str) else ""  # a place that was refused may still have its port
+    return name == host or name.endswith(f".{host}")
 
 
 def safe(text: str) -> str:
@@ -244,7 +227,7 @@ def safe(text: str) -> str:
     return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def _clock(stamp: object) -> str:
+def clock(stamp: object) -> str:
     try:
         return datetime.fromtimestamp(float(stamp)).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]  # type: ignore[arg-type]  # what is no number is caught below
     except (ValueError, TypeError, OverflowError, OSError):
@@ -263,7 +246,7 @@ def _when(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is no time: use 10m, 2h, 3d, 2026-01-31, 2026-01-31T08:00 or Unix seconds") from error
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     if not text.isascii() or not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of entries")
     return int(text[:12])
@@ -301,7 +284,7 @@ def _verify(options: argparse.Namespace) -> int:
     if report.checkpoints:
         print(f"signed: the first {report.signed}, by {report.checkpoints} checkpoints with the key {safe(report.key)}")
     if unsigned:
-        print(f"not signed yet: the last {unsigned}, since {_clock(report.unsigned_since)}. A skilled change of these would not be found.")
+        print(f"not signed yet: the last {unsigned}, since {clock(report.unsigned_since)}. A skilled change of these would not be found.")
     for note in report.notes:
         print(f"note: {note}")
     return 0

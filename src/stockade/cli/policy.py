@@ -6,23 +6,20 @@ import argparse
 import json
 import os
 import sys
-import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
+from stockade.cli.paint import EFFECTS, Paint
 from stockade.core import frozen, places
 from stockade.core.errors import EXIT_FAILED, PolicyError, StockadeError
 from stockade.core.values import ALLOW, Origin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any, TextIO
+    from typing import Any
 
     from stockade.core.values import Grant, Policy, Signing, Verdict
     from stockade.policy.compile import Compiled
-
-_COLOURS = {"red": "31", "green": "32", "yellow": "33", "dim": "2"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -119,7 +116,7 @@ def _check(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"ok": True, "files": [path for path, _ in found.policy.sources], "warnings": [one.plain() for one in warnings]}))
         return 0
-    paint = _Paint(sys.stdout)
+    paint = Paint(sys.stdout)
     for one in warnings:
         print(f"{paint('warning', 'yellow')}: {_clean(_whole(one))}")
     where = ", ".join(path for path, _ in found.policy.sources) or "no policy file, the defaults hold"
@@ -161,7 +158,7 @@ def _show(options: argparse.Namespace) -> int:
             )
         )
         return 0
-    paint = _Paint(sys.stdout)
+    paint = Paint(sys.stdout)
     for text, origin in _shown(found):
         note = "" if origin is None else f"  # {origin}" + (f", preset {origin.preset}" if origin.preset else "")
         head, newline, rest = text.lstrip("\n").partition("\n")
@@ -314,41 +311,16 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _explain_request(method: str, url: str, policy: Policy) -> tuple[Verdict, Origin]:
-    from stockade.checks.grants import CredentialInUse, HttpRequest, choose
-    from stockade.checks.normalise import Ambiguous, authority
-    from stockade.checks.usage import State
+    from stockade.gateway.asking import sent
+    from stockade.session.predict import predict, rules_for
 
-    scheme = urlsplit(url).scheme
-    rest = url.partition("://")[2].partition("#")[0]
-    end = min((rest.index(mark) for mark in "/?" if mark in rest), default=len(rest))
-    place, target = rest[:end], rest[end:]
-    if scheme not in ("https", "http"):
-        raise StockadeError(f"{scheme}: never leaves a sandbox", code="policy.question", hint="Only http and https can be granted.")
-    try:
-        host, port = authority(place, 443 if scheme == "https" else 80)
-    except Ambiguous as error:
-        from stockade.core.values import DENY, Verdict
-
-        return Verdict(DENY, error.rule, (f"{error}.",)), Origin()
-    request = HttpRequest(
-        method.upper(), host, target if target.startswith("/") else f"/{target}", "https" if scheme == "https" else "http", port
-    )
-    in_use = tuple(CredentialInUse(one.name, one.header, one.template) for one in policy.credentials)
-    state = State(time.time())
-    verdict, grant = choose(request, policy.grants, in_use, state)
-    if grant is not None:
-        return verdict, grant.origin
-    if choose(request, (), in_use, state)[0].rule != verdict.rule:  # some rule had a say: the one that alone says the same
-        for one in policy.grants:
-            if choose(request, (one,), in_use, state)[0].reasons == verdict.reasons:
-                return verdict, one.origin
-    return verdict, Origin()
+    found = predict(rules_for(policy), sent(method.upper(), url))
+    return found.verdict, found.origin or Origin()
 
 
 def _print_verdict(question: str, verdict: Verdict, origin: Origin) -> None:
-    paint = _Paint(sys.stdout)
-    colour = {"allow": "green", "deny": "red"}.get(verdict.effect, "yellow")
-    print(f"{paint(verdict.effect.upper(), colour)}  {_clean(question)}")
+    paint = Paint(sys.stdout)
+    print(f"{paint(verdict.effect.upper(), EFFECTS.get(verdict.effect, 'yellow'))}  {_clean(question)}")
     print(_clean(f"  rule   {verdict.rule}"))
     default = "built-in: what no rule grants is denied" if verdict.effect != ALLOW else "built-in"
     via = f", preset {origin.preset}" if origin.preset else ""
@@ -359,16 +331,6 @@ def _print_verdict(question: str, verdict: Verdict, origin: Origin) -> None:
     if verdict.grant:
         print("  The narrowest rule that would allow it, for " + _clean(places.config("policy.toml")) + ":\n")
         print(_clean("\n".join(f"    {line}" for line in verdict.grant.strip().splitlines())))
-
-
-class _Paint:
-    """Colours, only on a terminal and only if NO_COLOR is not set (no-color.org)."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.on = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-    def __call__(self, text: str, colour: str) -> str:
-        return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if self.on else text
 
 
 def _clean(text: str) -> str:

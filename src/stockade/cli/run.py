@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
     from stockade.policy.cached import load
     from stockade.session.foreground import run
 
-    cwd = _cwd()
+    cwd = here()
     overrides = tuple(override(key, value) for option, _, key, _ in OPTIONS if key for value in given.get(option, ()))
     policy = load(cwd, policy_file=given.get("--policy", [None])[0], overrides=overrides)
     tty = True if "--tty" in given else False if "--no-tty" in given else None
@@ -154,7 +154,8 @@ def override(key: str, value: str) -> tuple[str, str]:
     return key, value
 
 
-def _cwd() -> str:
+def here() -> str:
+    """The current folder. Raises StockadeError (`workspace.missing`) when it is gone."""
     try:
         return os.getcwd()
     except OSError as error:

@@ -86,7 +86,8 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _running(name: str) -> Left:
+def running(name: str) -> Left:
+    """The running session that `name` names. Raises StockadeError: `session.unknown`, `session.over`."""
     from stockade.session import kept
 
     left = kept.find(name)
@@ -100,7 +101,7 @@ def _running(name: str) -> Left:
 def _grants(options: argparse.Namespace) -> int:
     from stockade.gateway.desk import ask
 
-    answer = ask(_running(options.id).directory, {"do": "grants"})
+    answer = ask(running(options.id).directory, {"do": "grants"})
     found, signing = answer["grants"], answer["signing"]
     if options.json:
         print(json.dumps([*found, *([{"rule": "signing", **signing}] if signing else [])], indent=2))
@@ -122,7 +123,7 @@ def _grants(options: argparse.Namespace) -> int:
 def _revoke(options: argparse.Namespace) -> int:
     from stockade.gateway.desk import ask
 
-    directory, rules = _running(options.id).directory, list(options.rule)
+    directory, rules = running(options.id).directory, list(options.rule)
     if options.credential:
         found = ask(directory, {"do": "grants"})["grants"]
         named = [one["rule"] for one in found if one["grant"]["credential"] == options.credential]

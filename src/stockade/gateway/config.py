@@ -34,6 +34,7 @@ NOWHERE = "0.0.0.0:1"
 ENGINE_HEADERS = ("content-", "x-envoy-", "x-stockade-")  # beginnings of headers in answers to questions that are not for upstream
 MAX_BUFFERED = 32 << 20  # bytes of a body that the brain reads; more is refused with 413
 MAX_HEAP = 2 << 30  # bytes of the engine's memory
+SHOWN_FIRST = 64 << 10  # bytes of a body that come with the first question
 MAX_HEADERS_KIB = 64
 IDLE = "1800s"  # a model may think for minutes before its first byte
 _RUNTIME = {
@@ -45,7 +46,7 @@ _EXT_AUTHZ = "envoy.filters.http.ext_authz"  # the name also names the metadata 
 _WHOLE = {"max_request_bytes": MAX_BUFFERED, "allow_partial_message": False, "pack_as_bytes": True}
 # Small bodies come with the first question: it saves the second, and a client that has sent everything reads a refusal in peace (over HTTP/2 an answer
 # to half a request comes with a reset, and curl before 8.0 then shows nothing else).
-_SMALL = {"max_request_bytes": 64 << 10, "allow_partial_message": True, "pack_as_bytes": True}
+_SMALL = {"max_request_bytes": SHOWN_FIRST, "allow_partial_message": True, "pack_as_bytes": True}
 
 
 def bootstrap(*, directory: str, upstream_ca: str) -> Json:

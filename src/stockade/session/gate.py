@@ -9,7 +9,7 @@ import time
 from stockade.core.errors import StockadeError, WallFailed
 from stockade.core.frozen import plain
 from stockade.core.loop import READ, WRITE
-from stockade.core.values import DENY, Confinement, Limits, Mount
+from stockade.core.values import DENY, Confinement, Limits, Mount, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,6 +116,8 @@ class GateKeeper:
             case {"do": "revoke-signing", **rest} if not rest:
                 signer = self._session.signer
                 answer({"revoked": [], "signing": signer is not None and signer.revoke()})
+            case {"do": "rules", **rest} if not rest:
+                answer(self.rules())
             case {"do": "revoke", "rules": list(rules), **rest} if not rest and all(type(rule) is int for rule in rules):
                 signer = self._session.signer
                 signing = {"signing": True} if not rules and signer is not None and signer.revoke() else {}
@@ -129,6 +131,17 @@ class GateKeeper:
             {"rule": number + 1, "revoked": number in self._revoked, "from": str(grant.origin), "grant": plain(grant)}
             for number, grant in enumerate(self._session.policy.grants)
         ]
+
+    def rules(self) -> dict[str, Any]:
+        """What the gate is told, without a secret in it: for `stockade gate explain` (session/predict.py). `revoked` are places in the grants, from 0."""
+        session = self._session
+        told = Policy(grants=session.policy.grants, credentials=session.policy.credentials, canaries=session.policy.canaries)
+        return {
+            "policy": plain(told),
+            "placeholders": session.placeholders,
+            "learning": session.learning,
+            "revoked": sorted(self._revoked),
+        }
 
     def revoke(self, rules: Sequence[int], answer: Callable[[dict[str, Any]], None]) -> None:
         """Take grants back, all if `rules` (their numbers) is empty, and cut every connection of the session. `answer` is called when that is in force.
