@@ -19,9 +19,11 @@ from conftest import unavailable
 from gateway.harness import Gate, Upstream, running, until
 from gateway.test_door import lookup
 from stockade.core.errors import StockadeError
-from stockade.core.values import Grant
+from stockade.core.values import Grant, Policy
+from stockade.gateway.asking import sent
 from stockade.gateway.doorman import proxy_header
 from stockade.gateway.raw import read_header
+from stockade.session.predict import Rules, predict
 from stockade.walls import door
 
 PLANTED = "planted-4d1c9be0-string"
@@ -84,17 +86,11 @@ def opened(echo: Echo) -> Iterator[door.Door]:
     os.close(made.user)
 
 
-@pytest.fixture(scope="module")
-def gate(engine_binary: str, upstream: Upstream, opened: door.Door, echo: Echo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
-    kinds = {door.PROXY: "http-proxy", door.HTTP: "http", door.HTTPS: "https", door.DNS: "dns-tcp"}
-    listeners = [(kinds.get(port, "tcp"), socket.socket(fileno=fd)) for port, fd in opened.listeners.items()]
-    listeners.append(("dns-udp", socket.socket(fileno=opened.dns)))
-    port = echo.server_address[1]
-
+def granted(port: int) -> tuple[Grant, ...]:
     def raw(host: str, **more: object) -> Grant:
         return Grant(host, port, "tcp", (), (), private=True, **more)  # type: ignore[arg-type]
 
-    grants = (
+    return (
         raw("db.localhost"),
         raw("small.localhost", max_upload=1000),
         raw("budget.localhost", upload_budget=1000, max_upload=900),
@@ -104,7 +100,16 @@ def gate(engine_binary: str, upstream: Upstream, opened: door.Door, echo: Echo, 
         Grant("db.localhost", 9999, "tcp", (), ()),  # private, which this one does not say
         Grant("web.localhost", port, "http", private=True),
     )
-    with running(tmp_path_factory.mktemp("gate"), upstream, grants, listeners, canaries={"one": PLANTED}) as started:
+
+
+@pytest.fixture(scope="module")
+def gate(engine_binary: str, upstream: Upstream, opened: door.Door, echo: Echo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+    kinds = {door.PROXY: "http-proxy", door.HTTP: "http", door.HTTPS: "https", door.DNS: "dns-tcp"}
+    listeners = [(kinds.get(port, "tcp"), socket.socket(fileno=fd)) for port, fd in opened.listeners.items()]
+    listeners.append(("dns-udp", socket.socket(fileno=opened.dns)))
+    with running(
+        tmp_path_factory.mktemp("gate"), upstream, granted(echo.server_address[1]), listeners, canaries={"one": PLANTED}
+    ) as started:
         yield started
 
 
@@ -169,6 +174,22 @@ def test_nothing_else(gate: Gate, enter: Callable[[], None], echo: Echo) -> None
         ("denied.localhost", "denied-by-rule"),
         ("db.localhost", "address-not-public"),
     } <= rules
+
+
+@pytest.mark.parametrize("name", ["db", "web", "denied", "none"])
+def test_it_was_foreseen(gate: Gate, enter: Callable[[], None], echo: Echo, name: str) -> None:
+    port = echo.server_address[1]
+    rules = Rules(Policy(grants=granted(port), canaries=(("one", PLANTED),)), {})
+    foreseen = predict(rules, sent("GET", f"tcp://{name}.localhost:{port}"))
+    before = len(gate.events)
+    if name == "none":  # a name without an address: nobody is asked
+        assert not foreseen.named and not lookup(enter, "none.localhost").answer
+        assert (foreseen.effect, foreseen.event) == ("deny", {})
+        return
+    answered = talk(enter, address_of(enter, f"{name}.localhost"), port) == "xxxxx|5"
+    (seen,) = [event for event in gate.events[before:] if event.get("way") == "raw"]
+    assert {**foreseen.event, "session": seen["session"]} == seen
+    assert (foreseen.effect == "allow") == answered and foreseen.verdict.rule == seen["rule"]
 
 
 def test_a_tunnel_does_not_lead_there(gate: Gate, enter: Callable[[], None], echo: Echo) -> None:

@@ -49,7 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
         "allowed, 1: not allowed, 2: usage, 125: it could not be told.",
     )
     explain.usage = "stockade gate explain [options] [METHOD] URL"
-    explain.add_argument("words", nargs="+", metavar="URL", help="METHOD before it is GET if it is left out, or POST with a body")
+    explain.add_argument(
+        "words", nargs="+", metavar="URL", help="METHOD before it is GET if it is left out, or POST with a body; tcp://host:port is raw TCP"
+    )
     explain.add_argument(
         "-H", "--header", metavar="'NAME: VALUE'", action="append", default=[],
         help="a header of the request; stockade-placeholder-NAME stands for what the sandbox holds for the credential NAME (may be repeated)",
@@ -168,7 +170,7 @@ def _request(options: argparse.Namespace) -> Sent:
     if options.data is not None:
         body, size = _data(options.data)
     verb = method[0] if method else "POST" if options.data is not None or options.length else "GET"
-    return replace(sent(verb, url, tuple(headers), body=body), length=size)
+    return replace(sent(verb, url, tuple(headers), length=size, body=body), length=size)
 
 
 def _data(text: str) -> tuple[bytes, int]:
@@ -243,7 +245,7 @@ def _origin(origin: Origin) -> str:
 
 
 def _one_line(grant: Grant) -> str:
-    return f"{','.join(grant.methods)} {grant.scheme}://{grant.host}:{grant.port} {' '.join(grant.paths)}"
+    return f"{','.join(grant.methods) or 'raw'} {grant.scheme}://{grant.host}:{grant.port} {' '.join(grant.paths)}".rstrip()
 
 
 def _log(options: argparse.Namespace) -> int:
@@ -287,7 +289,13 @@ def _in_words(event: dict[str, Any]) -> tuple[str, str]:
         return value if isinstance(value, str) else json.dumps(value)
 
     kind = of("kind")
-    what = f"{of('method')} {_place(event)}" if kind in ("egress", "ask") else f"{of('type')} {of('name')}" if kind == "dns" else of("host")
+    what = (
+        f"{of('method')} {_place(event)}".strip()
+        if kind in ("egress", "ask")
+        else f"{of('type')} {of('name')}"
+        if kind == "dns"
+        else of("host")
+    )
     if event.get("canary"):
         return "ALARM", f"{of('canary')} was about to leave with {what}; it was stopped"
     if kind == "egress":

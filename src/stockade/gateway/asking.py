@@ -61,12 +61,19 @@ def sent(method: str, url: str, headers: tuple[tuple[str, str], ...] = (), *, le
     rest = rest.partition("#")[0]
     end = min((rest.index(one) for one in "/?" if one in rest), default=len(rest))
     authority, target = rest[:end], rest[end:]
-    if not mark or scheme.lower() not in ("https", "http") or not authority:
-        raise StockadeError(f"{url[:200]!a} is not the URL of a request", code="gate.url", hint="Only http and https pass the gate.")
+    scheme = scheme.lower()
+    if not mark or scheme not in ("https", "http", "tcp") or not authority:
+        hint = "Only http and https pass the gate, and raw TCP as tcp://host:port."
+        raise StockadeError(f"{url[:200]!a} is not the URL of a request", code="gate.url", hint=hint)
+    if scheme == "tcp":
+        if target.strip("/") or headers or length or body or ":" not in authority:
+            message = "raw TCP is a name and a port, and has no path, headers or body"
+            raise StockadeError(message, code="gate.url", hint="Write tcp://host:port.")
+        return Sent("TCP", scheme, authority, "")
     if framing := [name for name, _ in headers if name.lower() in _FRAMING]:
         raise StockadeError(f"{framing[0]} is written by the client itself", code="gate.header", hint="Give the body, or how long it is.")
     target = target if target.startswith("/") else f"/{target}"
-    return Sent(method, scheme.lower(), authority, target, headers, length if body is None else len(body), body)
+    return Sent(method, scheme, authority, target, headers, length if body is None else len(body), body)
 
 
 def connect(request: Sent, session: str) -> Asked:

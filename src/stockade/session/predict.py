@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 UNDECIDED = "undecided"
 _SESSION = "foreseen"
+_UNREAD_RAW = "nothing of what passes, but for strings that must never leave"
 _UNREAD = "stockade-unread-"  # stands for a secret that nobody has to read for this
 
 
@@ -90,6 +91,8 @@ def predict(rules: Rules, sent: Sent) -> Prediction:
     judge = _Witness(_config(rules))
     judge.revoke(list(rules.revoked))
     flow = Flow(_SESSION, judge, Synthetic(lambda _address, _name: None))
+    if sent.scheme == "tcp":
+        return _raw(rules, judge, flow, sent)
     tunnel = flow.examine(connect(sent, _SESSION)) if sent.scheme == "https" else None
     read, undecided = "nothing", ""
     try:
@@ -132,6 +135,21 @@ def closed(found: Prediction, rule: str, reason: str) -> Prediction:
     if found.effect == DENY:
         return replace(found, notes=(reason, *found.notes))
     return replace(found, effect=DENY, verdict=Verdict(DENY, rule, (reason,)), event={}, origin=None, credential="")
+
+
+def _raw(rules: Rules, judge: Judge, flow: Flow, sent: Sent) -> Prediction:
+    """Raw TCP: asked about once, by the name that an address was given out for. Nobody asks where there is no address, or no listener on the port."""
+    try:
+        host, port = judge.authority(sent.authority, 0)
+    except ValueError as error:
+        return Prediction(DENY, Verdict(DENY, str(getattr(error, "rule", "bad-host")), (f"{error}.",)), {}, None, "", False, _UNREAD_RAW)
+    outcome, named = flow.raw(host, port), judge.name(host)
+    heard = named and any(grant.scheme == "tcp" and grant.port == port for grant in rules.policy.grants)
+    origin = outcome.grant.origin if outcome.grant else None
+    notes = _notes(rules, outcome.verdict, outcome.grant, ((outcome.grant, None),) if outcome.grant else ())
+    return Prediction(
+        outcome.verdict.effect, outcome.verdict, _event(outcome) if heard else {}, origin, "", named, _UNREAD_RAW, notes=notes
+    )
 
 
 class _Witness(Judge):
