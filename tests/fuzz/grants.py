@@ -34,6 +34,7 @@ KEPT = {
     "a parameter in the segment that a denial names": b"GET a.example.com /v1;a=1/x\nallow a.example.com GET /**\ndeny a.example.com GET /v1/x",
     "a quote in a header that a suggestion repeats": b'GET a.example.com /v2\nallow a.example.com GET /v1 any 443  x-special:"a"\\',
     "a quote in the name of a credential": b'GET a.example.com /v2\nallow a.example.com GET /v1 any 443 "a"\\',
+    "a common header in another case": b"GET a.example.com /v1/x\naCcept: */*\nallow a.example.com GET /v1/*",
     "a suggestion that leads on to the upgrade": b"GET a.example.com /v1/x\nupgrade: websocket\n",
     "a suffix that is all names": b"GET example.com /\nallow *.com GET /**\nallow * GET /**\nallow *. GET /**",
 }
