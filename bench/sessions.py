@@ -99,6 +99,8 @@ def add(introductions: socket.socket, supervisors: Supervisors, number: int, por
         "credentials": {},
         "canaries": {},
         "learning": False,
+        "tainted": False,
+        "watch": 0,
         "listeners": [{"kind": kind, "port": 1} for kind, _ in listeners],
     }
     for _, sock in listeners:

@@ -20,7 +20,7 @@ class Judge:
     """The checks, as the gateway asks them (gateway/flow.py states the protocol)."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self._usage = usage.Usage()
+        self._usage = usage.Usage(tainted=bool(config["tainted"]))
         self._learning = bool(config["learning"])
         held = {f"the secret of {name}": item["secret"] for name, item in config["credentials"].items()}
         self._watch = canaries.Watch({f"the canary {name}": text for name, text in config["canaries"].items()}, held)
@@ -56,6 +56,9 @@ class Judge:
     def revoke(self, positions: list[int]) -> None:
         gone = {self._given[position] for position in positions}
         self._grants = tuple(grant for grant in self._grants if grant not in gone or grant.effect == DENY)
+
+    def taint(self) -> None:
+        self._usage.tainted = True
 
     def connect(self, host: str, port: int) -> Verdict:
         verdict = grants.decide_connect(host, port, self._grants)

@@ -104,3 +104,7 @@ def test_what_is_spent_and_given_back_is_as_if_it_had_not_been(steps: list[tuple
 
 def test_what_is_not_bounded_is_not_counted() -> None:
     assert not counted(grant()) and all(counted(grant(**{name: 1})) for name in ("uses", "rate", "upload_budget", "secret"))
+
+
+def test_a_session_may_begin_after_a_secret() -> None:
+    assert Usage(tainted=True).state(0, ()).tainted and not Usage().state(0, ()).tainted

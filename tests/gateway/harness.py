@@ -169,6 +169,8 @@ class Guest:
         learning: bool = False,
         session: str = "s-test",
         patience: float = 0.0,
+        tainted: bool = False,
+        watch: tuple[int, ...] = (),
     ) -> None:
         self.events: list[dict[str, object]] = []
         self.hold = threading.Event()
@@ -183,7 +185,7 @@ class Guest:
         self.ports = {kind: sock.getsockname()[1] for kind, sock in self.listeners}
         ours, theirs = socket.socketpair()
         self._started = time.perf_counter()
-        socket.send_fds(introductions, [b"session"], [theirs.fileno(), *(sock.fileno() for _, sock in self.listeners)])
+        socket.send_fds(introductions, [b"session"], [theirs.fileno(), *(sock.fileno() for _, sock in self.listeners), *watch])
         theirs.close()
         self.control = Control(ours.detach(), session)
         self.control.configure(
@@ -193,6 +195,8 @@ class Guest:
                 "credentials": credentials or {"own": CREDENTIAL},
                 "canaries": canaries or {},
                 "learning": learning,
+                "tainted": tainted,
+                "watch": len(watch),
                 "patience": patience,
                 "listeners": [{"kind": kind, "port": self.ports[kind]} for kind, _ in self.listeners],
             }
@@ -234,9 +238,16 @@ class Guest:
 
     def revoke(self, *positions: int) -> float:
         """Take grants back; seconds until the gate said that it has obeyed."""
+        return self._obeyed({"revoke": positions})
+
+    def taint(self) -> float:
+        """Say that something secret was opened; seconds until the gate said that it has obeyed."""
+        return self._obeyed({"taint": True})
+
+    def _obeyed(self, order: dict[str, object]) -> float:
         self.revoked.clear()
         began = time.perf_counter()
-        self.order(json.dumps({"revoke": positions}).encode())
+        self.order(json.dumps(order).encode())
         assert self.revoked.wait(5)
         return time.perf_counter() - began
 
@@ -345,10 +356,12 @@ def running(
     credentials: dict[str, dict[str, str]] | None = None,
     learning: bool = False,
     patience: float = 0.0,
+    tainted: bool = False,
+    watch: tuple[int, ...] = (),
 ) -> Iterator[Gate]:
     """A gate that is ready. Raises AssertionError with its own words when it is not."""
     given = grants if grants is not None else grants_for(upstream)
-    gate = Gate(directory, upstream.ca, given, listeners, canaries, credentials, learning, patience=patience)
+    gate = Gate(directory, upstream.ca, given, listeners, canaries, credentials, learning, patience=patience, tainted=tainted, watch=watch)
     try:
         assert gate.ready.wait(15), f"the gate did not start: {gate.failure}"
         yield gate

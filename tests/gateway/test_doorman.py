@@ -58,7 +58,7 @@ class Between:
             doorman.turn()
 
     def open(self, session: str, listener: socket.socket) -> None:
-        self.order({"open": session, "paths": [self.path]}, listener)
+        self.order({"open": session, "paths": [self.path], "watch": 0}, listener)
 
     def order(self, order: dict[str, object], *listeners: socket.socket) -> None:
         socket.send_fds(self.orders, [json.dumps(order).encode()], [one.fileno() for one in listeners])

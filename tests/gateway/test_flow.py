@@ -20,6 +20,7 @@ CONFIG: dict[str, Any] = {
     "credentials": {},
     "canaries": {},
     "learning": False,
+    "tainted": False,
 }
 TUNNEL = {
     "session": "s-1", "connect": "CONNECT api.example.com:443", "sni": "api.example.com", "destination": "envoy://tunnel/", "length": "-",

@@ -150,7 +150,7 @@ lists = st.lists(st.builds(Grant, hosts, effect=effects), min_size=1, max_size=6
 
 @given(lists, st.data())
 def test_taking_back_never_widens(given_grants: list[Grant], data: st.DataObject) -> None:
-    judge = Judge({"grants": [plain(one) for one in given_grants], "credentials": {}, "canaries": {}, "learning": False})
+    judge = Judge({"grants": [plain(one) for one in given_grants], "credentials": {}, "canaries": {}, "learning": False, "tainted": False})
 
     def allowed() -> set[str]:
         asked = {"method": "GET", "scheme": "https", "port": 443, "target": "/", "headers": (), "length": 0, "body": b""}

@@ -234,3 +234,14 @@ def test_options(places: Places) -> None:
     )
     assert (grant.credential, grant.private, denial.effect) == ("k", True, "deny")
     assert places.compile(("egress", "none")).policy.grants == ()
+
+
+def test_a_later_layer_does_not_lift_the_mark_of_a_secret(places: Places) -> None:
+    (places.home / "data").mkdir()
+    (places.home / "other").mkdir()
+    places.write(managed='[[mount]]\npath = "~/data"\nsecret = true', user='[[mount]]\npath = "~/data"\nsecret = false')
+    for options in ((), (("mount.rw", "~/data"),), (("mount.ro", f"~/other:{places.home}/data"),)):
+        (found,) = places.load(*options).mounts
+        assert found.secret and found.target == f"{places.home}/data"
+    places.write(managed="")
+    assert [mount.secret for mount in places.load().mounts] == [False]

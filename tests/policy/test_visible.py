@@ -43,3 +43,10 @@ def test_the_grant_that_is_shown_allows_it(places: Places) -> None:
     verdict, _ = explain_path("read", asked, policy, str(places.work))
     wider = places.write(user=verdict.grant).compile().policy
     assert explain_path("read", asked, wider, str(places.work))[0].effect == "allow"
+
+
+def test_a_secret_is_said_to_be_one(places: Places) -> None:
+    (places.home / "data").mkdir()
+    policy = places.write(user='[[mount]]\npath = "~/data"\nsecret = true').compile().policy
+    verdict, _ = explain_path("read", "~/data/x", policy, str(places.work))
+    assert verdict.effect == "allow" and "after_secret" in verdict.reasons[0]

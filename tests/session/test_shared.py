@@ -16,7 +16,7 @@ import pytest
 from session.supervised import Place, adopting, offspring
 from session.test_revoke import LOOP, server
 from stockade.core.frozen import replace
-from stockade.core.values import Grant, Policy
+from stockade.core.values import Grant, Mount, Policy
 from walls.boxes import until
 
 pytestmark = pytest.mark.wall
@@ -44,10 +44,10 @@ def service(place: Place, server: Any) -> Iterator[subprocess.Popen[str]]:
     started.communicate(timeout=20)
 
 
-def asking(place: Place, name: str, server: Any) -> tuple[subprocess.Popen[bytes], Path]:
+def asking(place: Place, name: str, server: Any, given: Policy | None = None) -> tuple[subprocess.Popen[bytes], Path]:
     folder = place.work / name
     folder.mkdir()
-    run = place.start("/bin/sh", "-c", f"cd {name}; {LOOP.replace('PORT', str(server.server_port))}", policy=policy(server))
+    run = place.start("/bin/sh", "-c", f"cd {name}; {LOOP.replace('PORT', str(server.server_port))}", policy=given or policy(server))
     assert until(lambda: (folder / "answers").exists() and "200" in (folder / "answers").read_text(), 30), run.poll()
     return run, folder / "answers"
 
@@ -71,6 +71,22 @@ def test_two_sessions_one_gate_and_when_it_is_killed_both_are_without_a_network(
     events = place.ledger()
     assert [event["gate"] for event in events if event["kind"] == "gate.start"] == ["shared", "shared"]
     assert len([event for event in events if event["kind"] == "gate.exit"]) == 2
+
+
+def test_what_one_session_has_opened_narrows_that_one_only(place: Place, server: Any, service: subprocess.Popen[str]) -> None:
+    (place.root / "crm").mkdir()
+    marked = replace(policy(server), mounts=(Mount(str(place.root / "crm"), "/crm", secret=True),))
+    runs = [asking(place, "a", server, marked), asking(place, "b", server)]
+    try:
+        os.listdir(place.root / "crm")
+        answers, others = (answers for _, answers in runs)
+        assert until(lambda: answers.read_text().split()[-3:] == ["403"] * 3, 20)
+        before = len(others.read_text().split())
+        assert until(lambda: len(others.read_text().split()) > before + 5) and set(others.read_text().split()) == {"200"}
+    finally:
+        for run, _ in runs:
+            run.terminate()
+            run.communicate(timeout=30)
 
 
 def test_the_first_session_starts_it_and_the_next_finds_it(place: Place, server: Any) -> None:

@@ -60,8 +60,8 @@ def spent(grant: Grant, length: int, state: State) -> tuple[str, str]:
 class Usage:
     """Counts for one session. INVARIANT: what is spent before a decision's effect is given back only when that effect did not happen."""
 
-    def __init__(self) -> None:
-        self.tainted = False
+    def __init__(self, *, tainted: bool = False) -> None:
+        self.tainted = tainted
         self._uses: dict[Grant, list[int]] = {}
         self._times: dict[Grant, deque[float]] = {}
 
@@ -95,7 +95,7 @@ class Usage:
         return True
 
     def give_back(self, grant: Grant, length: int) -> None:
-        """It did not go out after all. Taint stays."""
+        """It did not go out after all. `tainted` stays."""
         counts = self._uses[grant]
         counts[0] -= 1
         counts[1] -= max(length, 0)

@@ -56,12 +56,16 @@ class Request:
 
 @frozen
 class Mount:
-    """A host path made visible inside. `source` and `target` are absolute; `source` is resolved before it is judged."""
+    """A host path made visible inside. `source` and `target` are absolute; `source` is resolved before it is judged.
+
+    `secret`: once anything of it was opened, only grants with `secret` or `after_secret` hold for the session.
+    """
 
     source: str
     target: str
     mode: MountMode = "ro"
     origin: Origin = Origin()
+    secret: bool = False
 
 
 @frozen

@@ -23,8 +23,8 @@ _MOST_REMEMBERED = 4096  # names, for logging each once
 
 
 class Brain:
-    """Decides for one session. `secrets` maps a credential's name to (header, value as written); `cut` ends every connection of the session; `named` is told
-    which name an address was given out for; somebody has `patience` seconds to answer what has to be asked (0 = nobody is there to ask).
+    """Decides for one session. `secrets` maps a credential's name to (header, value as written); `cut` ends every connection of the session, and is told
+    whether that is because of a secret; `named` is told which name an address was given out for; somebody has `patience` seconds to answer what has to be asked (0 = nobody is there to ask).
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Brain:
         judge: Judge,
         ledger: Line,
         secrets: dict[str, tuple[str, str]],
-        cut: Callable[[], None],
+        cut: Callable[[bool], None],
         named: Callable[[str, str], None],
         patience: float = 0.0,
     ) -> None:
@@ -52,7 +52,13 @@ class Brain:
         """Take grants back, now: no decision that is still waiting for something is allowed by them, and what is under way is cut."""
         self._judge.revoke(positions)
         self._revocations += 1
-        self._cut()
+        self._cut(False)
+
+    def taint(self) -> None:
+        """Something secret was opened: as if every grant that does not hold after that were taken back, now."""
+        self._judge.taint()
+        self._revocations += 1
+        self._cut(True)
 
     async def authorise(self, asked: Asked) -> Answer:
         """ext_authz over HTTP: 200 allows (with the address to use and the credential), anything else refuses."""

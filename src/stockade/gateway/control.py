@@ -101,6 +101,10 @@ class Control:
         """Take grants back, by their place in the configuration. The gate answers "revoked" when nothing passes by them any more."""
         self._send({"revoke": positions})
 
+    def taint(self) -> None:
+        """Say that the session has read something secret. The gate answers "revoked" when nothing passes any more by what does not hold after that."""
+        self._send({"taint": True})
+
     def receive(self) -> list[Message]:
         """The whole messages that are there; `closed` is true after the gate has gone. Raises WallFailed (`gate.protocol`) for anything malformed."""
         while True:

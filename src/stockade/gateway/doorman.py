@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import select
     import socket
+    from collections.abc import Callable
 
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 SESSION_TLV, NAME_TLV = 0xE0, 0xE1  # of the range for private use (proxy-protocol.txt, section 2.2)
@@ -51,6 +52,20 @@ class _Pair:
         self.shut = [False, False]
         self.discarded = -1  # bytes thrown away since the engine stopped listening, -1 = it listens
 
+    def take(self, way: int) -> int:
+        """Read what is there; how much, 0 at the end. Raises BlockingIOError for nothing yet."""
+        into = self.pipes[way][1]
+        return os.splice(self.sockets[way].fileno(), into, _CHUNK - self.held[way], flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
+
+    def give(self, way: int) -> int:
+        """Write what was read, as far as it goes; how much. Raises BlockingIOError when nothing goes."""
+        target = self.sockets[1 - way].fileno()
+        return os.splice(self.pipes[way][0], target, self.held[way], flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
+
+    def lose(self, way: int) -> int:
+        """Throw away what was read; how much."""
+        return len(os.read(self.pipes[way][0], self.held[way]))
+
     def pump(self) -> bool | None:
         """Move what can be moved. True: more may be ready; False: wait for events; None: both directions have ended. Raises OSError on a broken connection."""
         more = False
@@ -60,12 +75,11 @@ class _Pair:
         return None if all(self.shut) else more
 
     def _pump_way(self, way: int) -> bool:
-        source, (out, into) = self.sockets[way].fileno(), self.pipes[way]
         for _ in range(_ROUNDS):
             moved = False
             if not self.ended[way] and self.held[way] < _CHUNK:
                 try:
-                    count = os.splice(source, into, _CHUNK - self.held[way], flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
+                    count = self.take(way)
                     self.ended[way] = count == 0
                     self.held[way] += count
                     moved = True
@@ -73,7 +87,7 @@ class _Pair:
                     pass
             if self.held[way]:
                 try:
-                    self.held[way] -= self._write(way, out)
+                    self.held[way] -= self._write(way)
                     moved = True
                 except BlockingIOError:
                     pass
@@ -86,17 +100,17 @@ class _Pair:
                 return False
         return True
 
-    def _write(self, way: int, out: int) -> int:
-        """Empty the pipe towards its target. An engine that hung up in the middle of an upload has an answer (413) that the client still has to read: go on
+    def _write(self, way: int) -> int:
+        """Hand what was read to its target. An engine that hung up in the middle of an upload has an answer (413) that the client still has to read: go on
         reading the upload for a while, for nothing, so that the kernel does not reset the connection under it (RFC 9112, section 9.6)."""
         if way or self.discarded < 0:
             try:
-                return os.splice(out, self.sockets[1 - way].fileno(), self.held[way], flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
+                return self.give(way)
             except (BrokenPipeError, ConnectionResetError):
                 if way:
                     raise
                 self.discarded = 0
-        count = len(os.read(out, self.held[way]))
+        count = self.lose(way)
         self.discarded += count
         if self.discarded > _MOST_DISCARDED:
             raise ConnectionAbortedError
@@ -110,20 +124,75 @@ class _Pair:
             os.close(pipe[1])
 
 
-class _Guest:
-    """One session: its door's listeners (descriptor -> socket, path of the engine's Unix socket) and its connections."""
+class _WatchedPair(_Pair):
+    """A connection of a session that has not opened anything secret yet: bytes pass while its alarm is silent, and never after, in neither direction (how
+    fast inside reads would tell something, too).
 
-    def __init__(self, name: str, listeners: dict[int, tuple[socket.socket, str]]) -> None:
-        self.name, self.listeners = name, listeners
+    INVARIANT: the alarm is asked after the bytes are ours and before they move on, so what passes was sent before anything secret was opened. Hence copied,
+    not spliced: a page that was lent to the socket (sendfile(2), vmsplice(2)) can still be written to by whoever lent it.
+    """
+
+    def __init__(self, inside: socket.socket, outside: socket.socket, rung: Callable[[], bool]) -> None:
+        super().__init__(inside, outside)
+        self._rung, self._kept = rung, bytearray()
+
+    def take(self, way: int) -> int:
+        data = b"" if way else self.sockets[0].recv(_CHUNK - self.held[0])
+        if self._rung():
+            raise ConnectionAbortedError("something secret was opened")
+        if way:
+            return super().take(way)
+        self._kept += data
+        return len(data)
+
+    def give(self, way: int) -> int:
+        if way:
+            return super().give(way)
+        count = self.sockets[1].send(self._kept)
+        del self._kept[:count]
+        return count
+
+    def lose(self, way: int) -> int:
+        if way:
+            return super().lose(way)
+        count = len(self._kept)
+        self._kept.clear()
+        return count
+
+
+class _Guest:
+    """One session: its door's listeners (descriptor -> socket, path of the engine's Unix socket), its connections, and the descriptors that become readable
+    when it has opened something secret (walls/watch.py)."""
+
+    def __init__(self, name: str, listeners: dict[int, tuple[socket.socket, str]], watch: list[int]) -> None:
+        import select
+
+        self.name, self.listeners, self._watch = name, listeners, watch
+        self._alarm = select.poll()
+        for fd in watch:
+            self._alarm.register(fd, select.POLLIN)
         self.pairs: set[_Pair] = set()
         self.names: dict[str, str] = {}  # by the address that was given out for each
         self.accepting = False
 
+    @property
+    def watched(self) -> bool:
+        return bool(self._watch)
+
+    def rung(self) -> bool:
+        """Whether something secret was opened, and the brain does not decide accordingly yet."""
+        return bool(self._watch and self._alarm.poll(0))
+
+    def unwatch(self) -> None:
+        """Nobody need know any more; may be called twice."""
+        while self._watch:
+            os.close(self._watch.pop())
+
 
 class Doorman:
     """Serves the doors of any number of sessions. `most` bounds the connections of all; `orders` is the brain's end of a pair (SOCK_SEQPACKET), on which it
-    says {"open": session, "paths": [...]} with a listening descriptor for each path, {"name": host, "address": what was given out for it, "session": ...},
-    {"cut": session}, and {"close": session}.
+    says {"open": session, "paths": [...], "watch": n} with a listening descriptor for each path and then n of its watch, {"name": host, "address": what was
+    given out for it, "session": ...}, {"cut": session}, {"taint": session} (cut, and decided by narrower rules from now on), and {"close": session}.
     """
 
     def __init__(self, orders: socket.socket, most: int) -> None:
@@ -156,7 +225,8 @@ class Doorman:
                 guest, pair = self._pairs[fd]
                 busy[pair] = guest
         for pair, guest in busy.items():
-            self._pump(guest, pair)
+            if pair in guest.pairs:  # else it was cut together with another
+                self._pump(guest, pair)
 
     def _obey(self) -> None:
         import json
@@ -168,19 +238,25 @@ class Doorman:
         if flags & socket.MSG_CTRUNC:
             raise ValueError("an order came with more descriptors than it can have")
         match json.loads(data):
-            case {"open": str(name), "paths": list(paths)} if len(paths) == len(fds) and name not in self._guests:
-                self._open(name, {fd: (socket.socket(fileno=fd), path) for fd, path in zip(fds, paths, strict=True)})
+            case {"open": str(name), "paths": list(paths), "watch": int(count)} if (
+                count >= 0 and len(paths) + count == len(fds) and name not in self._guests
+            ):
+                doors, watch = fds[: len(paths)], fds[len(paths) :]
+                self._open(name, {fd: (socket.socket(fileno=fd), path) for fd, path in zip(doors, paths, strict=True)}, watch)
             case {"name": str(host), "address": str(address), "session": str(name)} if name in self._guests:
                 self._guests[name].names[address] = host
             case {"cut": str(name)} if name in self._guests:
                 self._cut(self._guests[name])
+            case {"taint": str(name)} if name in self._guests:
+                self._cut(self._guests[name])
+                self._guests[name].unwatch()
             case {"close": str(name)} if name in self._guests:
                 self._close(self._guests.pop(name))
             case _:
                 raise ValueError("an order of no known kind")
 
-    def _open(self, name: str, listeners: dict[int, tuple[socket.socket, str]]) -> None:
-        guest = self._guests[name] = _Guest(name, listeners)
+    def _open(self, name: str, listeners: dict[int, tuple[socket.socket, str]], watch: list[int]) -> None:
+        guest = self._guests[name] = _Guest(name, listeners, watch)
         for fd, (listener, _) in listeners.items():
             listener.setblocking(False)
             self._listeners[fd] = guest
@@ -194,6 +270,7 @@ class Doorman:
             listener.close()
         guest.listeners = {}
         self._cut(guest)
+        guest.unwatch()
 
     def _cut(self, guest: _Guest) -> None:
         """End every connection of a session at once; what is in the pipes goes nowhere."""
@@ -221,7 +298,9 @@ class Doorman:
             state = pair.pump()
         except OSError:
             state = None
-        if state is None:
+        if state is None and guest.rung():
+            self._cut(guest)  # all at once: which of them inside has ended first would tell something
+        elif state is None:
             self._drop(guest, pair)
         elif state:
             self._busy[pair] = guest
@@ -246,6 +325,9 @@ class Doorman:
             inside, source = listener.accept()
         except OSError:
             return
+        if guest.rung():  # where inside connects to tells something, too
+            inside.close()
+            return
         outside = socket.socket(socket.AF_UNIX)
         try:
             inside.setblocking(False)
@@ -256,7 +338,7 @@ class Doorman:
             if outside.send(header) != len(header):
                 raise OSError("short write")
             inside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            pair = _Pair(inside, outside)
+            pair = _WatchedPair(inside, outside, guest.rung) if guest.watched else _Pair(inside, outside)
         except OSError:  # the engine is gone or full, or the client is: closed, never sent elsewhere
             inside.close()
             outside.close()

@@ -23,10 +23,16 @@ class NoReceipt(Exception):
 
 class Line(Buffered):
     """`began` is called with the first message, which is the session's configuration; `gone` when the supervisor hangs up; `revoke` with the places of
-    grants that it takes back."""
+    grants that it takes back; `taint` when something secret was opened."""
 
-    def __init__(self, began: Callable[[dict[str, Any]], None], gone: Callable[[], None], revoke: Callable[[list[int]], None]) -> None:
-        self._began, self._gone, self._revoke = began, gone, revoke
+    def __init__(
+        self,
+        began: Callable[[dict[str, Any]], None],
+        gone: Callable[[], None],
+        revoke: Callable[[list[int]], None],
+        taint: Callable[[], None],
+    ) -> None:
+        self._began, self._gone, self._revoke, self._taint = began, gone, revoke, taint
         self._waiting: dict[int, asyncio.Future[str]] = {}
         self._next = 0
         self._incoming = b""
@@ -53,6 +59,9 @@ class Line(Buffered):
             self._began(message)
         elif "revoke" in message:
             self._revoke(message["revoke"])
+            self.tell({"revoked": True})
+        elif "taint" in message:
+            self._taint()
             self.tell({"revoked": True})
         else:
             waiting = self._waiting.pop(message["id"], None)

@@ -1,7 +1,8 @@
 """All sessions of one gate: who comes, which of them a question is about, and what each leaves behind when it goes. Runs in the brain's process.
 
 A session is introduced by a message on a socket (SOCK_SEQPACKET) with descriptors: the line to its supervisor, then the sockets of its door in the order
-in which its configuration, the first message on that line, lists them. It ends when its supervisor hangs up.
+in which its configuration, the first message on that line, lists them, and then those of its watch, which are no sockets. It ends when its supervisor
+hangs up.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import json
 import os
 import socket
+import stat
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,13 +33,18 @@ _SECRET = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 class _Session:
     """One session while it lasts."""
 
-    def __init__(self, line: Line, sockets: list[socket.socket]) -> None:
-        self.line, self.sockets = line, sockets
+    def __init__(self, line: Line, sockets: list[socket.socket], watch: list[int]) -> None:
+        self.line, self.sockets, self.watch = line, sockets, watch
         self.name = ""
         self.brain: Brain | None = None
         self.opened = False
         self.datagrams: list[socket.socket] = []
         self.servers: list[asyncio.Server] = []
+
+    def unwatch(self) -> None:
+        """Close our copies of the watch's descriptors; may be called twice."""
+        while self.watch:
+            os.close(self.watch.pop())
 
 
 class Sessions:
@@ -59,14 +66,21 @@ class Sessions:
 
     async def introduce(self, fds: list[int]) -> None:
         """Take a session in: its line, and the sockets of its door."""
-        line, *door = (socket.socket(fileno=fd) for fd in fds)
+        watch = [fd for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)]
+        line, *door = (socket.socket(fileno=fd) for fd in fds if fd not in watch)
         session = _Session(
-            Line(lambda config: self._begin(session, config), lambda: self._end(session), lambda places: revoke(places)), door
+            Line(lambda config: self._begin(session, config), lambda: self._end(session), lambda places: revoke(places), lambda: taint()),
+            door,
+            watch,
         )
 
         def revoke(places: list[int]) -> None:
             if session.brain is not None:
                 session.brain.revoke(places)
+
+        def taint() -> None:
+            if session.brain is not None:
+                session.brain.taint()
 
         line.setblocking(False)
         await asyncio.get_running_loop().create_connection(lambda: session.line, sock=line)
@@ -85,6 +99,7 @@ class Sessions:
             or name in self._sessions
             or not 0 < len(name) < 200
             or len(config["listeners"]) != len(session.sockets)
+            or config["watch"] != len(session.watch)
         ):
             raise ValueError("the configuration does not fit")
         secrets = {key: (item["header"].lower(), broker.written(item)) for key, item in config["credentials"].items()}
@@ -93,7 +108,7 @@ class Sessions:
             self._judge(config),
             session.line,
             secrets,
-            lambda: self._order({"cut": name}) if session.opened else None,  # before that there is nothing to cut
+            lambda secret: self._cut(session, secret),
             lambda address, host: self._order({"name": host, "address": address, "session": name}),
             float(config.get("patience", 0)),
         )
@@ -122,8 +137,10 @@ class Sessions:
                     session.servers.append(await asyncio.start_server(brain.serve_stream, sock=sock, limit=1 << 17))
                 else:
                     raise ValueError(f"no such kind of listener: {kind}")
-            self._order({"open": session.name, "paths": paths}, [sock.fileno() for sock in streams])
+            order = {"open": session.name, "paths": paths, "watch": len(session.watch)}
+            self._order(order, [*(sock.fileno() for sock in streams), *session.watch])
             session.opened = True
+            session.unwatch()
             for sock in streams:
                 sock.close()
             session.line.tell({"ready": True})
@@ -138,6 +155,7 @@ class Sessions:
             server.close()
         for sock in session.sockets:
             sock.close()
+        session.unwatch()
         if session.brain is not None:
             session.brain.end()
         if self._sessions.get(session.name) is session:
@@ -145,6 +163,13 @@ class Sessions:
             if session.opened:
                 self._order({"close": session.name})
             self._changed(len(self._sessions))
+
+    def _cut(self, session: _Session, secret: bool) -> None:
+        """End every connection of a session. `secret`: and let the doorman watch no more, since the narrower rules are in force."""
+        if session.opened:
+            self._order({"taint" if secret else "cut": session.name})
+        elif secret:  # before that there is nothing to cut, and then nothing to watch
+            session.unwatch()
 
     def _order(self, order: dict[str, object], fds: list[int] | None = None) -> None:
         """Tell the doorman. It obeys in order, and before it touches another byte."""

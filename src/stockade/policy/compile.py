@@ -220,7 +220,9 @@ class _Merge:
                         one.error(f"{target} is mounted twice", *key, code="policy.mounted-twice", hint="Keep one of the two.")
                     )
                 own.add(target)
-                merged[target] = Mount(real, target, mode, one.origin(*key))
+                # INVARIANT: a later layer shows something else at a place, and never lifts the mark from it.
+                secret = bool(table.secret) or (target in merged and merged[target].secret)
+                merged[target] = Mount(real, target, mode, one.origin(*key), secret)
         return tuple(merged.values())
 
     def _limits(self) -> Limits:

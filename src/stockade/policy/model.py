@@ -68,6 +68,9 @@ class MountTable(Table):
     path: Path = Field(description="The host's folder or file.")
     at: Target | None = Field(None, description="Where it appears inside. Default: the same path.")
     mode: Mode | None = Field(None, description="ro, rw or rw-no-delete. Default: ro.")
+    secret: bool | None = Field(
+        None, description="Once anything of it was opened, only egress rules with secret or after_secret hold for the session."
+    )
 
 
 class EnvironmentTable(Table):

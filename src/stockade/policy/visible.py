@@ -50,6 +50,10 @@ def _inside(action: str, real: str, mount: Mount) -> Verdict:
         reason = f"It is a link that leads to {real}, outside {mount.source}; inside, the link leads nowhere."
         return Verdict(DENY, "leads-outside", (reason,))
     rule = f"{mount.source} is {mount.mode}"
+    if action == "read" and mount.secret:
+        return Verdict(
+            ALLOW, rule, ("It is secret: once it was opened, only egress rules with secret or after_secret hold for the session.",)
+        )
     if action == "write" and mount.mode == "ro":
         wider = f'[[mount]]\npath = "{_quoted(real if os.path.isdir(real) else os.path.dirname(real))}"\nmode = "rw"\n'
         return Verdict(DENY, rule, ("It is visible, but only for reading.",), wider)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from stockade.walls.bubblewrap import Plan
     from stockade.walls.door import Door
     from stockade.walls.limits import Groups
+    from stockade.walls.watch import Watch
     from stockade.walls.workspace import View
 
 
@@ -53,6 +54,7 @@ class Session:
         self.bundle: Bundle
         self.start_receipt: Receipt
         self.signer: Signer | None = None
+        self.watch: Watch | None = None  # of the secret mounts, if there are any
         self._ledger: Ledger | None = None
         self._scan = (0, -1)
         self._keep: tuple[str, ...] = ()
@@ -120,6 +122,12 @@ class Session:
         self.enforced = plan.enforced + self.view.notes + limits.enforced(self.policy.limits, self.groups.held)
         if self.signer is not None:
             self.enforced += (self.signer.enforced(),)
+        if any(mount.secret for mount in self.confinement.mounts):
+            from stockade.walls.watch import Watch
+
+            self.watch = Watch(self.confinement.mounts)  # nothing runs inside before it is asked for, which is later
+            self._closers.append(self.watch.close)
+            self.enforced += self.watch.enforced
 
     @property
     def recording(self) -> bool:

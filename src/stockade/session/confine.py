@@ -62,6 +62,13 @@ def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders
     below = [mount for mount in mounts if mount.target.startswith(f"{workspace}/")]
     covers = tuple(f"{mount.target}/" for mount in below if mount.source != view.facts["top"] + mount.target[len(workspace) :])
     mounts = [*(one for one in view.mounts if not f"{one.target}/".startswith(covers)), *mounts, Mount(bundle, CA_BUNDLE, "ro")]
+    overlays = tuple(one for one in view.overlays if not f"{one.target}/".startswith(covers))
+    if any(mount.secret for mount in mounts):
+        from stockade.walls import watch
+
+        top = str(view.facts["top"])
+        watch.check(mounts, overlays, top)
+        view.facts["secrets"] = [mount.source[len(top) + 1 :] for mount in mounts if mount.secret and mount.source.startswith(f"{top}/")]
     environment = base_environment(session)
     for name in policy.environment.pass_names:
         for found in matching(name):
@@ -70,7 +77,7 @@ def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders
     environment.update(placeholders)
     return Confinement(
         mounts=tuple(mounts),
-        overlays=tuple(one for one in view.overlays if not f"{one.target}/".startswith(covers)),
+        overlays=overlays,
         held=(*(one for one in view.held if not f"{one[3:]}/".startswith(covers)), *held),
         network="door",
         limits=policy.limits,

@@ -40,6 +40,7 @@ class GateKeeper:
         self._revoked: dict[int, float] = {}  # numbers of grants, and when
         self._sent: list[int] = []  # the numbers of those that the gate was given, in its order
         self._waiting: list[Callable[[], None]] = []  # for the gate's word that it has obeyed
+        self._tainted = False
         self.decisions: dict[str, int] = {}
         self.learned: list[dict[str, object]] = []  # requests, in a session that is there to learn them
 
@@ -57,6 +58,8 @@ class GateKeeper:
             ) from error
         for fd in self._session.door.sockets():
             self._loop.watch(fd, READ, lambda _events: self.start("a connection"))
+        if self._session.watch is not None:
+            self._loop.watch(self._session.watch.fileno(), READ, self._opened)
 
     def start(self, why: str) -> None:
         """Start the gate. When that fails, the door is shut: everything is refused from then on, and the ledger says why."""
@@ -80,7 +83,8 @@ class GateKeeper:
         session.record("gate.start", why=why, gate=session.policy.gate)
         ours, theirs = native.stream_pair()
         door = session.door
-        sockets = [theirs, *door.listeners.values(), door.dns]
+        watch = session.watch.descriptors if session.watch is not None and not self._tainted else ()
+        sockets = [theirs, *door.listeners.values(), door.dns, *watch]
         self._control = Control(ours, session.id)
         try:
             if shared:
@@ -101,6 +105,8 @@ class GateKeeper:
                 "grants": [plain(policy.grants[number]) for number in self._sent],
                 "canaries": dict(policy.canaries),
                 "learning": session.learning,
+                "tainted": self._tainted,
+                "watch": len(watch),
                 "credentials": broker.for_gate(policy.credentials, session.placeholders, os.environ),
                 "listeners": [{"kind": KINDS.get(port, "tcp"), "port": port} for port in door.listeners]
                 + [{"kind": "dns-udp", "port": 53}],
@@ -168,18 +174,32 @@ class GateKeeper:
         if control is None or not new:
             answer(said)
             return
+        positions = [self._sent.index(number) for number in new]
+        self._order(lambda: control.revoke(positions), lambda: answer(said))
+
+    def _opened(self, _events: int) -> None:
+        """Something secret was opened. The doorman knows by itself, and lets nothing pass until the gate has been told."""
+        watch, control = self._session.watch, self._control
+        if watch is None:
+            return
+        self._loop.forget(watch.fileno())
+        self._tainted = True
+        where = watch.seen()
+        self._session.record("taint", mount=where)
+        self._say(f'{where} was opened, which is secret: only rules with "secret" or "after_secret" hold from now on')
+        if control is not None:
+            self._order(control.taint, lambda: None)
+
+    def _order(self, give: Callable[[], None], done: Callable[[], None]) -> None:
+        """Have the gate narrow something; `done` is called when that is in force. A gate that does not obey in time is ended."""
         late = self._loop.later(OBEY, lambda: self._fail("gate.disobeyed", "the gate did not take back a grant in time"))
-        done = False
 
         def obeyed() -> None:
-            nonlocal done
-            if not done:
-                done = True
-                self._loop.cancel(late)
-                answer(said)
+            self._loop.cancel(late)
+            done()
 
         self._waiting.append(obeyed)
-        control.revoke([self._sent.index(number) for number in new])
+        give()
         self._poll()
 
     def _poll(self) -> None:
@@ -200,9 +220,8 @@ class GateKeeper:
                 elif message[0] == "failed":
                     raise WallFailed(f"the gate could not start: {message[1]}", code="gate.failed", hint="The network stays closed.")
                 elif message[0] == "revoked":
-                    waiting, self._waiting = self._waiting, []
-                    for obeyed in waiting:
-                        obeyed()
+                    if self._waiting:  # it answers in the order in which it was told
+                        self._waiting.pop(0)()
                 elif message[0] == "ask":
                     # Nobody is there to ask yet, so the gate was told not to; one that asks all the same hears no.
                     self._session.record("ask", **{name: value for name, value in message[2].items() if name not in ("kind", "session")})

@@ -220,7 +220,7 @@ def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) 
                 "an overlay or a held path needs the door's user namespace", code="overlay.network", hint="This is a bug in stockade."
             )
         for overlay, stage in zip(plan.overlays, plan.stages, strict=True):
-            triple = [_open(path) for path in (overlay.lower, overlay.upper, overlay.work)]
+            triple = [pinned(path) for path in (overlay.lower, overlay.upper, overlay.work)]
             opened += triple
             launch.append(f"overlay={triple[0]}:{triple[1]}:{triple[2]}:{stage}")
         holding = -1
@@ -231,7 +231,7 @@ def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) 
         inherit = [*joined, *opened, *cgroups]
         launch += [f"cgroup={fd}" for fd in cgroups]
         launch += [f"rlimit={resource}:{value}" for resource, value in plan.rlimits]
-        kept = [_open(path) for path in plan.paths]
+        kept = [pinned(path) for path in plan.paths]
         opened += kept
         filters = seccomp.filters()
         opened += filters
@@ -263,8 +263,11 @@ def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) 
     return Box(ours, pid, stderr)
 
 
-def _open(path: str) -> int:
-    """A descriptor that pins `path` as it was judged: no component may be a symlink by now (openat2 is not in Python; O_PATH, then compare)."""
+def pinned(path: str) -> int:
+    """A descriptor (O_PATH) that pins `path` as it was judged: no component may be a symlink by now (openat2 is not in Python; O_PATH, then compare).
+
+    Raises CannotEnforce (`mount.source`, `mount.symlink`).
+    """
     try:
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:

@@ -154,6 +154,7 @@ def prepare(workspace: Workspace, source: str, target: str, session: str, name: 
         "common": repository.common if repository else "",
         "dotgit": _shape(source),
         "skip": [],
+        "secrets": [],  # files that are secret mounts: to open one would count as the session's doing
         "files": -1,
         "git": view.facts(),
         "nested": [],  # the same four facts (top, target, common, git) of each repository below the top that has a private layer

@@ -95,8 +95,15 @@ def looks_like_git(entries: list[os.DirEntry[str]]) -> bool:
     return "HEAD" in found and ({"objects", "refs"} <= found or "commondir" in found)
 
 
-def baseline(top: str, skip: frozenset[str], ended: Callable[[], bool] = lambda: False, *, contents: bool = True) -> Baseline:
-    """Look at everything once. Stops early, incomplete, when `ended()`. Without `contents` no file is opened."""
+def baseline(
+    top: str,
+    skip: frozenset[str],
+    ended: Callable[[], bool] = lambda: False,
+    *,
+    contents: bool = True,
+    closed: frozenset[str] = frozenset(),
+) -> Baseline:
+    """Look at everything once. Stops early, incomplete, when `ended()`. Without `contents` no file is opened, and those in `closed` never."""
     found = Baseline()
     with Directory.top(top) as root:
         for here, rel, entries in walk(root, "", skip, found.skipped):
@@ -104,7 +111,8 @@ def baseline(top: str, skip: frozenset[str], ended: Callable[[], bool] = lambda:
                 return found
             found.note_repository(here, rel, entries)
             for entry in entries:
-                _remember(found, here, f"{rel}/{entry.name}" if rel else entry.name, entry, contents)
+                path = f"{rel}/{entry.name}" if rel else entry.name
+                _remember(found, here, path, entry, contents and path not in closed)
     found.complete = True
     return found
 
@@ -282,7 +290,7 @@ def run(facts: Facts, wait_for_end: Callable[[], None], ended: Callable[[], bool
             from stockade.walls.workspace import bringback
 
             bringback.remember(each)
-    before = baseline(facts["top"], frozenset(facts["skip"]), ended)
+    before = baseline(facts["top"], frozenset(facts["skip"]), ended, closed=frozenset(facts["secrets"]))
     path = os.path.join(facts["session"], "baseline")
     with open(f"{path}.new", "wb") as file:
         marshal.dump(before.plain(), file)
