@@ -36,6 +36,7 @@ def secret(tmp_path: Path) -> Path:
         (folder / name).write_text("THE-SECRET\n")
     (folder / "program").write_text("#!/bin/sh\necho THE-SECRET\n")
     (folder / "program").chmod(0o755)
+    shutil.copy(shutil.which("echo", path="/usr/bin:/bin") or "/bin/echo", folder / "speak")
     os.link(folder / "linked", elsewhere / "innocent")
     (elsewhere / "link").symlink_to("/secret/key")
     return folder
@@ -79,6 +80,8 @@ PYTHON_WAYS = {
     "mapped into memory": "f = os.open('/secret/key', 0); print(mmap.mmap(f, 0, prot=mmap.PROT_READ)[:].decode())",
     "opened for nothing, then for real": "f = os.open('/secret/key', os.O_PATH); print(open(f'/proc/self/fd/{f}').read())",
     "from a folder opened for nothing": "f = os.open('/secret', os.O_PATH); print(open(os.open('sub/deep/key', 0, dir_fd=f)).read())",
+    "executed by a descriptor that was opened for nothing": "os.execve(os.open('/secret/speak', os.O_PATH), ['speak', 'THE-SECRET'], {})",
+    "a library": "import ctypes\ntry: ctypes.CDLL('/secret/key')\nexcept OSError: print('THE-SECRET')",
     "written over": "f = os.open('/writable/key', os.O_WRONLY); print('THE-SECRET')",
     "copied by the kernel": "m = os.memfd_create('x'); os.sendfile(m, os.open('/secret/key', 0), 0, 11); print(os.pread(m, 11, 0).decode())",
 }
