@@ -22,7 +22,9 @@ from pathlib import Path
 import pytest
 
 from gateway.harness import Gate, Guest, Upstream, running
+from stockade.core.frozen import plain
 from stockade.core.values import Grant, Mount
+from stockade.gatehouse import Judge
 from stockade.gateway import engine
 from stockade.gateway.doorman import Doorman
 from stockade.walls.watch import Watch
@@ -237,6 +239,15 @@ def test_the_alarm_is_heard_while_somebody_reads_which_mount_it_was(tmp_path: Pa
 
 
 # --- the whole gate
+
+
+def test_raw_connections_are_decided_by_the_same_rule() -> None:
+    grants = [Grant("a.example.com", 9000, "tcp", after_secret=after) for after in (False, True)]
+    for grant, effect in zip(grants, ("deny", "allow"), strict=True):
+        judge = Judge({"grants": [plain(grant)], "credentials": {}, "canaries": {}, "learning": False, "tainted": False})
+        assert judge.raw("a.example.com", 9000)[0].effect == "allow"
+        judge.taint()
+        assert judge.raw("a.example.com", 9000)[0].effect == effect
 
 
 def grants(upstream: Upstream) -> tuple[Grant, ...]:
