@@ -15,6 +15,7 @@ PAGE, SOURCES = ROOT / "docs/trusted-code.md", ROOT / "src/stockade"
 BOUNDS = {
     "walls/native/step.c": 600,
     "walls/bubblewrap.py": 1000,
+    "walls/watch.py": 250,
     "walls/box.py": 350,
     "walls/git.py": 2800,
     "gateway/config.py": 550,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -81,6 +82,11 @@ def test_what_one_session_has_opened_narrows_that_one_only(place: Place, server:
         os.listdir(place.root / "crm")
         answers, others = (answers for _, answers in runs)
         assert until(lambda: answers.read_text().split()[-3:] == ["403"] * 3, 20)
+        (taint,) = [event for event in place.ledger() if event["kind"] == "taint"]
+        url = f"http://open.localhost:{server.server_port}/public/x"
+        words = [sys.executable, "-m", "stockade", "gate", "explain", "GET", url, "--session", str(taint["session"]), "--json"]
+        said = subprocess.run(words, env=place.env, cwd=place.work, capture_output=True, text=True, timeout=60)
+        assert json.loads(said.stdout)["rule"] == "after-secret"
         before = len(others.read_text().split())
         assert until(lambda: len(others.read_text().split()) > before + 5) and set(others.read_text().split()) == {"200"}
     finally:

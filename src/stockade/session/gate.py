@@ -147,6 +147,7 @@ class GateKeeper:
             "placeholders": session.placeholders,
             "learning": session.learning,
             "revoked": sorted(self._revoked),
+            "tainted": self._tainted,
         }
 
     def revoke(self, rules: Sequence[int], answer: Callable[[dict[str, Any]], None]) -> None:

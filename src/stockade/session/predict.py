@@ -34,12 +34,14 @@ _UNREAD = "stockade-unread-"  # stands for a secret that nobody has to read for 
 
 @frozen
 class Rules:
-    """What a gate is configured with. `placeholders` are the session's stand-ins by credential; `revoked` are places in the policy's grants."""
+    """What a gate is configured with. `placeholders` are the session's stand-ins by credential; `revoked` are places in the policy's grants.
+    `tainted`: the session has opened a secret mount."""
 
     policy: Policy
     placeholders: Mapping[str, str]
     learning: bool = False
     revoked: tuple[int, ...] = ()
+    tainted: bool = False
 
 
 @frozen
@@ -72,7 +74,9 @@ def rules_of(directory: str) -> Rules:
     from stockade.gateway.desk import ask
 
     said = ask(directory, {"do": "rules"})
-    return Rules(Policy.from_plain(said["policy"]), said["placeholders"], bool(said["learning"]), tuple(said["revoked"]))
+    return Rules(
+        Policy.from_plain(said["policy"]), said["placeholders"], bool(said["learning"]), tuple(said["revoked"]), bool(said["tainted"])
+    )
 
 
 def unavailable(policy: Policy, environment: Mapping[str, str]) -> StockadeError | None:
@@ -171,6 +175,7 @@ def _config(rules: Rules) -> dict[str, Any]:
         "grants": [plain(grant) for grant in policy.grants],
         "canaries": dict(policy.canaries),
         "learning": rules.learning,
+        "tainted": rules.tainted,
         "credentials": broker.for_gate(credentials, rules.placeholders, secret),
     }
 
