@@ -201,8 +201,16 @@ def _shown(found: Compiled) -> list[tuple[str, Origin | None]]:
     for grant in policy.grants:
         lines.append((_grant(grant), grant.origin))
     for one in policy.credentials:
-        text = f"\n[credential.{one.name}]\nsource = {_quote(one.source)}\nheader = {_quote(one.header)}\ntemplate = {_quote(one.template)}"
-        text += f"\nuser = {_quote(one.user)}" if one.user else ""
+        text = f"\n[credential.{one.name}]\nsource = {_quote(one.source)}"
+        if one.services:
+            profile = f", profile = {_quote(one.profile)}" if one.profile else ""
+            text += f"\nsigv4 = {{ services = {_list(one.services)}, regions = {_list(one.regions)}{profile} }}"
+        elif one.query:
+            text += f"\nquery = {_quote(one.query)}"
+        elif one.user:
+            text += f"\nuser = {_quote(one.user)}"
+        else:
+            text += f"\nheader = {_quote(one.header)}\ntemplate = {_quote(one.template)}"
         lines.append((f"{text}\nenv = {_quote(one.env)}", one.origin))
     if policy.signing is not None:
         lines.append((_signing(policy.signing), policy.signing.origin))
@@ -242,6 +250,8 @@ def _grant(grant: Grant) -> str:
         said = f", values = [{', '.join(rule.values)}]" if rule.values else ", absent = true" if rule.absent else ""
         said += f", most = {rule.most}" if rule.most >= 0 else ""
         text += f"\nbody = {{ pointer = {_quote(rule.pointer)}{said} }}"
+    if grant.credential_fields:
+        text += f"\ncredential_fields = {_list(grant.credential_fields)}"
     if grant.websocket:
         text += "\nwebsocket = true"
     if grant.refs:
@@ -314,7 +324,8 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _explain_request(method: str, url: str, policy: Policy) -> tuple[Verdict, Origin]:
-    from stockade.checks.grants import CredentialInUse, HttpRequest, choose
+    from stockade.checks.credentials import CredentialInUse
+    from stockade.checks.grants import HttpRequest, choose
     from stockade.checks.normalise import Ambiguous, authority
     from stockade.checks.usage import State
 
@@ -333,7 +344,7 @@ def _explain_request(method: str, url: str, policy: Policy) -> tuple[Verdict, Or
     request = HttpRequest(
         method.upper(), host, target if target.startswith("/") else f"/{target}", "https" if scheme == "https" else "http", port
     )
-    in_use = tuple(CredentialInUse(one.name, one.header, one.template) for one in policy.credentials)
+    in_use = tuple(CredentialInUse(one.name, one.header, one.template, query=one.query) for one in policy.credentials)
     state = State(time.time())
     verdict, grant = choose(request, policy.grants, in_use, state)
     if grant is not None:
