@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from stockade.checks import canaries, fields, grants, normalise, raw, usage
+from stockade.checks import bodies, canaries, credentials, fields, grants, normalise, raw, sigv4, usage
 from stockade.core.values import ALLOW, DENY, Grant, Verdict
 
 if TYPE_CHECKING:
@@ -23,14 +23,13 @@ class Judge:
         self._usage = usage.Usage(tainted=bool(config["tainted"]))
         self._learning = bool(config["learning"])
         held = {f"the secret of {name}": item["secret"] for name, item in config["credentials"].items()}
+        held |= {f"the session token of {name}": item["aws"]["token"] for name, item in config["credentials"].items() if "aws" in item}
         self._watch = canaries.Watch({f"the canary {name}": text for name, text in config["canaries"].items()}, held)
         self._given = tuple(Grant.from_plain(item) for item in config["grants"])
         self._grants = self._given
         self._counted = tuple(filter(usage.counted, self._grants))
-        self._credentials = tuple(
-            grants.CredentialInUse(name, item["header"], item["template"], item["placeholder"], bool(item["user"]))
-            for name, item in config["credentials"].items()
-        )
+        self._credentials = tuple(_in_use(name, item) for name, item in config["credentials"].items())
+        self._signing = {one.name for one in self._credentials if one.services}
 
     def request(self, **asked: Any) -> tuple[Verdict, Grant | None]:
         state = self._usage.state(time.time(), self._counted)
@@ -49,6 +48,11 @@ class Judge:
 
     def reads(self, path: str, grant: Grant) -> bool:
         return bool(grant.body) or self._watch.thorough or fields.inspected(path)
+
+    def searches(self, grant: Grant, headers: tuple[tuple[str, str], ...], start: bytes) -> bool:
+        if grant.credential in self._signing:
+            return sigv4.needs_body(headers)
+        return "*" not in grant.credential_fields and bool(bodies.kinds(headers, start))
 
     def carried(self, parts: Iterable[bytes]) -> str:
         return self._watch.found(parts)
@@ -81,6 +85,14 @@ class Judge:
 
     def body(self, host: str, path: str, body: bytes) -> str | None:
         return fields.forbidden_fields(host, path, body)
+
+
+def _in_use(name: str, item: dict[str, Any]) -> credentials.CredentialInUse:
+    aws = item.get("aws", {"services": (), "regions": ()})
+    return credentials.CredentialInUse(
+        name, item["header"], item["template"], item["placeholder"], bool(item["user"]), item.get("query", ""),
+        tuple(aws["services"]), tuple(aws["regions"]),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def bounded(engine_binary: str, upstream: Upstream, tmp_path_factory: pytest.Tem
         grant(upstream, "/budget", upload_budget=1000),
         grant(upstream, "/rate", rate=3, rate_seconds=3600),
         grant(upstream, "/over", not_after=1),
-        grant(upstream, "/big", body=(BodyRule(""),), max_upload=64 << 20),
+        grant(upstream, "/big", body=(BodyRule(""),), max_upload=64 << 20, credential_fields=("*",)),
         grant(upstream, "/free/*"),
     )
     with running(tmp_path_factory.mktemp("gate"), upstream, grants) as started:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from stockade.gateway.config import FACTS, READ, UPSTREAM, bootstrap
+from stockade.gateway.target import TARGET
 
 GOLDEN = Path(__file__).with_name("golden.json")
 
@@ -63,7 +64,7 @@ def test_what_may_be_added_to_a_request_is_not_what_is_for_the_engine() -> None:
         "xkey",
     ):
         assert added.fullmatch(name), name
-    for name in ("content-length", "content-type", UPSTREAM, READ, *FACTS, "x-envoy-upstream-service-time"):
+    for name in ("content-length", "content-type", UPSTREAM, READ, TARGET, *FACTS, "x-envoy-upstream-service-time"):
         assert not added.fullmatch(name), name
 
 
@@ -78,7 +79,7 @@ def test_every_way_in_asks_and_hides_the_facts() -> None:
         assert first["failure_mode_allow"] is second["failure_mode_allow"] is False
         assert "filter_enabled_metadata" not in first and second["filter_enabled_metadata"]["path"] == [{"key": READ}]
         assert second["with_request_body"]["allow_partial_message"] is False
-        assert {entry["remove"] for entry in filters["strip"]["mutations"]["request_mutations"]} == {*FACTS, UPSTREAM, READ}
+        assert {entry["remove"] for entry in filters["strip"]["mutations"]["request_mutations"]} == {*FACTS, UPSTREAM, READ, TARGET}
         for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
             unasked = route.get("typed_per_filter_config", {}).get("envoy.filters.http.ext_authz", {}).get("disabled", False)
             assert not unasked or route["route"]["cluster"] == "tunnel"

@@ -115,7 +115,7 @@ TABLE: list[tuple[str, str, tuple[str, ...], bytes, str]] = [
         b'{"messages": ["' + b"x" * 100_000 + b'"], "tools": [{"type": "web_fetch_1"}]}',
         "server-side-action",
     ),
-    ("POST", "https://A/v1/messages", (*JSON, "content-encoding: gzip"), b"{}", "server-side-action"),
+    ("POST", "https://A/v1/messages", (*JSON, "content-encoding: gzip"), b"{}", "credential-in-body"),
     ("POST", "https://A/v1/up", JSON, b"x" * 300_000, "grant"),
     ("POST", "https://A/typed", JSON, b"{}", "grant"),
     ("POST", "https://A/typed", ("content-type: text/plain", "x-kind: b"), b"{}", "content-type-not-granted"),

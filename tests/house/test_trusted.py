@@ -25,6 +25,7 @@ BOUNDS = {
     "gateway/names.py": 250,
     "gateway/control.py": 700,
     "gateway/agent.py": 200,
+    "gateway/sigv4.py": 200,
     "checks/": 1500,
     "policy/": 3200,
     "record/": 1200,
@@ -59,7 +60,7 @@ def modules(name: str) -> list[Path]:
 def rows() -> list[tuple[list[str], list[str]]]:
     """(what is ours, what fuzzes it) of each row."""
     cells = [line.strip("|").split("|") for line in text(PAGE).splitlines() if line.startswith("| `")]
-    return [(re.findall(r"`([a-z_/.]+)`", row[0]), re.findall(r"`([a-z_/]+\.py)`", row[3])) for row in cells]
+    return [(re.findall(r"`([a-z0-9_/.]+)`", row[0]), re.findall(r"`([a-z0-9_/]+\.py)`", row[3])) for row in cells]
 
 
 def members() -> dict[str, list[Path]]:
@@ -76,7 +77,7 @@ def members() -> dict[str, list[Path]]:
 
 def test_every_module_is_in_one_row() -> None:
     counted = [path for every in members().values() for path in every]
-    outside = re.findall(r"`([a-z_/.]+)`", text(PAGE).split("Outside of it:")[1].split("\n\n")[0])
+    outside = re.findall(r"`([a-z0-9_/.]+)`", text(PAGE).split("Outside of it:")[1].split("\n\n")[0])
     left_out = {path for name in outside for path in modules(name)}
     assert len(counted) == len(set(counted)) and not left_out & set(counted)
     every = {path for path in [*SOURCES.rglob("*.py"), *SOURCES.rglob("*.c")] if path.parent != SOURCES or path.name == "gatehouse.py"}

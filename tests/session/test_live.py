@@ -17,7 +17,7 @@ import pytest
 
 from conftest import unavailable
 from stockade.core.errors import CannotEnforce, StockadeError, WallFailed
-from stockade.core.values import Limits, Mount, Policy, Workspace
+from stockade.core.values import PLACEHOLDER, Credential, Grant, Limits, Mount, Policy, Workspace
 from stockade.session import live
 from stockade.session.command import SessionEnded
 from stockade.session.exchange import AsyncioLoop
@@ -93,6 +93,22 @@ def test_what_a_command_says_is_what_is_returned(folder: Path) -> None:
         assert (await session.exec(["/usr"])).exit_code == 126
 
     within(folder, body)
+
+
+def test_a_key_of_aws_stays_outside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"):
+        monkeypatch.setenv(f"AWS_{name}", "must-not-enter-either")
+    key = Credential("aws", "env:AWS_ACCESS_KEY_ID", env="AWS", services=("s3",), regions=("eu-central-1",))
+    policy = Policy(grants=(Grant("s3.example.com", credential="aws"),), credentials=(key,))
+
+    async def body(session: live.LiveSession) -> None:
+        found = dict(line.split("=", 1) for line in (await session.exec(["env"])).stdout.decode().splitlines() if line.startswith("AWS_"))
+        assert found.pop("AWS_CA_BUNDLE")
+        assert found["AWS_ACCESS_KEY_ID"] == found["AWS_SECRET_ACCESS_KEY"] and found["AWS_ACCESS_KEY_ID"].startswith(f"{PLACEHOLDER}aws-")
+        assert found.keys() == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_DEFAULT_REGION"}
+        assert found["AWS_REGION"] == "eu-central-1" and "must-not-enter" not in str(found)
+
+    within(folder, body, policy)
 
 
 def test_environment_and_folder(folder: Path) -> None:

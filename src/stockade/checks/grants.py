@@ -8,13 +8,13 @@ Request headers are an allowlist: a list of bad credential headers always misses
 
 from __future__ import annotations
 
-import base64
 import json
 from functools import lru_cache
 from typing import Literal
 
-from stockade.checks import push
+from stockade.checks import bodies, push, sigv4
 from stockade.checks.constraints import body_refused, content_type_refused, parameter_refused, unlisted_value
+from stockade.checks.credentials import CREDENTIAL_HEADERS, CREDENTIAL_PARAMETERS, CredentialInUse, is_placeholder, strayed, without_own
 from stockade.checks.normalise import Ambiguous, normalise_host, normalise_path, query_names, without_parameters
 from stockade.checks.patterns import path_matches
 from stockade.checks.usage import State, spent
@@ -37,13 +37,6 @@ COMMON_HEADERS = frozenset(
     x-stainless-runtime x-stainless-runtime-version x-stainless-timeout""".split()
 )
 
-# Query parameters that carry credentials, as letters and digits only.
-CREDENTIAL_PARAMETERS = frozenset(
-    """key apikey accesskey accesskeyid accesstoken token authtoken auth authorization bearer sig signature sas secret clientsecret password passwd pwd
-    credential credentials jwt idtoken refreshtoken privatetoken personalaccesstoken oauthtoken sessiontoken sessionid securitytoken subscriptionkey
-    xamzsignature xamzcredential xamzsecuritytoken xgoogsignature xgoogcredential awsaccesskeyid googleaccessid""".split()
-)
-
 
 @frozen
 class HttpRequest:
@@ -63,20 +56,6 @@ class HttpRequest:
     length: int = 0
     body: bytes | None = None
     start: bytes = b""
-
-
-@frozen
-class CredentialInUse:
-    """A credential as far as a decision needs it: the header it goes into, how it is written there, and the stand-in that the sandbox holds.
-
-    `basic`: it is the password of HTTP Basic, beside whatever user name the client gives.
-    """
-
-    name: str
-    header: str
-    template: str = "{}"
-    placeholder: str = ""
-    basic: bool = False
 
 
 @frozen
@@ -106,7 +85,7 @@ def choose(
     """The verdict, and unless it is a denial the grant that gave it: the one to count the request under. Its credential is the one to inject, its `private`
     says where it may connect."""
     try:
-        settled = host, path, _ = _settle(request)
+        settled = host, path, _ = _settle(request, credentials)
     except Ambiguous as error:
         return Verdict(DENY, error.rule, (f"{error}.",)), None
     accepted: list[Grant] = []
@@ -138,7 +117,7 @@ def weigh(
     """Each grant that names the request's host, and why it does not cover the request (None: it does). The first is the one by which `choose` decides:
     denials that cover it, grants that do, then the nearest misses. () where the request cannot be read in one way."""
     try:
-        settled = _settle(request)
+        settled = _settle(request, credentials)
     except Ambiguous:
         return ()
 
@@ -177,7 +156,9 @@ def granted_name(host: str, grants: tuple[Grant, ...]) -> bool:
     return any(grant.effect != DENY and _host_matches(grant.host, name) for grant in grants)
 
 
-def _settle(request: HttpRequest) -> tuple[str, str, str | None]:
+def _settle(request: HttpRequest, credentials: tuple[CredentialInUse, ...]) -> tuple[str, str, str | None]:
+    """(host, path, query or None), each read in the one way there is. Parameters that some credential goes into are looked at grant by grant. Raises Ambiguous."""
+    own = {name for credential in credentials if credential.query for name in query_names(credential.query)}
     path, mark, query = request.target.partition("?")
     host = normalise_host(request.host)
     if host != request.host.lower():
@@ -185,10 +166,12 @@ def _settle(request: HttpRequest) -> tuple[str, str, str | None]:
     settled = normalise_path(path)
     if mark:
         for name in query_names(query):
-            if name in CREDENTIAL_PARAMETERS:
+            if name in CREDENTIAL_PARAMETERS and name not in own:
                 raise Ambiguous(
                     "credential-in-query", f"the query parameter {name!r} looks like a credential, and only the gate adds credentials"
                 )
+    if strayed(path) or strayed(host):
+        raise Ambiguous("foreign-credential", "the address holds a placeholder, which stands for a credential and has no place there")
     if not request.method.isascii() or not request.method.isalpha() or not request.method.isupper():
         raise Ambiguous("bad-method", "the method is not a word of capital letters")
     return host, settled, query if mark else None
@@ -234,6 +217,9 @@ def _refuse(
         )
     if refusal := _refuse_upgrade(grant, request, host, path):
         return refusal
+    query, stray = without_own(query, in_use.get(grant.credential))
+    if stray:
+        return Refusal(7, "credential-in-query", f"{stray} ({_where(grant)})")
     if query is not None and grant.query == "none":
         return Refusal(
             3, "query-not-granted", f"a query is not granted on this path ({_where(grant)})", _snippet(request, host, path, grant)
@@ -252,6 +238,9 @@ def _refuse(
         return refusal
     if request.body is not None and (reason := body_refused(request.headers, request.body, grant)):
         return Refusal(8, "body-not-granted", f"{reason} ({_where(grant)})")
+    signs = grant.credential in in_use and in_use[grant.credential].services  # what is signed with our key is nobody else's
+    if not signs and (reason := bodies.refused(request.headers, request.length, request.start, request.body, grant.credential_fields)):
+        return Refusal(8, "credential-in-body", f"{reason}; where it is none, a rule says so with credential_fields ({_where(grant)})")
     if grant.refs and (request.start or request.body is not None):
         if reason := push.refused(
             request.headers, request.start, lambda ref: path_matches(tuple(f"/{one}" for one in grant.refs), f"/{ref}")
@@ -277,63 +266,48 @@ def _refuse_headers(grant: Grant, request: HttpRequest, host: str, path: str, in
     if grant.credential and own is None:
         return Refusal(5, "credential-missing", f"the credential {grant.credential!r} of {_where(grant)} is not available")
     listed = {entry.partition(":")[0].strip().lower() for entry in grant.headers}
+    if own is not None and own.services:
+        try:
+            sigv4.check(request.headers, request.scheme, request.body, own)
+        except sigv4.Refused as error:
+            return Refusal(7, error.rule, f"{error} ({_where(grant)})")
     seen_own = False
     for raw_name, value in request.headers:
         name = raw_name.lower()
         if own is not None and name == own.header.lower():
-            if seen_own or not _is_placeholder(value, own):
+            if seen_own or not (own.services or is_placeholder(value, own)):
                 reason = (
                     f"the header {name} does not hold this session's placeholder exactly once; the gate adds the real credential itself"
                 )
                 return Refusal(7, "foreign-credential", reason)
             seen_own = True
+        elif strayed(value):
+            return Refusal(
+                7, "foreign-credential", f"the header {ascii(name)[1:-1]} holds a placeholder outside its place ({_where(grant)})"
+            )
         elif name in listed:
             if unnamed := unlisted_value(name, value, grant):
                 return Refusal(
                     6, "header-value-not-granted", f"{name}: {unnamed} makes the server act elsewhere and is not granted ({_where(grant)})"
                 )
-        elif name in _CREDENTIAL_HEADERS:
+        elif name in CREDENTIAL_HEADERS:
             return Refusal(
                 7, "foreign-credential", f"the header {name} carries a credential, and only the gate adds credentials ({_where(grant)})"
             )
-        elif name not in COMMON_HEADERS and not (grant.websocket and name in _WEBSOCKET_HEADERS):
+        elif (
+            name not in COMMON_HEADERS
+            and not (grant.websocket and name in _WEBSOCKET_HEADERS)
+            and not (own is not None and own.services and name in sigv4.HEADERS)
+        ):
             shown = name if name.replace("-", "").isalnum() and name.isascii() else ""
             wider = _snippet(request, host, path, grant, header=shown) if shown else ""
             return Refusal(6, "header-not-granted", f"the header {ascii(name)[1:-1]} is not granted on {host} ({_where(grant)})", wider)
     return None
 
 
-_CREDENTIAL_HEADERS = frozenset(
-    """authorization proxy-authorization cookie x-api-key api-key apikey x-goog-api-key x-auth-token x-access-token x-amz-security-token private-token
-    job-token x-gitlab-token x-github-token x-vault-token x-functions-key ocp-apim-subscription-key""".split()
-)
-
-
 _WEBSOCKET_HEADERS = frozenset(
     "upgrade sec-websocket-key sec-websocket-version sec-websocket-extensions sec-websocket-protocol".split()
 )  # RFC 6455, section 11.3
-
-
-def _is_placeholder(value: str, own: CredentialInUse) -> bool:
-    if not own.placeholder:
-        return False
-    if own.basic:
-        scheme, _, token = value.partition(" ")
-        return scheme.lower() == "basic" and _password(token) == own.placeholder
-    expected = own.template.replace("{}", own.placeholder)
-    scheme, space, rest = expected.partition(" ")
-    given, _, given_rest = value.partition(" ")
-    return value == expected or (
-        bool(space) and given.lower() == scheme.lower() and given_rest == rest
-    )  # RFC 9110, 11.1: schemes ignore case
-
-
-def _password(token: str) -> str:
-    """The password of HTTP Basic credentials (RFC 7617, section 2), "" if they cannot be read in one way."""
-    try:
-        return base64.b64decode(token, validate=True).decode("utf-8").partition(":")[2]
-    except ValueError:
-        return ""
 
 
 def _covers(grant: Grant, request: HttpRequest, host: str, path: str, folded: bool = False) -> bool:

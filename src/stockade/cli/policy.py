@@ -198,8 +198,16 @@ def _shown(found: Compiled) -> list[tuple[str, Origin | None]]:
     for grant in policy.grants:
         lines.append((_grant(grant), grant.origin))
     for one in policy.credentials:
-        text = f"\n[credential.{one.name}]\nsource = {_quote(one.source)}\nheader = {_quote(one.header)}\ntemplate = {_quote(one.template)}"
-        text += f"\nuser = {_quote(one.user)}" if one.user else ""
+        text = f"\n[credential.{one.name}]\nsource = {_quote(one.source)}"
+        if one.services:
+            profile = f", profile = {_quote(one.profile)}" if one.profile else ""
+            text += f"\nsigv4 = {{ services = {_list(one.services)}, regions = {_list(one.regions)}{profile} }}"
+        elif one.query:
+            text += f"\nquery = {_quote(one.query)}"
+        elif one.user:
+            text += f"\nuser = {_quote(one.user)}"
+        else:
+            text += f"\nheader = {_quote(one.header)}\ntemplate = {_quote(one.template)}"
         lines.append((f"{text}\nenv = {_quote(one.env)}", one.origin))
     if policy.signing is not None:
         lines.append((_signing(policy.signing), policy.signing.origin))
@@ -239,6 +247,8 @@ def _grant(grant: Grant) -> str:
         said = f", values = [{', '.join(rule.values)}]" if rule.values else ", absent = true" if rule.absent else ""
         said += f", most = {rule.most}" if rule.most >= 0 else ""
         text += f"\nbody = {{ pointer = {_quote(rule.pointer)}{said} }}"
+    if grant.credential_fields:
+        text += f"\ncredential_fields = {_list(grant.credential_fields)}"
     if grant.websocket:
         text += "\nwebsocket = true"
     if grant.refs:

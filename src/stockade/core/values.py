@@ -15,6 +15,7 @@ ALLOW: Effect = "allow"
 ASK: Effect = "ask"
 DENY: Effect = "deny"
 STRICTNESS: dict[str, int] = {ALLOW: 0, ASK: 1, DENY: 2}
+PLACEHOLDER = "stockade-placeholder-"  # how every stand-in for a credential begins, so that one in a wrong place is recognised
 
 
 @frozen
@@ -150,6 +151,7 @@ class Grant:
     With `refs` the body is a git push, and changes only refs that match one of these patterns (whole segments, as in `paths`).
     `websocket`: what is granted is a WebSocket (RFC 6455) and nothing else; what passes in it is not read.
     `secret`: what it brings in is secret, and from then on only grants with `secret` or `after_secret` hold for the session.
+    `credential_fields` are fields of a body that may stand there though their names say credential ("*" = bodies are not searched for such fields).
     """
 
     host: str
@@ -177,6 +179,7 @@ class Grant:
     after_secret: bool = False
     refs: tuple[str, ...] = ()
     websocket: bool = False
+    credential_fields: tuple[str, ...] = ()
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:
@@ -192,6 +195,8 @@ class Credential:
 
     `header` and `template` say how the gate writes it ("x-api-key", "{}"; "authorization", "Bearer {}"). With `user` it is the password of HTTP Basic
     (RFC 7617), and `template` is "Basic {}". `env` is the variable that holds the placeholder inside, if any.
+    With `query` it goes into the query instead, as this parameter. With `services` it is an AWS key that signs (Signature Version 4) for these services
+    in these `regions` only; `profile` is the section of a file of such keys, and `env` how the variables begin ("AWS": AWS_ACCESS_KEY_ID, ...).
     """
 
     name: str
@@ -201,6 +206,17 @@ class Credential:
     env: str = ""
     origin: Origin = Origin()
     user: str = ""
+    query: str = ""
+    services: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    profile: str = ""
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The names of the variables that hold the placeholder inside."""
+        if self.services and self.env:
+            return (f"{self.env}_ACCESS_KEY_ID", f"{self.env}_SECRET_ACCESS_KEY")
+        return (self.env,) if self.env else ()
 
 
 @frozen

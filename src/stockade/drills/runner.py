@@ -8,14 +8,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from stockade.drills import incidents, vectors_files, vectors_git, vectors_grants, vectors_limits, vectors_network, vectors_signing
+from stockade.drills import (
+    incidents,
+    vectors_credentials,
+    vectors_files,
+    vectors_git,
+    vectors_grants,
+    vectors_limits,
+    vectors_network,
+    vectors_signing,
+)
 from stockade.drills.agents import OWN_KEY, Agent
 from stockade.drills.puppet import instruct
 from stockade.drills.scenario import SAY_RAN, Evidence, Scenario, model_grant, refused
 from stockade.drills.yard import HOME, Case, Yard
 
 SCENARIOS: tuple[Scenario, ...] = (
-    *incidents.ALL, *vectors_network.ALL, *vectors_grants.ALL, *vectors_files.ALL, *vectors_git.ALL, *vectors_limits.ALL,
+    *incidents.ALL, *vectors_network.ALL, *vectors_grants.ALL, *vectors_credentials.ALL, *vectors_files.ALL, *vectors_git.ALL, *vectors_limits.ALL,
     *vectors_signing.ALL,
 )  # fmt: skip
 POLICY = f"{HOME}/.config/drill/policy.toml"

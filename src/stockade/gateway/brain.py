@@ -14,17 +14,21 @@ from typing import Any
 from stockade.core.frozen import replace
 from stockade.core.values import ALLOW, ASK, DENY, Grant, Verdict
 from stockade.gateway.config import NOWHERE, READ, UPSTREAM
-from stockade.gateway.flow import Asked, Flow, Judge, Outcome, Synthetic, refusal_text
+from stockade.gateway.flow import Asked, Flow, Judge, Leaving, Outcome, Synthetic, refusal_text
 from stockade.gateway.line import Line, NoReceipt
 from stockade.gateway.questions import Answer
 from stockade.gateway.resolve import Resolver, Unreachable
+from stockade.gateway.sigv4 import Expired
 
 _MOST_REMEMBERED = 4096  # names, for logging each once
 
+Writer = Callable[[Leaving], list[tuple[str, str]]]
+
 
 class Brain:
-    """Decides for one session. `secrets` maps a credential's name to (header, value as written); `cut` ends every connection of the session, and is told
-    whether that is because of a secret; `named` is told which name an address was given out for; somebody has `patience` seconds to answer what has to be asked (0 = nobody is there to ask).
+    """Decides for one session. `secrets` maps a credential's name to what writes it into a request, as parts of our answer; `cut` ends every connection of the
+    session, and is told whether that is because of a secret; `named` is told which name an address was given out for; somebody has `patience` seconds to
+    answer what has to be asked (0 = nobody is there to ask).
     """
 
     def __init__(
@@ -32,7 +36,7 @@ class Brain:
         session: str,
         judge: Judge,
         ledger: Line,
-        secrets: dict[str, tuple[str, str]],
+        secrets: dict[str, Writer],
         cut: Callable[[bool], None],
         named: Callable[[str, str], None],
         patience: float = 0.0,
@@ -114,7 +118,7 @@ class Brain:
             try:
                 address = await self._resolver.address(outcome.host, outcome.port, outcome.grant.private)
                 extra = self._credential(outcome)
-            except Unreachable as error:
+            except (Unreachable, Expired) as error:
                 take_back()
                 outcome = _changed(outcome, error.rule, f"{error}.")
         try:
@@ -138,7 +142,7 @@ class Brain:
 
     def _credential(self, outcome: Outcome) -> list[tuple[str, str]]:
         name = outcome.grant.credential if outcome.grant else ""
-        return [self._secrets[name]] if name else []
+        return self._secrets[name](outcome.leaving) if name and outcome.leaving else []
 
     async def _asked(self, outcome: Outcome) -> Outcome:
         """Hold the request until somebody has said yes or no, or has had time enough. Others are not held up."""

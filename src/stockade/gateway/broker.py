@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 
 from stockade.core.errors import CannotEnforce, StockadeError
+from stockade.core.values import PLACEHOLDER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
     from stockade.core.values import Credential
+    from stockade.gateway.flow import Leaving
+    from stockade.gateway.sigv4 import Keys
 
 _LONGEST = 16384  # bytes of a secret
 _COMMAND_TIMEOUT = 30.0  # seconds: it may ask for a touch of a key
@@ -25,40 +29,118 @@ def resolve(credential: Credential, environment: Mapping[str, str]) -> str:
     Raises StockadeError (`credential.*`) if there is none or it could not stand in a header, CannotEnforce if the source's tool is missing. The message
     names the source and never the value.
     """
+    return _checked(credential, _fetched(credential, environment))
+
+
+def resolve_keys(credential: Credential, environment: Mapping[str, str]) -> Keys:
+    """The key of AWS of a `credential` with `services`: three variables beside one another, the JSON of a credential_process, or a section of a file.
+
+    Raises as `resolve`.
+    """
+    from stockade.gateway import sigv4
+
+    sigv4.require()
+    kind, _, rest = credential.source.partition(":")
+    if kind == "env":
+        before = rest.removesuffix("ACCESS_KEY_ID")
+        secret = _from_environment(credential, f"{before}SECRET_ACCESS_KEY", environment)
+        keys = sigv4.Keys(_from_environment(credential, rest, environment), secret, environment.get(f"{before}SESSION_TOKEN", ""))
+    else:
+        text = _fetched(credential, environment)
+        if len(text) > _LONGEST:
+            raise _failed(credential, f"is longer than {_LONGEST} bytes", "Give a source that holds this key alone.")
+        try:
+            keys = sigv4.parse(text, credential.profile or "default")
+        except ValueError as error:
+            hint = "aws configure export-credentials --format process prints what is expected."
+            raise _failed(credential, str(error), hint) from None
+    for value in (keys.id, keys.secret, *([keys.token] if keys.token else [])):
+        _checked(credential, value)
+    return keys
+
+
+def _fetched(credential: Credential, environment: Mapping[str, str]) -> str:
     kind, _, rest = credential.source.partition(":")
     match kind:
         case "env":
-            value = _from_environment(credential, rest, environment)
+            return _from_environment(credential, rest, environment)
         case "file":
-            value = _from_file(credential, rest)
+            return _from_file(credential, rest)
         case "command":
-            value = _from_command(credential, rest)
+            return _from_command(credential, rest)
         case "keyring":
-            value = _from_keyring(credential, rest)
+            return _from_keyring(credential, rest)
         case _:
             raise _failed(credential, "has a source of no known kind", "Use env:NAME, file:PATH, command:ARGV or keyring:SERVICE/USER.")
-    return _checked(credential, value)
 
 
 def placeholder(credential: Credential) -> str:
-    """A new stand-in for the sandbox: recognisable, worthless, and different in every session."""
-    return f"stockade-placeholder-{credential.name}-{os.urandom(12).hex()}"
+    """A new stand-in for the sandbox: recognisable, worthless, and different in every session.
+
+    Raises CannotEnforce for a credential that nothing here can write into requests.
+    """
+    if credential.services:
+        from stockade.gateway import sigv4
+
+        sigv4.require()
+    return f"{PLACEHOLDER}{credential.name}-{os.urandom(12).hex()}"
+
+
+def variables(credential: Credential, placeholder: str) -> dict[str, str]:
+    """What the sandbox's environment gets for a credential: its placeholder, and the region of a key of AWS that has only one."""
+    found = dict.fromkeys(credential.variables, placeholder)
+    if found and credential.services and credential.env == "AWS" and len(credential.regions) == 1:
+        found |= dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), credential.regions[0])
+    return found
 
 
 def for_gate(
     credentials: tuple[Credential, ...], placeholders: Mapping[str, str], environment: Mapping[str, str]
-) -> dict[str, dict[str, str]]:
+) -> dict[str, dict[str, Any]]:
     """The `credentials` of a gate's configuration. Raises as `resolve`."""
-    return {
-        credential.name: {
-            "header": credential.header,
-            "template": credential.template,
-            "user": credential.user,
-            "secret": resolve(credential, environment),
-            "placeholder": placeholders[credential.name],
-        }
-        for credential in credentials
+    return {credential.name: _item(credential, placeholders[credential.name], environment) for credential in credentials}
+
+
+def _item(credential: Credential, placeholder: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    item: dict[str, Any] = {
+        "header": credential.header,
+        "template": credential.template,
+        "user": credential.user,
+        "placeholder": placeholder,
     }
+    if credential.services:
+        keys = resolve_keys(credential, environment)
+        scope = {"services": credential.services, "regions": credential.regions}
+        return {**item, "secret": keys.secret, "aws": {"id": keys.id, "token": keys.token, "expires": keys.expires, **scope}}
+    return {**item, "secret": resolve(credential, environment), **({"query": credential.query} if credential.query else {})}
+
+
+def writer(item: Mapping[str, Any]) -> Callable[[Leaving], list[tuple[str, str]]]:
+    """What writes one credential of a gate's configuration into a request: gives parts of the answer to the engine (gateway/config.py)."""
+    if "aws" in item:
+        from stockade.gateway.sigv4 import signer
+
+        return signer(item)
+    if "query" in item:
+        from stockade.gateway.target import TARGET
+
+        return lambda leaving: [(TARGET, in_query(leaving.target, item))]
+    fixed = [(item["header"].lower(), written(item))]
+    return lambda leaving: fixed
+
+
+def in_query(target: str, item: Mapping[str, str]) -> str:
+    """`target` with the secret in place of the placeholder, or at the end of the query. It has been decided that the parameter is there once, or not."""
+    from urllib.parse import quote
+
+    path, _, query = target.partition("?")
+    parts = query.split("&") if query else []
+    secret, stand_in = f"{item['query']}={quote(item['secret'], safe='')}", f"{item['query']}={item['placeholder']}"
+    if stand_in in parts:
+        parts[parts.index(stand_in)] = secret
+    else:
+        parts.append(secret)
+    return f"{path}?{'&'.join(parts)}"
 
 
 def written(item: Mapping[str, str]) -> str:

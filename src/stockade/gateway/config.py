@@ -14,6 +14,7 @@ from typing import Any
 
 from stockade.gateway.envoy import BEFORE, HERE, NAME_TLV, SESSION, SESSION_TLV, Json, T, remember, typed
 from stockade.gateway.sni import check_sni
+from stockade.gateway.target import TARGET, retarget
 
 # Facts that the brain needs and a client must not be able to say.
 # INVARIANT: every one is overwritten before the brain is asked, and removed before anything goes upstream.
@@ -196,6 +197,7 @@ def _manager(way: str, destination: str, routes: list[Json], *, proxy: bool = Fa
         *([_ask_connect()] if proxy else []),
         _authorise("brain"),
         _authorise("reader"),
+        retarget(_EXT_AUTHZ),
         _strip(),
         typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True),
     ]
@@ -246,7 +248,7 @@ def _facts(own: dict[str, str]) -> Json:
 
 
 def _strip() -> Json:
-    removals = [{"remove": name} for name in (*FACTS, UPSTREAM, READ)]
+    removals = [{"remove": name} for name in (*FACTS, UPSTREAM, READ, TARGET)]
     return typed("strip", "extensions.filters.http.header_mutation.v3.HeaderMutation", mutations={"request_mutations": removals})
 
 
@@ -271,7 +273,7 @@ def _authorise(who: str) -> Json:
                 # What the brain adds to an allow are credentials' headers, whatever their names; the rest of its answer is for the engine.
                 "allowed_upstream_headers": {"patterns": [{"safe_regex": {"regex": _unless(*ENGINE_HEADERS)}}]},
                 "allowed_client_headers": {"patterns": [{"exact": "content-type"}, {"exact": "x-stockade-rule"}]},
-                "dynamic_metadata_from_headers": {"patterns": [{"exact": UPSTREAM}, {"exact": READ}]},
+                "dynamic_metadata_from_headers": {"patterns": [{"exact": UPSTREAM}, {"exact": READ}, {"exact": TARGET}]},
             },
         },
     )

@@ -21,7 +21,8 @@ _SHOWN = 1024  # characters of a client's text that go into an event or a messag
 class Judge(Protocol):
     """Who decides. The wiring makes one from checks/; `authority` raises ValueError with a `rule` attribute for what it cannot read.
 
-    `reads`: must the body be read before the decision counts? `spend` counts a request that is about to move, and gives a way to take that back.
+    `reads`: must the body be read before the decision counts, and be readable? `searches`: must it be read, whatever it is?
+    `spend` counts a request that is about to move, and gives a way to take that back.
     `carried` names a string that must never leave and stands in one of these parts of a request, however it is dressed; "" = none.
     `revoke` takes grants back, by their place in the configuration; a denial stays. `more` counts `size` further bytes on a raw connection that then has
     carried `sent`, and gives the rule that forbids them, "" if none does. `taint`: the session has opened something secret.
@@ -42,6 +43,7 @@ class Judge(Protocol):
         start: bytes,
     ) -> tuple[Verdict, Grant | None]: ...
     def reads(self, path: str, grant: Grant) -> bool: ...
+    def searches(self, grant: Grant, headers: tuple[tuple[str, str], ...], start: bytes) -> bool: ...
     def spend(self, grant: Grant, length: int) -> Callable[[], None]: ...
     def revoke(self, positions: list[int]) -> None: ...
     def taint(self) -> None: ...
@@ -68,11 +70,23 @@ class Asked:
 
 
 @frozen
+class Leaving:
+    """A request as it is about to leave, before the gate has written a credential into it. `body` is b"" where it has not been read."""
+
+    method: str
+    scheme: str
+    target: str
+    headers: tuple[tuple[str, str], ...]  # names lower case
+    body: bytes
+
+
+@frozen
 class Outcome:
     """The answer so far: an allow still needs a receipt, and an address unless it is for a `tunnel`, whose requests are judged one by one. An "ask" needs
     somebody's word.
 
     `read`: nothing is decided before the body has been read; the engine asks again then. `length` is the body's.
+    `leaving` is what the grant's credential goes into.
     """
 
     verdict: Verdict
@@ -83,6 +97,7 @@ class Outcome:
     tunnel: bool = False
     read: bool = False
     length: int = 0
+    leaving: Leaving | None = None
 
 
 class Synthetic:
@@ -199,10 +214,11 @@ class Flow:
             body=asked.body if read else None,
             start=asked.body,
         )
-        if verdict.effect != DENY and grant is not None and length and self._judge.reads(path, grant):
-            if not read:
+        if verdict.effect != DENY and grant is not None and length:
+            reads = self._judge.reads(path, grant)
+            if not read and (reads or self._judge.searches(grant, headers, asked.body)):
                 return Outcome(verdict, {}, host, port, read=True)
-            if reason := self._unreadable(headers, asked.body, length) or self._judge.body(host, path, asked.body):
+            if reads and (reason := self._unreadable(headers, asked.body, length) or self._judge.body(host, path, asked.body)):
                 verdict, grant = Verdict(DENY, "server-side-action", (f"{reason}.",)), None
         if verdict.effect == DENY:
             grant = None
@@ -210,9 +226,11 @@ class Flow:
         event = self._event(
             known, verdict, host=host, port=port, method=known["method"], path=path, query=query, scheme=scheme, length=length
         )
+        leaving = None
         if grant and grant.credential:
             event["credential"] = grant.credential
-        return Outcome(verdict, event, host, port, grant, length=length)
+            leaving = Leaving(known["method"], scheme, asked.target, headers, asked.body if read else b"")
+        return Outcome(verdict, event, host, port, grant, length=length, leaving=leaving)
 
     @staticmethod
     def _unreadable(headers: tuple[tuple[str, str], ...], body: bytes, length: int) -> str:

@@ -102,7 +102,7 @@ class Sessions:
             or config["watch"] != len(session.watch)
         ):
             raise ValueError("the configuration does not fit")
-        secrets = {key: (item["header"].lower(), broker.written(item)) for key, item in config["credentials"].items()}
+        secrets = {key: broker.writer(item) for key, item in config["credentials"].items()}
         session.brain = Brain(
             name,
             self._judge(config),

@@ -27,7 +27,19 @@ _OVER_TIME = ("upload_budget", "uses", "rate", "not_before", "not_after", "secre
 _WITH_PRESET = ("preset", "credential", "max_upload", "private", "files_host", *_OVER_TIME)
 _WITH_TCP = ("host", "scheme", "port", "effect", "private", "max_upload", *_OVER_TIME)
 _OF_THE_DOOR = (53, 80, 443, 3128)
-_NOT_WITH_GIT = ("methods", "paths", "query", "parameters", "headers", "content_types", "body", "scheme", "effect", "websocket")
+_NOT_WITH_GIT = (
+    "methods",
+    "paths",
+    "query",
+    "parameters",
+    "headers",
+    "content_types",
+    "body",
+    "scheme",
+    "effect",
+    "websocket",
+    "credential_fields",
+)
 _NOT_IN_A_DENIAL = (
     "query",
     "parameters",
@@ -38,6 +50,7 @@ _NOT_IN_A_DENIAL = (
     "content_types",
     "body",
     "websocket",
+    "credential_fields",
     *_OVER_TIME,
 )
 _GIT_UPLOAD = {"git-upload-pack": 4 << 20, "git-receive-pack": 256 << 20}  # bytes of one request, where nobody says otherwise
@@ -89,13 +102,33 @@ class Rules:
                     message, hint = f"the credential {name} is set by {rule.file}:{rule.line}", "Choose another name."
                     self.errors.append(one.error(message, "credential", name, code="policy.capped", hint=hint))
                     continue
-                if table.user is not None and (table.header is not None or table.template is not None):
-                    hint = "HTTP Basic goes into the header authorization, in a form of its own."
-                    self.errors.append(
-                        one.error("user cannot stand with header or template", "credential", name, "user", code="policy.basic", hint=hint)
-                    )
+                self._form(name, table, one)
                 found[name] = (_credential(name, table, one), one)
         return found
+
+    def _form(self, name: str, table: CredentialTable, one: Document) -> None:
+        """A secret goes into requests in one form: a header with its template, HTTP Basic, a query parameter, or a signature."""
+
+        def wrong(message: str, key: tuple[str, ...], code: str, hint: str) -> None:
+            self.errors.append(one.error(message, "credential", name, *key, code=code, hint=hint))
+
+        forms = [form for form in ("user", "query", "sigv4") if getattr(table, form) is not None]
+        if forms and (len(forms) > 1 or table.header is not None or table.template is not None):
+            others = ", ".join([*forms[1:], *(key for key in ("header", "template") if getattr(table, key) is not None)])
+            hint = "A secret goes into requests in one form: header and template, user (HTTP Basic), query, or sigv4."
+            wrong(f"{forms[0]} cannot stand with {others}", (forms[0],), "policy.form", hint)
+        if table.sigv4 is None:
+            return
+        kind, _, rest = table.source.partition(":")
+        for key in ("services", "regions"):
+            if not getattr(table.sigv4, key):
+                hint = 'Write sigv4 = { services = ["s3"], regions = ["eu-central-1"] }.'
+                wrong(f"this key signs for no {key}, so it does nothing", ("sigv4", key), "policy.grants-nothing", hint)
+        if kind == "env" and not rest.endswith("ACCESS_KEY_ID"):
+            hint = 'Write source = "env:AWS_ACCESS_KEY_ID": the secret and the session token are in the variables beside it.'
+            wrong(f"{rest} is not the variable of an access key's id", ("source",), "policy.sigv4", hint)
+        if table.sigv4.profile is not None and kind != "file":
+            wrong("profile needs a file: source", ("sigv4", "profile"), "policy.sigv4", 'Write source = "file:~/.aws/credentials".')
 
     def _preset(
         self, table: EgressTable, one: Document, key: tuple[str | int, ...], credentials: dict[str, Credential]
@@ -191,7 +224,7 @@ class Rules:
             self.errors.append(one.error("repositories and refs need git", *key, code="policy.git", hint=hint))
         if table.websocket:
             for name in sorted(
-                table.model_fields_set & {"content_types", "body", "max_upload"}
+                table.model_fields_set & {"content_types", "body", "max_upload", "credential_fields"}
                 | ({"methods"} if table.methods not in (None, ("GET",)) else set())
             ):
                 hint = "A WebSocket begins as a GET without a body, and what passes in it is not read."
@@ -219,6 +252,7 @@ class Rules:
                     for rule in table.body or ()
                 ),
                 websocket=bool(table.websocket),
+                credential_fields=table.credential_fields or (),
                 **_over_time(table),
             ),
         )
@@ -267,7 +301,7 @@ class Rules:
             hint = "Use https; http with a credential is only for private names (private = true)."
             message = f"the credential {grant.credential} would go to {grant.host} unencrypted"
             self.errors.append(one.error(message, *key, "credential", code="policy.cleartext", hint=hint))
-        if grant.host.startswith("*."):
+        if grant.host.startswith("*.") and not credentials[grant.credential].services:  # a signature is worth nothing to another name
             hint = "Name each host: whoever owns one name below it would get the key."
             message = f"the credential {grant.credential} goes to every name below {grant.host[2:]}"
             self.warnings.append(one.error(message, *key, "credential", code="policy.wide-credential", hint=hint))
@@ -279,10 +313,12 @@ class Rules:
     def _stand_ins(self, credentials: tuple[Credential, ...]) -> None:
         taken: dict[str, Credential] = {}
         for credential in credentials:
-            other = taken.setdefault(credential.env, credential) if credential.env else credential
-            if other != credential:
+            for variable in credential.variables:
+                other = taken.setdefault(variable, credential)
+                if other == credential:
+                    continue
                 at = credential.origin
-                message = f"the credentials {other.name} and {credential.name} both want the variable {credential.env}"
+                message = f"the credentials {other.name} and {credential.name} both want the variable {variable}"
                 hint = 'Give one of them another env, or env = "".'
                 self.errors.append(PolicyError(message, code="policy.bad-value", file=at.file, line=at.line, key=at.key, hint=hint))
 
@@ -332,8 +368,15 @@ def git_grants(table: EgressTable, origin: Origin) -> tuple[Grant, ...]:
 
 
 def _credential(name: str, table: CredentialTable, one: Document) -> Credential:
+    if table.sigv4 is not None:
+        signing, inside = table.sigv4, "AWS" if table.env is None else table.env
+        origin, profile = one.origin("credential", name), signing.profile or ""
+        return Credential(
+            name, table.source, env=inside, origin=origin, services=signing.services, regions=signing.regions, profile=profile
+        )
     header = (table.header or "authorization").lower()
     template = table.template or ("Basic {}" if table.user else "Bearer {}" if header == "authorization" else "{}")
     kind, _, rest = table.source.partition(":")
     inside = table.env if table.env is not None else rest if kind == "env" else ""
-    return Credential(name, table.source, header, template, inside, one.origin("credential", name), table.user or "")
+    header, template = ("", "") if table.query else (header, template)
+    return Credential(name, table.source, header, template, inside, one.origin("credential", name), table.user or "", table.query or "")

@@ -215,6 +215,21 @@ def _namespace(value: str) -> str:
     return value
 
 
+def _parameter(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._~-]{1,64}", value) or not re.search(r"[A-Za-z0-9]", value):
+        raise wrong(
+            f"{value!r} is not the name of a query parameter", 'Write query = "key": letters, digits and . _ ~ - (RFC 3986, "unreserved").'
+        )
+    return value
+
+
+def _scope(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", value):
+        hint = 'Write each as AWS writes it in a signature: services = ["s3"], regions = ["eu-central-1"]. There are no patterns.'
+        raise wrong(f"{value!r} is not a service or region of AWS", hint)
+    return value
+
+
 def _canary(value: str) -> str:
     if len(value.encode()) < 12:
         raise wrong("is too short: it would turn up by chance", "Take at least 12 characters that occur nowhere else.")
@@ -267,6 +282,8 @@ Source = Annotated[Text, AfterValidator(_source)]
 Template = Annotated[Text, AfterValidator(_template)]
 User = Annotated[Text, AfterValidator(_user)]
 Namespace = Annotated[Text, AfterValidator(_namespace)]
+Parameter = Annotated[Text, AfterValidator(_parameter)]
+Scope = Annotated[Text, AfterValidator(_scope)]
 CanaryText = Annotated[Text, AfterValidator(_canary)]
 Version = Annotated[Literal[1], BeforeValidator(_version)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

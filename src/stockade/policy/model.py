@@ -17,6 +17,7 @@ from stockade.policy.kinds import (
     Moment,
     Name,
     Namespace,
+    Parameter,
     Path,
     Pattern,
     Pointer,
@@ -24,6 +25,7 @@ from stockade.policy.kinds import (
     Ref,
     Repository,
     Scalar,
+    Scope,
     Size,
     Source,
     Target,
@@ -130,6 +132,9 @@ class EgressTable(Table):
     max_upload: Size | None = Field(None, description="The largest body of one request. Default: 1 MiB.")
     content_types: tuple[ContentType, ...] | None = Field(None, description='What a body may be: "application/json". Default: anything.')
     body: tuple[BodyTable, ...] | None = Field(None, description="What must stand in a JSON body. The gate then reads bodies whole.")
+    credential_fields: tuple[Text, ...] | None = Field(
+        None, description='Fields of a body that may be named like a credential: ["token"]. ["*"]: bodies are not searched for such fields.'
+    )
     websocket: bool | None = Field(None, description="true: WebSockets, and nothing else. What passes in one is not read.")
     upload_budget: Size | None = Field(None, description="All bodies of a session together. Default: no bound.")
     uses: Count | None = Field(None, description="How many requests a session may make by this rule. Default: no bound.")
@@ -144,6 +149,14 @@ class EgressTable(Table):
     private: bool | None = Field(None, description="The name may resolve to a private or loopback address.")
 
 
+class AwsTable(Table):
+    """What a key of AWS may sign (Signature Version 4)."""
+
+    services: tuple[Scope, ...] = Field(description='The services, by their names in a signature: ["s3"].')
+    regions: tuple[Scope, ...] = Field(description='The regions: ["eu-central-1"].')
+    profile: Text | None = Field(None, description="The section of a file: source in the format of ~/.aws/credentials. Default: default.")
+
+
 class CredentialTable(Table):
     """A secret that stays outside; the gate writes it into requests."""
 
@@ -153,10 +166,15 @@ class CredentialTable(Table):
     user: User | None = Field(
         None, description="The user name of HTTP Basic, with the credential as password. Then without header and template."
     )
+    query: Parameter | None = Field(None, description="The query parameter it goes into. In place of header and template.")
+    sigv4: AwsTable | None = Field(
+        None, description="It is a key of AWS: the gate signs requests anew with it. In place of header and template."
+    )
     env: str | None = Field(
         None,
         pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$",
-        description='The variable inside that holds a placeholder; "" = none. Default: the name of an env: source.',
+        description='The variable inside that holds a placeholder; "" = none. Default: the name of an env: source. '
+        "With sigv4 how its two variables begin; default: AWS.",
     )
 
 
@@ -209,7 +227,8 @@ class PolicyFile(Table):
 
 TABLES: dict[str, type[Table]] = {
     "": PolicyFile, "workspace": WorkspaceTable, "mount": MountTable, "environment": EnvironmentTable, "limits": LimitsTable,
-    "egress": EgressTable, "egress.body": BodyTable, "credential": CredentialTable, "canary": CanaryTable, "signing": SigningTable,
+    "egress": EgressTable, "egress.body": BodyTable, "credential": CredentialTable, "credential.sigv4": AwsTable,
+    "canary": CanaryTable, "signing": SigningTable,
     "caps": CapsTable, "caps.limits": LimitsTable,
 }  # fmt: skip
 

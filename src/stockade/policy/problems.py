@@ -147,6 +147,8 @@ def _hint_type(key: Key, kind: str, value: object) -> str:
 
 def _table_of(key: Key) -> str:
     names = [part for part in key[:-1] if isinstance(part, str)]
+    if names[:1] == ["credential"] and names[2:] == ["sigv4"]:
+        return "credential.sigv4"
     return "caps.limits" if names[:2] == ["caps", "limits"] else names[0] if names else ""
 
 

@@ -99,7 +99,7 @@ class Session:
         self._closers.append(lambda: os.close(self.lock))
         self.bundle = Bundle(f"{self.directory}/ca.pem")
         self._closers.append(self.bundle.close)
-        variables = {item.env: self.placeholders[item.name] for item in self.policy.credentials if item.env}
+        variables = confine.stand_ins(self.policy, self.placeholders)
         workspace = confine.workspace_of(self.policy, self.cwd)
         self.view = prepare(self.policy.workspace, workspace, workspace, self.directory, self.id)
         self.confinement = confine.confinement(self.policy, self.cwd, self.view, self.id, variables, self.bundle.path)

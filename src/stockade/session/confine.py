@@ -154,6 +154,19 @@ def matching(name: str) -> list[str]:
     return [name] if name in os.environ else []
 
 
+def stand_ins(policy: Policy, placeholders: dict[str, str]) -> dict[str, str]:
+    """The variables that credentials have inside. A region that the policy sets itself stays."""
+    if not policy.credentials:
+        return {}
+    from stockade.gateway.broker import variables
+
+    given, found = dict(policy.environment.set_values), {}
+    for credential in policy.credentials:
+        for name, value in variables(credential, placeholders[credential.name]).items():
+            found[name] = value if name in credential.variables else given.get(name, value)
+    return found
+
+
 def placeholders(policy: Policy) -> dict[str, str]:
     """For each credential its placeholder: what the sandbox holds instead of the secret, unguessable and worthless elsewhere.
 

@@ -169,7 +169,7 @@ class _Witness(Judge):
 def _config(rules: Rules) -> dict[str, Any]:
     """A gate's configuration (docs/gate.md), as far as its judge looks at it, with made-up secrets."""
     policy = rules.policy
-    secret = {"UNREAD": _UNREAD + os.urandom(12).hex()}
+    secret = dict.fromkeys(("UNREAD", "UNREADSECRET_ACCESS_KEY"), _UNREAD + os.urandom(12).hex())
     credentials = tuple(replace(one, source="env:UNREAD") for one in policy.credentials)
     return {
         "grants": [plain(grant) for grant in policy.grants],
