@@ -1,4 +1,4 @@
-"""What the gate costs: the same requests straight to a server on loopback and through the gate, taking turns, in one run.
+"""What the gate costs: the same requests straight to a server on loopback, through the gate, and through a gate without Envoy, taking turns, in one run.
 
     python bench/gate.py [--rounds N] [--json]
 
@@ -9,8 +9,10 @@ headers and credential are checked on every request. Uses the harness of the gat
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
+import os
 import random
 import socket
 import ssl
@@ -20,6 +22,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stockade.gateway.engine import MITMPROXY
+
+if TYPE_CHECKING:
+    from gateway.harness import Gate
 
 ROOT = Path(__file__).parents[1]
 SIZE = 32 << 20  # bytes of a large download or upload
@@ -111,6 +119,22 @@ def run(routes: list[Route], rounds: int) -> dict[str, dict[str, float]]:
     return {kind: {name: round(statistics.median(found), 2) for name, found in row.items() if found} for kind, row in values.items()}
 
 
+def processor(gate: Gate, route: Route, count: int = 300) -> float:
+    """Milliseconds of processor time that all parts of a gate use for a small request on an open connection."""
+
+    def used() -> int:
+        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in gate.children().values()]
+        return sum(int(fields[11]) + int(fields[12]) for fields in stats)  # utime and stime (proc_pid_stat(5)), in ticks
+
+    connection = route.connect()
+    route.ask(connection, "GET", "/v1/small")
+    before = used()
+    for _ in range(count):
+        route.ask(connection, "GET", "/v1/small")
+    connection.close()
+    return (used() - before) * 1000 / os.sysconf("SC_CLK_TCK") / count
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=20)
@@ -119,26 +143,30 @@ def main() -> int:
     sys.path.insert(0, str(ROOT / "tests"))
     from gateway import harness
 
-    with tempfile.TemporaryDirectory(prefix="stockade-bench-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="stockade-bench-") as scratch, contextlib.ExitStack() as stack:
         upstream = harness.Upstream(Path(scratch))
-        try:
-            with harness.running(Path(scratch), upstream) as gate:
-                routes = [
-                    Route("direct", upstream.ca, upstream.port, key=harness.SECRET),
-                    Route("gate", gate.ca_file, upstream.port, gate.ports["http-proxy"], harness.PLACEHOLDER),
-                ]
-                medians = run(routes, max(given.rounds, 5))
-                ready = round(gate.times["ready"] * 1000)
-        finally:
-            upstream.close()
+        stack.callback(upstream.close)
+        routes = [Route("direct", upstream.ca, upstream.port, key=harness.SECRET)]
+        ready, busy = {}, {}
+        for name, kind in (("gate", ""), ("fallback", MITMPROXY)):
+            place = Path(scratch) / name
+            place.mkdir()
+            gate = stack.enter_context(harness.running(place, upstream, kind=kind))
+            routes.append(Route(name, gate.ca_file, upstream.port, gate.ports["http-proxy"], harness.PLACEHOLDER))
+            ready[name] = round(gate.times["ready"] * 1000)
+            busy[name] = round(processor(gate, routes[-1]), 2)
+        medians = run(routes, max(given.rounds, 5))
     if given.json:
-        print(json.dumps({"rounds": given.rounds, "ready_ms": ready, "medians": medians}, indent=2))
+        print(json.dumps({"rounds": given.rounds, "ready_ms": ready, "processor_ms": busy, "medians": medians}, indent=2))
     else:
-        width = max(map(len, KINDS))
-        print(f"{'':{width}}  {'direct':>9}  {'gate':>9}  gate / direct")
+        width, names = max(map(len, KINDS)), [route.name for route in routes]
+        print(f"{'':{width}}  " + "  ".join(f"{name:>9}" for name in names) + "  gate / direct  fallback / gate")
         for kind, row in medians.items():
-            print(f"{kind:{width}}  {row['direct']:9.2f}  {row['gate']:9.2f}  {row['gate'] / row['direct']:13.2f}")
-        print(f"the gate was ready {ready} ms after its start; medians of {max(given.rounds, 5)} rounds, both taking turns")
+            ratios = f"{row['gate'] / row['direct']:13.2f}  {row['fallback'] / row['gate']:15.2f}"
+            print(f"{kind:{width}}  " + "  ".join(f"{row[name]:9.2f}" for name in names) + f"  {ratios}")
+        for name in ready:
+            print(f"{name}: ready {ready[name]} ms after its start; {busy[name]} ms of processor time for a request on an open connection")
+        print(f"medians of {max(given.rounds, 5)} rounds, all taking turns")
     return 0
 
 

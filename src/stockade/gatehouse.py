@@ -1,6 +1,6 @@
 """The wiring of the gate's own process: checks decide, the gateway carries.
 
-Run as `python -I -m stockade.gatehouse ENVOY ROOTS.pem` with descriptor 3 (gateway/serve.py).
+Run as `python -I -m stockade.gatehouse ENGINE ROOTS.pem` with descriptor 3 (gateway/serve.py).
 """
 
 from __future__ import annotations

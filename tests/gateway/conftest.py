@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 
@@ -23,12 +24,23 @@ def engine_binary() -> str:
     from conftest import unavailable
 
     try:
-        return engine.find()
+        found = engine.find()
     except CannotEnforce as error:
         unavailable("envoy", error.message)
+    return found if found != engine.MITMPROXY else unavailable("envoy", "only the fallback is installed")
+
+
+@pytest.fixture(scope="module", params=["envoy", engine.MITMPROXY])
+def carrier(request: pytest.FixtureRequest) -> str:
+    """Both engines, one after the other: what is refused and what passes is the same."""
+    from conftest import unavailable
+
+    if request.param == "envoy":
+        return str(request.getfixturevalue("engine_binary"))
+    return engine.MITMPROXY if find_spec("mitmproxy") else unavailable(engine.MITMPROXY, "it is not installed")
 
 
 @pytest.fixture(scope="module")
-def gate(engine_binary: str, upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
-    with running(tmp_path_factory.mktemp("gate"), upstream) as started:
+def gate(carrier: str, upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+    with running(tmp_path_factory.mktemp("gate"), upstream, kind=carrier) as started:
         yield started

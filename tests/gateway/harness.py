@@ -286,12 +286,12 @@ class Guest:
 
 
 class Gate(Guest):
-    """A running gate with one session, `visit` brings more."""
+    """A running gate with one session, `visit` brings more; `kind` is its engine."""
 
-    def __init__(self, directory: Path, upstream_ca: Path, *given: Any, **named: Any) -> None:
+    def __init__(self, directory: Path, upstream_ca: Path, *given: Any, kind: str = "", **named: Any) -> None:
         self.directory = directory
         self.introductions, introduced = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.process = _spawn(introduced, upstream_ca)
+        self.process = _spawn(introduced, upstream_ca, kind)
         introduced.close()
         super().__init__(self.introductions, directory, *given, **named)
 
@@ -309,7 +309,8 @@ class Gate(Guest):
         found = {"brain": self.process.pid}
         listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         for pid in map(int, listing.split()):
-            found["engine" if "envoy" in Path(f"/proc/{pid}/comm").read_text() else "doorman"] = pid
+            named = Path(f"/proc/{pid}/cmdline").read_bytes()
+            found["engine" if b"envoy" in named or b"gateway.mitm" in named else "doorman"] = pid
         return found
 
     def close(self) -> None:
@@ -336,10 +337,10 @@ def loopback_listeners() -> list[tuple[str, socket.socket]]:
     return [*found, ("dns-udp", datagrams)]
 
 
-def _spawn(introduced: socket.socket, upstream_ca: Path) -> subprocess.Popen[bytes]:
+def _spawn(introduced: socket.socket, upstream_ca: Path, kind: str = "") -> subprocess.Popen[bytes]:
     """The gate's process, with the socket on which sessions are introduced as descriptor 3."""
     shifted = fcntl.fcntl(introduced.fileno(), fcntl.F_DUPFD_CLOEXEC, 200)  # out of the way of 3
-    argv = [sys.executable, "-I", "-m", "stockade.gatehouse", engine.find(), str(upstream_ca)]
+    argv = [sys.executable, "-I", "-m", "stockade.gatehouse", kind or engine.find(), str(upstream_ca)]
     mover = f"import os,sys\nos.dup2({shifted}, 3); os.close({shifted})\nos.execv(sys.executable, {argv})"
     process = subprocess.Popen([sys.executable, "-I", "-S", "-c", mover], pass_fds=[shifted], start_new_session=True)
     os.close(shifted)
@@ -358,10 +359,12 @@ def running(
     patience: float = 0.0,
     tainted: bool = False,
     watch: tuple[int, ...] = (),
+    kind: str = "",
 ) -> Iterator[Gate]:
     """A gate that is ready. Raises AssertionError with its own words when it is not."""
     given = grants if grants is not None else grants_for(upstream)
-    gate = Gate(directory, upstream.ca, given, listeners, canaries, credentials, learning, patience=patience, tainted=tainted, watch=watch)
+    more: dict[str, Any] = {"patience": patience, "tainted": tainted, "watch": watch, "kind": kind}
+    gate = Gate(directory, upstream.ca, given, listeners, canaries, credentials, learning, **more)
     try:
         assert gate.ready.wait(15), f"the gate did not start: {gate.failure}"
         yield gate

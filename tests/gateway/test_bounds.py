@@ -24,7 +24,7 @@ def grant(upstream: Upstream, path: str, **more: object) -> Grant:
 
 
 @pytest.fixture(scope="module")
-def bounded(engine_binary: str, upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+def bounded(carrier: str, upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     grants = (
         grant(upstream, "/model", body=(BodyRule("/model", ('"a"',)), BodyRule("/hook", absent=True)), content_types=("application/json",)),
         grant(upstream, "/listed", query="listed", parameters=("page",)),
@@ -35,7 +35,7 @@ def bounded(engine_binary: str, upstream: Upstream, tmp_path_factory: pytest.Tem
         grant(upstream, "/big", body=(BodyRule(""),), max_upload=64 << 20, credential_fields=("*",)),
         grant(upstream, "/free/*"),
     )
-    with running(tmp_path_factory.mktemp("gate"), upstream, grants) as started:
+    with running(tmp_path_factory.mktemp("gate"), upstream, grants, kind=carrier) as started:
         yield started
 
 

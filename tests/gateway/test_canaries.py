@@ -44,9 +44,9 @@ def _file(place: Path, data: bytes) -> Path:
 
 
 @pytest.fixture(scope="module")
-def watched(engine_binary: str, upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+def watched(carrier: str, upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     grants = (Grant("open.localhost", methods=("GET", "POST"), paths=("/v1/**",), port=upstream.port, private=True),)
-    with running(tmp_path_factory.mktemp("gate"), upstream, grants, canaries={"aws": CANARY}) as started:
+    with running(tmp_path_factory.mktemp("gate"), upstream, grants, canaries={"aws": CANARY}, kind=carrier) as started:
         yield started
 
 

@@ -157,7 +157,7 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(engine_binary: str, upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(carrier: str, upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     raw = Raw()
     grants = (
         Grant(
@@ -170,7 +170,7 @@ def pair(engine_binary: str, upstream: Upstream, tmp_path_factory: pytest.TempPa
             headers=("x-one", "x-two"),
         ),
     )
-    with running(tmp_path_factory.mktemp("gate"), upstream, grants) as gate:
+    with running(tmp_path_factory.mktemp("gate"), upstream, grants, kind=carrier) as gate:
         yield Pair(gate, raw)
     raw.close()
 

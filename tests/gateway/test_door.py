@@ -23,7 +23,7 @@ pytestmark = pytest.mark.wall
 
 
 @pytest.fixture(scope="module")
-def opened(upstream: Upstream) -> Iterator[door.Door]:
+def opened(carrier: str, upstream: Upstream) -> Iterator[door.Door]:
     try:
         made = door.make((door.PROXY, door.HTTP, door.HTTPS, door.DNS, upstream.port, upstream.plain_port))
     except StockadeError as error:
@@ -34,7 +34,7 @@ def opened(upstream: Upstream) -> Iterator[door.Door]:
 
 
 @pytest.fixture(scope="module")
-def gate(engine_binary: str, upstream: Upstream, opened: door.Door, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+def gate(carrier: str, upstream: Upstream, opened: door.Door, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     kinds = {
         door.PROXY: "http-proxy",
         door.HTTP: "http",
@@ -45,7 +45,7 @@ def gate(engine_binary: str, upstream: Upstream, opened: door.Door, tmp_path_fac
     }
     listeners = [(kinds[port], socket.socket(fileno=fd)) for port, fd in opened.listeners.items()]
     listeners.append(("dns-udp", socket.socket(fileno=opened.dns)))
-    with running(tmp_path_factory.mktemp("gate"), upstream, listeners=listeners) as started:
+    with running(tmp_path_factory.mktemp("gate"), upstream, listeners=listeners, kind=carrier) as started:
         yield started
 
 

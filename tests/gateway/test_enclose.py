@@ -24,7 +24,9 @@ place, port = sys.argv[2], int(sys.argv[3])
 if sys.argv[1] != "loose":
     import json, select, subprocess
     from stockade.gateway import enclose
-    {"doorman": enclose.doorman, "brain": lambda: enclose.brain(place + "/own")}[sys.argv[1]]()
+    own = place + "/own"
+    parts = {"doorman": enclose.doorman, "brain": lambda: enclose.brain(own), "fallback": lambda: enclose.fallback(own)}
+    parts[sys.argv[1]]()
 def read_file(): open("/etc/passwd").read()
 def write_file(): open(place + "/new", "w").write("x")
 def list_folder(): os.listdir("/")
@@ -50,7 +52,12 @@ ALL = ["read_file", "write_file", "list_folder", "start_program", "connect", "li
 
 @pytest.mark.parametrize(
     ("part", "left"),
-    [("loose", ALL), ("doorman", []), ("brain", ["read_file", "list_folder", "connect", "own_socket", "signal_others"])],
+    [
+        ("loose", ALL),
+        ("doorman", []),
+        ("brain", ["read_file", "list_folder", "connect", "own_socket", "signal_others"]),
+        ("fallback", ["read_file", "list_folder", "connect", "own_socket"]),
+    ],
 )
 def test_what_is_left(tmp_path: Path, part: str, left: list[str]) -> None:
     (tmp_path / "own").mkdir()

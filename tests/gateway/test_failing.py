@@ -30,8 +30,8 @@ def gone(pid: int, within: float = 5.0) -> bool:
 
 
 @pytest.mark.parametrize("part", ["brain", "engine", "doorman"])
-def test_one_dead_part_ends_all(engine_binary: str, upstream: Upstream, tmp_path: Path, part: str) -> None:
-    with running(tmp_path, upstream) as gate:
+def test_one_dead_part_ends_all(carrier: str, upstream: Upstream, tmp_path: Path, part: str) -> None:
+    with running(tmp_path, upstream, kind=carrier) as gate:
         parts = gate.children()
         assert set(parts) == {"brain", "engine", "doorman"}
         assert gate.curl(f"https://api.localhost:{upstream.port}/v1/x").stdout.endswith("[200]")
@@ -54,8 +54,8 @@ def test_the_supervisor_hanging_up_ends_all_at_once(engine_binary: str, upstream
         assert not list(Path("/tmp").glob(f"gate-{parts['brain']}-*"))
 
 
-def test_no_part_leaves_a_core_dump(engine_binary: str, upstream: Upstream, tmp_path: Path) -> None:
-    with running(tmp_path, upstream) as gate:
+def test_no_part_leaves_a_core_dump(carrier: str, upstream: Upstream, tmp_path: Path) -> None:
+    with running(tmp_path, upstream, kind=carrier) as gate:
         for pid in gate.children().values():
             [line] = [line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if line.startswith("Max core file size")]
             assert line.split()[4:6] == ["0", "0"]
@@ -94,8 +94,8 @@ def test_killed_in_the_middle_of_a_download(engine_binary: str, upstream: Upstre
         assert done and done[0] != 0
 
 
-def test_a_bad_configuration_is_told(engine_binary: str, upstream: Upstream, tmp_path: Path) -> None:
-    gate = Gate(tmp_path, tmp_path / "no-such-ca.pem", ())
+def test_a_bad_configuration_is_told(carrier: str, upstream: Upstream, tmp_path: Path) -> None:
+    gate = Gate(tmp_path, tmp_path / "no-such-ca.pem", (), kind=carrier)
     try:
         assert gate.ended.wait(10)
         assert not gate.ready.is_set()

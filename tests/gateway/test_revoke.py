@@ -40,10 +40,12 @@ def tunnel(gate: Gate, upstream: Upstream, host: str = "open.localhost") -> Iter
 
 
 @pytest.mark.wall
-def test_a_stream_is_cut_and_the_next_request_refused_while_other_grants_hold(
-    engine_binary: str, upstream: Upstream, tmp_path: Path
-) -> None:
-    with running(tmp_path, upstream, grants(upstream)) as gate, tunnel(gate, upstream) as kept, tunnel(gate, upstream) as streaming:
+def test_a_stream_is_cut_and_the_next_request_refused_while_other_grants_hold(carrier: str, upstream: Upstream, tmp_path: Path) -> None:
+    with (
+        running(tmp_path, upstream, grants(upstream), kind=carrier) as gate,
+        tunnel(gate, upstream) as kept,
+        tunnel(gate, upstream) as streaming,
+    ):
         kept.request("GET", "/v1/x")
         assert kept.getresponse().read()
         streaming.request("GET", "/v1/stream")
@@ -63,8 +65,8 @@ def test_a_stream_is_cut_and_the_next_request_refused_while_other_grants_hold(
 
 
 @pytest.mark.wall
-def test_a_decision_that_waits_for_its_receipt_is_not_allowed_any_more(engine_binary: str, upstream: Upstream, tmp_path: Path) -> None:
-    with running(tmp_path, upstream, grants(upstream)) as gate, tunnel(gate, upstream) as kept:
+def test_a_decision_that_waits_for_its_receipt_is_not_allowed_any_more(carrier: str, upstream: Upstream, tmp_path: Path) -> None:
+    with running(tmp_path, upstream, grants(upstream), kind=carrier) as gate, tunnel(gate, upstream) as kept:
         upstream.requests.clear()
         kept.connect()
         gate.hold.set()
@@ -92,11 +94,11 @@ def test_a_decision_that_waits_for_its_receipt_is_not_allowed_any_more(engine_bi
 
 
 @pytest.mark.wall
-def test_an_upload_under_way_is_cut(engine_binary: str, upstream: Upstream, tmp_path: Path) -> None:
+def test_an_upload_under_way_is_cut(carrier: str, upstream: Upstream, tmp_path: Path) -> None:
     wide = tuple(
         Grant(one.host, one.port, methods=one.methods, paths=one.paths, private=True, max_upload=1 << 30) for one in grants(upstream)
     )
-    with running(tmp_path, upstream, wide) as gate, tunnel(gate, upstream) as kept:
+    with running(tmp_path, upstream, wide, kind=carrier) as gate, tunnel(gate, upstream) as kept:
         kept.putrequest("POST", "/v1/x")
         kept.putheader("content-length", str(1 << 28))
         kept.endheaders(b"x" * (1 << 20))
@@ -107,8 +109,8 @@ def test_an_upload_under_way_is_cut(engine_binary: str, upstream: Upstream, tmp_
 
 
 @pytest.mark.wall
-def test_a_grant_taken_back_while_the_gate_still_starts_never_holds(engine_binary: str, upstream: Upstream, tmp_path: Path) -> None:
-    gate = Gate(tmp_path, upstream.ca, grants(upstream))
+def test_a_grant_taken_back_while_the_gate_still_starts_never_holds(carrier: str, upstream: Upstream, tmp_path: Path) -> None:
+    gate = Gate(tmp_path, upstream.ca, grants(upstream), kind=carrier)
     try:
         gate.order(b'{"revoke": [0]}')
         assert gate.revoked.wait(15) and gate.ready.wait(15), gate.failure
@@ -119,7 +121,7 @@ def test_a_grant_taken_back_while_the_gate_still_starts_never_holds(engine_binar
 
 
 @pytest.mark.wall
-def test_a_name_that_was_taken_back_does_not_exist_any_more(engine_binary: str, upstream: Upstream, tmp_path: Path) -> None:
+def test_a_name_that_was_taken_back_does_not_exist_any_more(carrier: str, upstream: Upstream, tmp_path: Path) -> None:
     query = b"\x12\x34\x01\0\0\1\0\0\0\0\0\0\4open\x09localhost\0\0\1\0\1"
 
     def ask(gate: Gate) -> int:
@@ -128,7 +130,7 @@ def test_a_name_that_was_taken_back_does_not_exist_any_more(engine_binary: str, 
             sock.sendto(query, ("127.0.0.1", gate.ports["dns-udp"]))
             return sock.recv(512)[3] & 15
 
-    with running(tmp_path, upstream, grants(upstream)) as gate:
+    with running(tmp_path, upstream, grants(upstream), kind=carrier) as gate:
         assert ask(gate) == 0
         gate.revoke(0)
         assert ask(gate) == 3
@@ -140,7 +142,7 @@ def test_an_order_that_cannot_be_obeyed_ends_the_gate(engine_binary: str, upstre
     with running(tmp_path, upstream, grants(upstream)) as gate:
         gate.order(order)
         assert gate.ended.wait(10)
-        assert gate.curl(f"https://open.localhost:{upstream.port}/v1/x").stdout == "[000]"
+        assert gate.curl(f"https://open.localhost:{upstream.port}/v1/x", "-m", "2").stdout == "[000]"
 
 
 effects = st.sampled_from([ALLOW, DENY])

@@ -21,8 +21,8 @@ OTHER = {**CREDENTIAL, "secret": "other-secret-91ab", "placeholder": "stockade-p
 
 
 @pytest.fixture(scope="module")
-def gate(engine_binary: str, upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
-    with running(tmp_path_factory.mktemp("gate"), upstream) as started:
+def gate(carrier: str, upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+    with running(tmp_path_factory.mktemp("gate"), upstream, kind=carrier) as started:
         yield started
 
 

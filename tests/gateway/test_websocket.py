@@ -109,14 +109,14 @@ class Scene:
 
 
 @pytest.fixture
-def scene(engine_binary: str, tmp_path: Path) -> Iterator[Scene]:
+def scene(carrier: str, tmp_path: Path) -> Iterator[Scene]:
     echo = Echo(tmp_path)
     grants = (
         Grant(HOST, echo.port, methods=("GET",), paths=("/ws",), private=True, websocket=True),
         Grant(HOST, echo.port, methods=("GET", "POST"), paths=("/plain",), private=True),
     )
     upstream = type("Ca", (), {"ca": echo.ca})()
-    with running(tmp_path, upstream, grants) as gate:
+    with running(tmp_path, upstream, grants, kind=carrier) as gate:
         yield Scene(gate, echo)
     echo.close()
 

@@ -21,6 +21,7 @@ BOUNDS = {
     "gateway/config.py": 550,
     "gateway/doorman.py": 700,
     "gateway/brain.py": 800,
+    "gateway/mitm.py": 700,
     "gateway/raw.py": 200,
     "gateway/names.py": 250,
     "gateway/control.py": 700,

@@ -28,12 +28,12 @@ def test_it_lists_what_was_asked_and_what_holds(tmp_path: Path) -> None:
     with ReceiptFile(str(path)) as file:
         file.write(first)
         assert json.loads(path.read_bytes())["ledger"] == {"start": {"index": 3, "digest": "ab"}}
-        file.write(ended(first, end=Receipt(9, "cd"), exit_status=137, limits=("memory",), decisions={"deny": 2}))
+        file.write(ended(first, end=Receipt(9, "cd"), exit_status=137, limits=("memory",), decisions={"deny": 2}, engine="envoy"))
     found = json.loads(path.read_bytes())
     assert found["enforced"] == [{"rule": "network none", "mechanism": "network namespace", "detail": ""}]
     assert found["asked"]["mounts"][0]["source"] == "/a\\udcff"
     assert found["ledger"]["end"] == {"index": 9, "digest": "cd"}
-    assert (found["exit_status"], found["limits_hit"], found["decisions"]) == (137, ["memory"], {"deny": 2})
+    assert (found["exit_status"], found["limits_hit"], found["decisions"], found["engine"]) == (137, ["memory"], {"deny": 2}, "envoy")
     assert found["asked"]["environment"] == ["TOKEN"]
     assert b"s3cret" not in path.read_bytes()
     assert path.stat().st_mode & 0o777 == 0o600

@@ -37,6 +37,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def envoy(path: str, why: str, fix: str) -> Check:
+    """Envoy starts."""
+    status, said = programs.run([path, "--version"])
+    return Check("engine", status == 0, next((line.strip() for line in said.splitlines() if "version" in line), said), why, fix)
+
+
+def fallback() -> Check:
+    """There is no Envoy, and mitmproxy can be imported the way a gate does it."""
+    from importlib.metadata import version
+
+    why = "without Envoy mitmproxy speaks TLS and HTTP for the gate; the decisions are the same"
+    status, said = programs.run([sys.executable, "-I", "-c", "import stockade.gateway.mitm"])
+    if status:
+        return Check("engine", False, f"mitmproxy: {said}", why, "pip install --force-reinstall 'stockade[mitm]'")
+    seen = f"mitmproxy {version('mitmproxy')} instead of Envoy: slower, and HTTP/1.1 only"
+    return Check("engine", False, seen, why, "pip install 'stockade[gate]'", need="useful")
+
+
 def gate() -> Iterator[Check]:
     """The gate's engine starts, and what its brain needs can be imported."""
     from importlib.util import find_spec
@@ -44,14 +62,13 @@ def gate() -> Iterator[Check]:
     from stockade.gateway import engine
 
     fix = "pip install 'stockade[gate]'"
+    why = "Envoy speaks TLS and HTTP for the gate; without it every connection is refused"
     try:
-        path = engine.find()
-        status, said = programs.run([path, "--version"])
-        said = next((line.strip() for line in said.splitlines() if "version" in line), said)
-        ok = status == 0
+        found = engine.find()
     except StockadeError as error:
-        ok, said = False, error.message
-    yield Check("engine", ok, said, "Envoy speaks TLS and HTTP for the gate; without it every connection is refused", fix)
+        yield Check("engine", False, error.message, why, f"{fix}, or where that has no wheel, pip install 'stockade[mitm]'")
+    else:
+        yield fallback() if found == engine.MITMPROXY else envoy(found, why, fix)
     lacking = [f"{name} ({what})" for name, what in EXTRAS.items() if find_spec(name) is None]
     seen = f"missing: {', '.join(lacking)}" if lacking else f"{', '.join(EXTRAS)} can be imported"
     yield Check("libraries", not lacking, seen, "the gate's brain decides and makes certificates with them", fix)

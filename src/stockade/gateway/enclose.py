@@ -50,6 +50,11 @@ def engine(binary: str, roots: str, directory: str) -> None:
     _restrict({path: rights for path, rights in found.items() if os.path.exists(path)}, network=_BIND, scoped=_ABSTRACT | _SIGNAL)
 
 
+def fallback(directory: str) -> None:
+    """mitmproxy in Envoy's place: reads what the box shows, since Python loads code when it needs it; has sockets in `directory`, starts nothing."""
+    _restrict({"/": READ | LIST, directory: READ | LIST | REMOVE | MAKE_SOCKET}, network=_BIND, scoped=_ABSTRACT | _SIGNAL)
+
+
 def _loader() -> str:
     """The dynamic loader, which the kernel has to be able to run as well."""
     with open("/proc/self/maps") as maps:

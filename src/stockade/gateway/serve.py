@@ -1,7 +1,7 @@
-"""The gate's process: doorman and Envoy as children, the brain here. If any of them ends, all end, and every door has nobody behind it.
+"""The gate's process: doorman and engine as children, the brain here. If any of them ends, all end, and every door has nobody behind it.
 
 Descriptor 3 is the socket on which sessions are introduced (gateway/sessions.py); when it is hung up, the gate is over.
-Order of the start: doorman (before any secret), Envoy (needs longest), then the imports of the brain.
+Order of the start: doorman (before any secret), the engine (needs longest), then the imports of the brain.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from stockade.gateway.flow import Judge
 
 INTRODUCTIONS = 3
-_ENGINE_DEADLINE = 10.0  # seconds until Envoy must listen
+_ENGINE_DEADLINE = 20.0  # seconds until the engine must listen; mitmproxy takes some of them on a busy machine
 
 
-def serve(judge: type[Judge], envoy: str, upstream_ca: str) -> NoReturn:
-    """Be the gate until nobody can come any more, or a part ends. `judge` makes the one who decides, from a session's configuration; `envoy` is the engine's
-    binary, `upstream_ca` a PEM file of the roots that it trusts. Never returns."""
+def serve(judge: type[Judge], found: str, upstream_ca: str) -> NoReturn:
+    """Be the gate until nobody can come any more, or a part ends. `judge` makes the one who decides, from a session's configuration; `found` is the
+    engine as `engine.find` names it, `upstream_ca` a PEM file of the roots that it trusts. Never returns."""
     import _socket
 
     engine.harden()
@@ -37,7 +37,7 @@ def serve(judge: type[Judge], envoy: str, upstream_ca: str) -> NoReturn:
         os.set_inheritable(INTRODUCTIONS, False)
         directory = _directory()
         log, output = os.pipe()
-        children.append(_start_engine(envoy, upstream_ca, directory, output))
+        children.append(_start_engine(found, upstream_ca, directory, output))
         os.close(output)
         _run(judge, directory, children, orders, log)
     except BaseException as error:
@@ -68,7 +68,10 @@ def _directory() -> str:
     return path
 
 
-def _start_engine(envoy: str, upstream_ca: str, directory: str, output: int) -> int:
+def _start_engine(found: str, upstream_ca: str, directory: str, output: int) -> int:
+    if found == engine.MITMPROXY:
+        return engine.start_fallback(upstream_ca, directory, output)
+
     import json
 
     from stockade.gateway.config import bootstrap
@@ -76,7 +79,7 @@ def _start_engine(envoy: str, upstream_ca: str, directory: str, output: int) -> 
     path = f"{directory}/envoy.json"
     with open(path, "w") as file:
         json.dump(bootstrap(directory=directory, upstream_ca=upstream_ca), file)
-    return engine.start(envoy, upstream_ca, directory, output)
+    return engine.start(found, upstream_ca, directory, output)
 
 
 def _run(judge: type[Judge], directory: str, children: list[int], orders: int, log: int) -> None:

@@ -40,16 +40,23 @@ def started(
 
 
 def ended(
-    receipt: dict[str, Any], *, end: Receipt | None, exit_status: int, limits: tuple[str, ...] = (), decisions: dict[str, int] | None = None
+    receipt: dict[str, Any],
+    *,
+    end: Receipt | None,
+    exit_status: int,
+    limits: tuple[str, ...] = (),
+    decisions: dict[str, int] | None = None,
+    engine: str = "",
 ) -> dict[str, Any]:
     """`receipt` with how the run ended: the exit status as a shell shows it, the limits that were hit, and how many decisions of each effect.
 
-    `end` is the ledger's receipt of the exit event, None if it could not be written.
+    `engine` is what carried the requests, "" if nothing connected. `end` is the ledger's receipt of the exit event, None if it could not be written.
     """
     ledger = dict(receipt["ledger"])
     if end is not None:
         ledger["end"] = {"index": end.index, "digest": end.digest}
-    return {**receipt, "ledger": ledger, "exit_status": exit_status, "limits_hit": list(limits), "decisions": dict(decisions or {})}
+    how = {"exit_status": exit_status, "limits_hit": list(limits), "decisions": dict(decisions or {}), "engine": engine}
+    return {**receipt, "ledger": ledger, **how}
 
 
 class ReceiptFile:

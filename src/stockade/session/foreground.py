@@ -172,6 +172,11 @@ class Foreground:
         """How many requests the gate decided, by effect."""
         return self._gate.decisions if self._gate else {}
 
+    @property
+    def engine(self) -> str:
+        """What carried the requests, "" if nothing connected."""
+        return self._gate.engine if self._gate else ""
+
     def _count(self, size: int) -> None:
         self.output += size
         limit = self.session.policy.limits.output
@@ -308,6 +313,7 @@ def run(policy: Policy, argv: Sequence[str], *, cwd: str, tty: bool | None = Non
                     exit_status=code,
                     limits=(front.outcome,) if front.outcome else (),
                     decisions=front.decisions,
+                    engine=front.engine,
                 )
             )
         missing = front.child is not None and front.child.error != 0

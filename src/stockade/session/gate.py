@@ -30,7 +30,7 @@ LIMITS = Limits(processes=0, memory=4 << 30, open_files=65536, scratch=64 << 20,
 
 
 class GateKeeper:
-    """One gate for one session. `decisions` counts the requests by effect."""
+    """One gate for one session. `decisions` counts the requests by effect, `engine` names what carries them ("" = nothing has connected yet)."""
 
     def __init__(self, session: Session, loop: Loop, say: Callable[[str], None] = lambda _: None) -> None:
         self._session, self._loop, self._say = session, loop, say
@@ -42,6 +42,7 @@ class GateKeeper:
         self._waiting: list[Callable[[], None]] = []  # for the gate's word that it has obeyed
         self._tainted = False
         self.decisions: dict[str, int] = {}
+        self.engine = ""
         self.learned: list[dict[str, object]] = []  # requests, in a session that is there to learn them
 
     def listen(self) -> None:
@@ -74,13 +75,17 @@ class GateKeeper:
             self._fail(code, str(error))
 
     def _start(self, why: str) -> None:
-        from stockade.gateway import broker
+        from stockade.gateway import broker, engine
         from stockade.gateway.control import Control
         from stockade.walls import native
 
         session = self._session
         shared = session.policy.gate == "shared"
-        session.record("gate.start", why=why, gate=session.policy.gate)
+        found = engine.find()
+        self.engine = found if found == engine.MITMPROXY else "envoy"
+        session.record("gate.start", why=why, gate=session.policy.gate, engine=self.engine)
+        if found == engine.MITMPROXY:
+            self._say("the gate runs on mitmproxy, which is slower and speaks HTTP/1.1 only: no Envoy is installed here (stockade doctor)")
         ours, theirs = native.stream_pair()
         door = session.door
         watch = session.watch.descriptors if session.watch is not None and not self._tainted else ()
@@ -301,14 +306,14 @@ class OwnGate:
         from stockade.gateway.control import Introductions
         from stockade.walls import bubblewrap
 
-        envoy = engine.find()
+        found = engine.find()
         self._box = bubblewrap.open_box(bubblewrap.plan(confinement(), bubblewrap.look("/home/gate"), dangerously_share_host_network=True))
         self._output = os.memfd_create("gate", os.MFD_CLOEXEC)
         self.introductions = Introductions()
         started = False
         try:
             self._child = self._box.spawn(
-                [sys.executable, "-I", "-m", "stockade.gatehouse", envoy, ROOTS],
+                [sys.executable, "-I", "-m", "stockade.gatehouse", found, ROOTS],
                 env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
                 stdout=self._output,
                 stderr=self._output,
