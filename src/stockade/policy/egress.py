@@ -24,16 +24,18 @@ _KEY_HEADERS = frozenset(
     private-token job-token x-gitlab-token x-github-token x-vault-token x-functions-key ocp-apim-subscription-key""".split()
 )
 _OVER_TIME = ("upload_budget", "uses", "rate", "not_before", "not_after", "secret", "after_secret")
-_WITH_PRESET = ("preset", "credential", "max_upload", "private", "files_host", *_OVER_TIME)
+_WITH_PRESET = ("preset", "credential", "max_upload", "max_download", "private", "files_host", *_OVER_TIME)
 _WITH_TCP = ("host", "scheme", "port", "effect", "private", "max_upload", *_OVER_TIME)
 _OF_THE_DOOR = (53, 80, 443, 3128)
-_NOT_WITH_GIT = ("methods", "paths", "query", "parameters", "headers", "content_types", "body", "scheme", "effect", "websocket")
+_NOT_WITH_GIT = ("methods", "paths", "query", "parameters", "headers", "content_types", "body", "scheme", "effect", "websocket", "grpc")
+_NOT_WITH_GRPC = ("methods", "paths", "query", "parameters", "content_types", "body", "websocket", "repositories", "refs", "upload_budget")
 _NOT_IN_A_DENIAL = (
     "query",
     "parameters",
     "headers",
     "credential",
     "max_upload",
+    "max_download",
     "private",
     "content_types",
     "body",
@@ -133,6 +135,19 @@ class Rules:
             self.errors.append(one.error('git = "push" and refs belong together', *key, "git", code="policy.git", hint=hint))
         return git_grants(table, one.origin(*key))
 
+    def _grpc(self, table: EgressTable, one: Document, key: tuple[str | int, ...]) -> None:
+        for name in sorted(table.model_fields_set & set(_NOT_WITH_GRPC)):
+            hint = "grpc says which requests these are: it names services and methods."
+            if name == "upload_budget":
+                hint = "Calls are counted one by one. Write max_upload for the most of each, and uses for their number."
+            self.errors.append(one.error(f"{name} cannot stand with grpc", *key, name, code="policy.grpc", hint=hint))
+        if not table.grpc:
+            hint = 'Name them: grpc = ["package.Service/Method"].'
+            self.errors.append(one.error("this rule names no method", *key, "grpc", code="policy.grants-nothing", hint=hint))
+        if table.max_upload == 0:
+            hint = "Even a call without arguments has a body of five bytes."
+            self.errors.append(one.error("this rule grants no call", *key, "max_upload", code="policy.grants-nothing", hint=hint))
+
     def _tcp(self, table: EgressTable, one: Document, key: tuple[str | int, ...]) -> tuple[Grant, ...]:
         for name in sorted(table.model_fields_set - set(_WITH_TCP)):
             hint = f"Raw TCP is not read; it may stand with {', '.join(_WITH_TCP[2:])}."
@@ -157,7 +172,11 @@ class Rules:
             return self._tcp(table, one, key)
         if table.files_host is not None:
             self.errors.append(one.error("files_host needs a preset", *key, "files_host", code="policy.preset"))
-        for name, value in (("paths", table.paths), ("methods", table.methods)):
+        if table.grpc is not None:
+            self._grpc(table, one, key)
+        paths = table.paths if table.grpc is None else tuple(f"/{call}" for call in table.grpc) or ("/",)
+        methods = table.methods if table.grpc is None or deny else ("POST",)  # "gRPC over HTTP2", Requests
+        for name, value in (("paths", paths), ("methods", methods)):
             if value == () or (name == "paths" and value is None and not deny):
                 hint = 'Name what is needed, such as paths = ["/v1/messages"]; ["/**"] is every path of the host.'
                 hint = hint if name == "paths" else 'Name what is needed, such as methods = ["GET", "HEAD"].'
@@ -191,21 +210,22 @@ class Rules:
             self.errors.append(one.error("repositories and refs need git", *key, code="policy.git", hint=hint))
         if table.websocket:
             for name in sorted(
-                table.model_fields_set & {"content_types", "body", "max_upload"}
+                table.model_fields_set & {"content_types", "body", "max_upload", "max_download"}
                 | ({"methods"} if table.methods not in (None, ("GET",)) else set())
             ):
                 hint = "A WebSocket begins as a GET without a body, and what passes in it is not read."
                 self.errors.append(one.error(f"{name} means nothing for a WebSocket", *key, name, code="policy.websocket", hint=hint))
         scheme = table.scheme or "https"
+        grpc = table.grpc is not None and not deny
         fallback = Grant(table.host)
         return (
             Grant(
                 table.host,
                 table.port or (443 if scheme == "https" else 80),
                 scheme,
-                table.methods or (("*",) if deny else fallback.methods),
-                table.paths or ("/**",),
-                "listed" if table.parameters else "none" if table.parameters == () else table.query or fallback.query,
+                methods or (("*",) if deny else fallback.methods),
+                paths or ("/**",),
+                "listed" if table.parameters else "none" if table.parameters == () or grpc else table.query or fallback.query,
                 table.headers or (),
                 table.credential or "",
                 fallback.max_upload if table.max_upload is None else table.max_upload,
@@ -219,6 +239,8 @@ class Rules:
                     for rule in table.body or ()
                 ),
                 websocket=bool(table.websocket),
+                grpc=grpc,
+                max_download=table.max_download or 0,
                 **_over_time(table),
             ),
         )
@@ -306,6 +328,7 @@ def git_grants(table: EgressTable, origin: Origin) -> tuple[Grant, ...]:
         "credential": table.credential or "",
         "private": bool(table.private),
         "origin": origin,
+        "max_download": table.max_download or 0,
         **_over_time(table),
     }
     found = []
