@@ -22,8 +22,8 @@ NEVER_COMMON = {"authorization", "proxy-authorization", "cookie", "x-api-key", "
 hosts = st.sampled_from(["a.example.com", "b.example.com", "*.example.com", "example.com", "*.com"])
 paths = st.sampled_from(["/", "/v1", "/v1/x", "/v1/*", "/v1/**", "/**", "/V1/x", "/v1/x/", "bad", "/a/../b"])
 methods = st.sampled_from(["GET", "POST", "*"])
-names = st.sampled_from(["accept", "x-api-key", "x-goog-api-key", "authorization", "x-special", "cookie", "anthropic-beta"])
-values = st.sampled_from(["placeholder", "Bearer placeholder", "evil", "web-fetch-2025-09-10", "", "placeholder, evil"])
+names = st.sampled_from(["accept", "x-api-key", "x-goog-api-key", "authorization", "x-special", "cookie", "anthropic-beta", "content-type"])
+values = st.sampled_from(["application/grpc", "placeholder", "Bearer placeholder", "evil", "web-fetch-2025-09-10", "", "placeholder, evil"])
 grants = st.builds(
     Grant,
     host=hosts,
@@ -35,6 +35,8 @@ grants = st.builds(
     credential=st.sampled_from(["", "own", "bearer", "gone"]),
     effect=st.sampled_from([ALLOW, DENY, ASK]),
     max_upload=st.sampled_from([0, 100]),
+    grpc=st.booleans(),
+    max_download=st.sampled_from([0, 10, 20]),
 )
 requests = st.builds(
     HttpRequest,
@@ -68,6 +70,14 @@ def test_adding_an_allow_never_denies(request: HttpRequest, held: list[Grant], m
 
 
 @given(requests, lists, grants)
+def test_adding_an_allow_never_bounds_an_answer_more(request: HttpRequest, held: list[Grant], more: Grant) -> None:
+    before = choose(request, tuple(held), BOTH)[1]
+    after = choose(request, (*held, replace(more, effect=ALLOW)), BOTH)[1]
+    if before is not None and after is not None and before.credential == after.credential:
+        assert (after.max_download or 100) >= (before.max_download or 100)
+
+
+@given(requests, lists, grants)
 def test_deny_beats_allow(request: HttpRequest, held: list[Grant], denial: Grant) -> None:
     before = decide(request, tuple(held), BOTH)
     after = decide(request, (*held, replace(denial, effect=DENY)), BOTH)
@@ -90,6 +100,8 @@ def test_a_suggested_grant_allows_the_request(request: HttpRequest, held: list[G
         table = tomllib.loads(verdict.grant)["egress"]
         assert len(table) == 1
         plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in table[0].items()}
+        if calls := plain.pop("grpc", ()):
+            plain |= {"methods": ("POST",), "paths": tuple(f"/{call}" for call in calls), "query": "none", "grpc": True}
         grant = Grant(**plain)
         again = decide(request, (grant,), BOTH)
         assert again.effect == ALLOW or again.rule in (

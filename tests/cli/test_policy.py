@@ -90,7 +90,7 @@ def test_what_show_prints_is_a_policy(places: Places, capsys: pytest.CaptureFixt
     (places.home / 'odd "name"').mkdir()
     places.write(
         user='[[mount]]\npath = "~/odd \\"name\\""\nat = "/x"\n[[egress]]\npreset = "pypi"\n[[egress]]\npreset = "anthropic"\n'
-        '[[egress]]\nhost = "a.b"\npaths = ["/"]\neffect = "deny"\n[environment]\nset = {A = "ü"}\n'
+        '[[egress]]\nhost = "a.b"\npaths = ["/"]\neffect = "deny"\n[[egress]]\nhost = "a.b"\ngrpc = ["a.Svc/Get", "b.Svc/*"]\nmax_download = "3 KiB"\n[environment]\nset = {A = "ü"}\n'
     )
     before = places.compile().policy
     assert main(["show"]) == 0
@@ -126,6 +126,7 @@ def test_explain_names_rule_file_line_and_the_narrow_grant(places: Places, capsy
         "GET https://a.example.com/other",
         "DELETE https://a.example.com/x",
         "GET https://a.example.com/x?q=1",
+        "GRPC https://a.example.com/a.Svc/Get",
     ],
 )
 def test_the_suggested_grant_is_a_valid_rule_that_allows_it(places: Places, capsys: pytest.CaptureFixture[str], question: str) -> None:

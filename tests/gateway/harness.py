@@ -266,13 +266,13 @@ class Guest:
         for _, sock in self.listeners:
             sock.close()
 
-    def curl(self, url: str, *options: str, proxy: bool = True) -> subprocess.CompletedProcess[str]:
+    def curl(self, url: str, *options: str, proxy: bool = True, patience: float = 20) -> subprocess.CompletedProcess[str]:
         """curl through the proxy port; the output ends in `[status]`."""
         argv = ["curl", "-sS", "-m", "10", "--cacert", str(self.ca_file), "-w", "[%{http_code}]"]
         if proxy:
             argv += ["-x", f"http://127.0.0.1:{self.ports['http-proxy']}"]
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        return subprocess.run([*argv, *options, url], capture_output=True, text=True, env=environment, timeout=20)
+        return subprocess.run([*argv, *options, url], capture_output=True, text=True, env=environment, timeout=patience)
 
     def send(self, port: int, data: bytes, wait: float = 5.0) -> bytes:
         """Raw bytes to a port of the gate; everything that comes back until the end or `wait` seconds of silence."""

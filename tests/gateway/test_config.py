@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from stockade.gateway.config import FACTS, READ, UPSTREAM, bootstrap
+from stockade.gateway.meter import BOUNDS
 from stockade.gateway.target import TARGET
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -64,7 +65,7 @@ def test_what_may_be_added_to_a_request_is_not_what_is_for_the_engine() -> None:
         "xkey",
     ):
         assert added.fullmatch(name), name
-    for name in ("content-length", "content-type", UPSTREAM, READ, TARGET, *FACTS, "x-envoy-upstream-service-time"):
+    for name in (":status", "content-length", "content-type", UPSTREAM, READ, TARGET, BOUNDS, *FACTS, "x-envoy-upstream-service-time"):
         assert not added.fullmatch(name), name
 
 
@@ -73,7 +74,8 @@ def test_every_way_in_asks_and_hides_the_facts() -> None:
     for manager in managers():
         names = [entry["name"] for entry in manager["http_filters"]]
         assert names[-1] == "envoy.filters.http.router" and names[-2] == "strip"
-        assert names.index("facts") < names.index("envoy.filters.http.ext_authz") < names.index("strip")
+        assert names.index("facts") < names.index("envoy.filters.http.ext_authz") < names.index("meter") < names.index("strip")
+        assert names[names.index("meter") :] == ["meter", "strip", "envoy.filters.http.router"]
         filters = {entry["name"]: entry["typed_config"] for entry in manager["http_filters"]}
         first, second = (entry["typed_config"] for entry in manager["http_filters"] if entry["name"] == "envoy.filters.http.ext_authz")
         assert first["failure_mode_allow"] is second["failure_mode_allow"] is False
@@ -87,8 +89,9 @@ def test_every_way_in_asks_and_hides_the_facts() -> None:
 
 def test_the_only_ways_out_take_their_address_from_the_answer() -> None:
     clusters = {cluster["name"]: cluster for cluster in made()["static_resources"]["clusters"]}
-    assert set(clusters) == {"brain", "reader", "certificates", "tunnel", "tls", "origin-plain", "origin-tls"}
-    for name in ("origin-plain", "origin-tls"):
+    ways_out = {"origin-plain", "origin-plain-2", "origin-tls", "origin-tls-1"}
+    assert set(clusters) == {"brain", "reader", "meter", "certificates", "tunnel", "tls", *ways_out}
+    for name in ways_out:
         assert clusters[name]["original_dst_lb_config"]["metadata_key"]["path"] == [{"key": UPSTREAM}]
     assert "admin" not in made()
 

@@ -147,7 +147,10 @@ class Pair:
                 "port": int(port or 80),
                 "length": len(message.body),
             }
-            matching = [event for event in self.left if all(event[key] == value for key, value in decided.items())]
+            size = decided.pop("length")  # -1: a gRPC call, whose size nobody knows before it has passed
+            matching = [
+                event for event in self.left if event["length"] in (size, -1) and all(event[key] == value for key, value in decided.items())
+            ]
             assert matching, (data, message, self.left)
             self.left.remove(matching[0])
             names = {name for name, _ in message.headers}

@@ -24,7 +24,7 @@ CONFIG: dict[str, Any] = {
 }
 TUNNEL = {
     "session": "s-1", "connect": "CONNECT api.example.com:443", "sni": "api.example.com", "destination": "envoy://tunnel/", "length": "-",
-    "scheme": "https", "method": "GET", "way": "tunnel",
+    "scheme": "https", "method": "GET", "way": "tunnel", "body": "whole",
 }  # fmt: skip
 STRAIGHT = {**TUNNEL, "connect": "", "destination": "198.18.0.1:443", "way": "https"}
 
@@ -109,6 +109,13 @@ def test_a_body_without_an_announced_length_comes_with_the_first_question() -> N
     facts = {**TUNNEL, "method": "POST"}
     assert examine(facts, "api.example.com", "/v1/messages", b"{}").verdict.effect == ALLOW
     assert examine(facts, "api.example.com", "/v1/messages", b'{"mcp_servers": [1]}').verdict.rule == "server-side-action"
+
+
+@pytest.mark.parametrize("body", ["unread", "-", ""])
+def test_a_body_of_unknown_length_is_not_taken_for_an_empty_one(body: str) -> None:
+    """Only a grant for gRPC allows one."""
+    assert examine({**TUNNEL, "method": "POST", "body": body}).verdict.rule == "upload-too-large"
+    assert examine({**TUNNEL, "method": "POST", "body": body, "length": "0"}).verdict.effect == ALLOW
 
 
 class Believing(Judge):

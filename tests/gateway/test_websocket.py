@@ -35,6 +35,7 @@ class Echo:
         (directory / "leaf.pem").write_text(authority.leaf(HOST) + authority.leaf_key)
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(directory / "leaf.pem")
+        self._context.set_alpn_protocols(["h2", "http/1.1"])  # it would rather speak HTTP/2, which knows no such upgrade
         self.heads: list[bytes] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]

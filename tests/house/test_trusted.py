@@ -18,7 +18,7 @@ BOUNDS = {
     "walls/watch.py": 250,
     "walls/box.py": 350,
     "walls/git.py": 2800,
-    "gateway/config.py": 550,
+    "gateway/config.py": 700,
     "gateway/doorman.py": 700,
     "gateway/brain.py": 800,
     "gateway/mitm.py": 700,

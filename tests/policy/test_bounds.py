@@ -30,12 +30,14 @@ not_before = 2026-01-01T00:00:00Z
 not_after = "2027-01-01T01:00:00+01:00"
 secret = true
 after_secret = true
+max_download = "3 MiB"
 """,
     )
     assert (found.query, found.parameters, found.content_types) == ("listed", ("page", "sort=asc"), ("application/json",))
     assert found.body == (BodyRule("/m", ('"a"', "1", "true")), BodyRule("/n", most=5), BodyRule("/t", absent=True), BodyRule(""))
     assert (found.upload_budget, found.uses, found.rate, found.rate_seconds) == (1 << 20, 3, 5, 10)
     assert (found.not_before, found.not_after, found.secret, found.after_secret) == (1767225600, 1798761600, True, True)
+    assert found.max_download == 3 << 20
     policy = places.compile().policy
     assert Policy.from_plain(plain(policy)) == policy == places.load() == places.load()
 
@@ -66,6 +68,8 @@ def test_bounds_over_time_go_with_a_preset(places: Places, monkeypatch: pytest.M
         ('parameters = ["a"]\nquery = "any"', "parameters", "contradict"),
         ('websocket = true\nmax_upload = "1 MiB"', "max_upload", "means nothing for a WebSocket"),
         ('websocket = true\nmethods = ["POST"]', "methods", "means nothing for a WebSocket"),
+        ('websocket = true\nmax_download = "1 MiB"', "max_download", "means nothing for a WebSocket"),
+        ('effect = "deny"\nmax_download = 3', "max_download", "means nothing in a denial"),
         ('effect = "deny"\nuses = 3', "uses", "means nothing in a denial"),
         ('effect = "deny"\nbody = [{ pointer = "" }]', "body", "means nothing in a denial"),
     ],
@@ -170,3 +174,53 @@ def test_raw_tcp_is_a_name_a_port_and_bounds(places: Places) -> None:
             places.write(user='[[egress]]\nhost = "db.example.com"\nscheme = "tcp"\n' + port).compile()
     with pytest.raises(PolicyError, match="raw TCP is wider than"):
         places.write(managed='[caps]\negress_methods = ["GET"]\n', user=text).compile()
+
+
+GRPC = '[[egress]]\nhost = "api.example.com"\n'
+
+
+def test_grpc_is_posts_to_its_methods(places: Places) -> None:
+    text = GRPC + 'grpc = ["a.b.Svc/Get", "Other/*"]\nheaders = ["x-trace-bin"]\nmax_upload = "2 MiB"\nmax_download = 5\nuses = 3\n'
+    policy = places.write(user=text).compile().policy
+    (found,) = policy.grants
+    assert (found.methods, found.paths, found.query, found.grpc) == (("POST",), ("/a.b.Svc/Get", "/Other/*"), "none", True)
+    assert (found.headers, found.max_upload, found.max_download, found.uses) == (("x-trace-bin",), 2 << 20, 5, 3)
+    assert Policy.from_plain(plain(policy)) == policy == places.load() == places.load()
+
+
+def test_a_method_of_grpc_can_be_denied(places: Places) -> None:
+    (found,) = places.write(user=GRPC + 'grpc = ["a.Svc/Delete"]\neffect = "deny"\n').compile().policy.grants
+    assert (found.effect, found.methods, found.paths, found.grpc) == ("deny", ("*",), ("/a.Svc/Delete",), False)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "says"),
+    [
+        ("grpc = []", "grpc", "names no method"),
+        ('grpc = ["Svc"]', "grpc[0]", "not a gRPC method"),
+        ('grpc = ["/a.Svc/Get"]', "grpc[0]", "not a gRPC method"),
+        ('grpc = ["a.*/Get"]', "grpc[0]", "not a gRPC method"),
+        ('grpc = ["a.Svc/Get/x"]', "grpc[0]", "not a gRPC method"),
+        ('grpc = ["*"]', "grpc[0]", "not a gRPC method"),
+        ('grpc = ["a..Svc/Get"]', "grpc[0]", "not a gRPC method"),
+        ('grpc = ["a.Svc/Get"]\npaths = ["/x"]', "paths", "cannot stand with grpc"),
+        ('grpc = ["a.Svc/Get"]\nmethods = ["GET"]', "methods", "cannot stand with grpc"),
+        ('grpc = ["a.Svc/Get"]\nbody = [{ pointer = "" }]', "body", "cannot stand with grpc"),
+        ('grpc = ["a.Svc/Get"]\nwebsocket = true', "websocket", "cannot stand with grpc"),
+        ('grpc = ["a.Svc/Get"]\nupload_budget = "1 MiB"', "upload_budget", "cannot stand with grpc"),
+        ('grpc = ["a.Svc/Get"]\nmax_upload = 0', "max_upload", "grants no call"),
+        ('grpc = ["a.Svc/Get"]\nheaders = ["authorization"]', "headers[0]", "would let any key pass"),
+        ('git = "fetch"\nrepositories = ["a/b"]\ngrpc = ["a.Svc/Get"]', "grpc", "cannot stand with git"),
+    ],
+)
+def test_what_grpc_cannot_mean(places: Places, text: str, key: str, says: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        places.write(user=GRPC + text).compile()
+    assert [(error.key, says in error.message) for error in each(caught.value)] == [(f"egress[0].{key}", True)]
+
+
+def test_canaries_cannot_be_looked_for_in_grpc(places: Places) -> None:
+    """A rule that cannot be kept stops the start, whichever file it stands in."""
+    with pytest.raises(PolicyError, match="whose bodies cannot be read") as caught:
+        places.write(user=GRPC + 'grpc = ["a.Svc/Get"]\n', managed='[canary.one]\nvalue = "planted-string-1"\n').compile()
+    assert caught.value.key == "egress[0]"

@@ -42,6 +42,13 @@ def test_many_paths_of_a_folder_become_the_folder_and_it_is_said() -> None:
     assert '"/d/**"' in found.rule and "everything below" in found.notes[0]
 
 
+def test_what_streams_becomes_a_rule_for_grpc() -> None:
+    calls = [event(f"/a.Svc/{name}", method="POST", length=-1) for name in ("Put", "Get")]
+    (found,) = propose([*calls, event("/not/a/call", method="POST", length=-1)])
+    assert tomllib.loads(found.rule)["egress"] == [{"host": "a.example.com", "grpc": ["a.Svc/Get", "a.Svc/Put"]}]
+    assert "can leave in a body" in found.notes[0]
+
+
 def test_what_no_rule_would_change_is_left_out() -> None:
     for rule in ("canary", "bad-path", "server-side-action", "bare-ip"):
         assert propose([event(rule=rule)]) == ()
@@ -62,7 +69,7 @@ events_of_any_kind = st.builds(
     host=nasty | st.just("a.example.com"),
     method=nasty | st.sampled_from(["GET", "TRACE", "get"]),
     port=st.integers(-1, 70000),
-    length=st.integers(0, 1 << 40),
+    length=st.integers(-1, 1 << 40),
     query=st.integers(0, 1),
     scheme=st.sampled_from(["https", "http"]),
 )
@@ -72,7 +79,7 @@ events_of_any_kind = st.builds(
 def test_whatever_was_asked_a_proposal_is_one_plain_rule(events: list[dict[str, object]]) -> None:
     for one in propose(events):
         (table,) = parse(f"version = 1\n{one.rule}".encode(), layer="user", name="f").tables.egress
-        assert table.host and table.paths and not table.credential and table.effect is None
+        assert table.host and (table.paths or table.grpc) and not table.credential and table.effect is None
         assert "\n" not in one.allows + "".join(one.notes)
 
 

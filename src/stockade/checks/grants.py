@@ -12,7 +12,7 @@ import json
 from functools import lru_cache
 from typing import Literal
 
-from stockade.checks import bodies, push, sigv4
+from stockade.checks import bodies, push, sigv4, streams
 from stockade.checks.constraints import body_refused, content_type_refused, parameter_refused, unlisted_value
 from stockade.checks.credentials import CREDENTIAL_HEADERS, CREDENTIAL_PARAMETERS, CredentialInUse, is_placeholder, strayed, without_own
 from stockade.checks.normalise import Ambiguous, normalise_host, normalise_path, query_names, without_parameters
@@ -42,7 +42,7 @@ COMMON_HEADERS = frozenset(
 class HttpRequest:
     """A request as it would be sent. `host` has no port; `target` is the path with its query; header names are in any case, duplicates kept.
 
-    `length` is the body's size in bytes; -1 = not known before it has been sent, which no grant allows. `body` is the body where it has been read
+    `length` is the body's size in bytes; -1 = not known before it has been sent, which only grants for gRPC allow. `body` is the body where it has been read
     (None = not yet; what grants say of it then counts as kept, and whoever asks reads it and asks again before anything moves); `start` is as much of it
     as has come so far.
     """
@@ -195,8 +195,15 @@ def _each(
 
 
 def _best(grant: Grant) -> tuple[object, ...]:
-    """Orders the grants that cover a request: the first is the one that counts."""
-    return grant.effect != ASK, not grant.credential, _sort_key(grant)
+    """Orders the grants that cover a request: the first is the one that counts. Of what is bounded only later, while it passes, the widest: so one more
+    grant never narrows."""
+    return (
+        grant.effect != ASK,
+        not grant.credential,
+        -(grant.max_download or float("inf")),
+        -grant.max_upload * grant.grpc,
+        _sort_key(grant),
+    )
 
 
 def _refuse(
@@ -215,8 +222,9 @@ def _refuse(
             f"{what} is not granted on {host} ({_where(grant)})",
             _snippet(request, host, path, grant),
         )
-    if refusal := _refuse_upgrade(grant, request, host, path):
-        return refusal
+    rule, reason, wider = streams.refused(grant, request.method, request.headers, request.length)
+    if rule:
+        return Refusal(2, rule, f"{reason} ({_where(grant)})", wider and _snippet(request, host, path, grant) + wider)
     query, stray = without_own(query, in_use.get(grant.credential))
     if stray:
         return Refusal(7, "credential-in-query", f"{stray} ({_where(grant)})")
@@ -226,9 +234,9 @@ def _refuse(
         )
     if query and grant.query == "listed" and (name := parameter_refused(query, grant)) is not None:
         return Refusal(3, "parameter-not-granted", f"the query parameter {name!r} is not granted on this path ({_where(grant)})")
-    if request.length < 0 or request.length > grant.max_upload:
+    if request.length > grant.max_upload or (request.length < 0 and not (grant.grpc and grant.max_upload)):
         size = f"{request.length} bytes" if request.length >= 0 else "unknown size"
-        wider = _snippet(request, host, path, grant) if request.length >= 0 else ""
+        wider = _snippet(request, host, path, grant) if request.length >= 0 or streams.called(request.method, path, request.headers) else ""
         return Refusal(
             4, "upload-too-large", f"a body of {size} is more than the granted {grant.max_upload} bytes ({_where(grant)})", wider
         )
@@ -248,17 +256,6 @@ def _refuse(
             return Refusal(8, "ref-not-granted", f"{reason} ({_where(grant)})")
     rule, reason = spent(grant, request.length, state)
     return Refusal(9, rule, f"{reason} ({_where(grant)})") if rule else None
-
-
-def _refuse_upgrade(grant: Grant, request: HttpRequest, host: str, path: str) -> Refusal | None:
-    """A WebSocket passes by a grant for one, and nothing else passes by that; no other upgrade is ever granted."""
-    wanted = [value.lower() for name, value in request.headers if name.lower() == "upgrade"]
-    if grant.websocket and (wanted != ["websocket"] or request.method != "GET" or request.length):
-        return Refusal(2, "websocket-only", f"this is granted as a WebSocket only ({_where(grant)})")
-    if wanted and not grant.websocket:
-        wider = _snippet(request, host, path, grant) + "websocket = true\n" if wanted == ["websocket"] else ""
-        return Refusal(2, "upgrade-not-granted", f"an upgrade of the connection is not granted on {host} ({_where(grant)})", wider)
-    return None
 
 
 def _refuse_headers(grant: Grant, request: HttpRequest, host: str, path: str, in_use: dict[str, CredentialInUse]) -> Refusal | None:
@@ -296,18 +293,13 @@ def _refuse_headers(grant: Grant, request: HttpRequest, host: str, path: str, in
             )
         elif (
             name not in COMMON_HEADERS
-            and not (grant.websocket and name in _WEBSOCKET_HEADERS)
+            and name not in streams.own_headers(grant)
             and not (own is not None and own.services and name in sigv4.HEADERS)
         ):
             shown = name if name.replace("-", "").isalnum() and name.isascii() else ""
             wider = _snippet(request, host, path, grant, header=shown) if shown else ""
             return Refusal(6, "header-not-granted", f"the header {ascii(name)[1:-1]} is not granted on {host} ({_where(grant)})", wider)
     return None
-
-
-_WEBSOCKET_HEADERS = frozenset(
-    "upgrade sec-websocket-key sec-websocket-version sec-websocket-extensions sec-websocket-protocol".split()
-)  # RFC 6455, section 11.3
 
 
 def _covers(grant: Grant, request: HttpRequest, host: str, path: str, folded: bool = False) -> bool:
@@ -355,7 +347,11 @@ def _snippet(request: HttpRequest, host: str, path: str, near: Grant | None = No
         lines.append(f'scheme = "{request.scheme}"')
     if request.port != 443:
         lines.append(f"port = {request.port}")
-    lines += [f'methods = ["{request.method}"]', f'paths = ["{path}"]']
+    call = streams.called(request.method, path, request.headers)
+    if call and "?" not in request.target:
+        lines.append(f'grpc = ["{call}"]')
+    else:
+        lines += [f'methods = ["{request.method}"]', f'paths = ["{path}"]']
     headers = (*(near.headers if near else ()), *([header] if header else ()))
     if headers:
         lines.append("headers = [" + ", ".join(_quoted(entry) for entry in headers) + "]")

@@ -49,9 +49,12 @@ def spent(grant: Grant, length: int, state: State) -> tuple[str, str]:
     used = state.used.get(grant, NOTHING)
     if grant.uses and used.uses >= grant.uses:
         return "uses-spent", f"the grant was for {grant.uses} request{'s' * (grant.uses != 1)}, and all are used"
-    if grant.upload_budget and used.bytes + max(length, 0) > grant.upload_budget:
+    if grant.upload_budget and (length < 0 or used.bytes + length > grant.upload_budget):
         left = max(0, grant.upload_budget - used.bytes)
-        return "upload-budget-spent", f"{left} of {grant.upload_budget} granted bytes are left, and the body has {length}"
+        return (
+            "upload-budget-spent",
+            f"{left} of {grant.upload_budget} granted bytes are left, and the body has {length if length >= 0 else 'an unknown number'}",
+        )
     if grant.rate and sum(time > state.now - grant.rate_seconds for time in used.times) >= grant.rate:
         return "rate-exceeded", f"{grant.rate} requests in {grant.rate_seconds} s are granted"
     return "", ""

@@ -42,7 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
         explain := command("explain", "Say what the policy says to a request or a path, by which rule. Exit status 0: allowed, 1: denied."),
     ):
         one.add_argument("--policy", metavar="FILE", help="a policy file on top of yours (./stockade.toml is never read by itself)")
-    explain.add_argument("question", nargs="+", metavar="QUESTION", help='"POST https://api.example.com/v1/x", "read ~/x" or "write ~/x"')
+    explain.add_argument(
+        "question",
+        nargs="+",
+        metavar="QUESTION",
+        help='"POST https://api.example.com/v1/x", "GRPC https://api.example.com/package.Service/Method", "read ~/x" or "write ~/x"',
+    )
     learn = command(
         "learn",
         "Run a command with your policy, refuse whatever that does not grant, and propose the narrowest rules for it. Nothing is applied.",
@@ -229,7 +234,9 @@ def _signing(signing: Signing) -> str:
 def _grant(grant: Grant) -> str:
     from stockade.policy.units import show_duration, show_size
 
-    text, http = f"\n[[egress]]\nhost = {_quote(grant.host)}\nport = {grant.port}\nscheme = {_quote(grant.scheme)}", grant.scheme != "tcp"
+    text = f"\n[[egress]]\nhost = {_quote(grant.host)}\nport = {grant.port}\nscheme = {_quote(grant.scheme)}"
+    text += f"\ngrpc = {_list([path[1:] for path in grant.paths])}" if grant.grpc else ""
+    http = grant.scheme != "tcp" and not grant.grpc
     text += f"\nmethods = {_list(grant.methods)}\npaths = {_list(grant.paths)}" if http else ""
     if grant.effect != ALLOW:
         return f'{text}\neffect = "{grant.effect}"'
@@ -263,6 +270,8 @@ def _grant(grant: Grant) -> str:
     for name in ("secret", "after_secret"):
         if getattr(grant, name):
             text += f"\n{name} = true"
+    if grant.max_download:
+        text += f"\nmax_download = {_quote(show_size(grant.max_download))}"
     if grant.upload_budget:
         text += f"\nupload_budget = {_quote(show_size(grant.upload_budget))}"
     return f"{text}\nmax_upload = {_quote(show_size(grant.max_upload))}"

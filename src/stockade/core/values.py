@@ -150,6 +150,8 @@ class Grant:
     With the scheme "tcp" it is raw TCP to host:port: of the rest only sizes and bounds over time mean something, and `max_upload` is of one connection.
     With `refs` the body is a git push, and changes only refs that match one of these patterns (whole segments, as in `paths`).
     `websocket`: what is granted is a WebSocket (RFC 6455) and nothing else; what passes in it is not read.
+    `grpc`: what is granted are gRPC calls and nothing else; `max_upload` bounds all that a call sends, which is counted as it passes and not read.
+    `max_download`: the most bytes of one answer's body, as it comes (perhaps compressed).
     `secret`: what it brings in is secret, and from then on only grants with `secret` or `after_secret` hold for the session.
     `credential_fields` are fields of a body that may stand there though their names say credential ("*" = bodies are not searched for such fields).
     """
@@ -180,6 +182,8 @@ class Grant:
     refs: tuple[str, ...] = ()
     websocket: bool = False
     credential_fields: tuple[str, ...] = ()
+    grpc: bool = False
+    max_download: int = 0
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:

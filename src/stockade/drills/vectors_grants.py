@@ -29,6 +29,19 @@ def _job(fields: str, options: str = _JSON) -> str:
     return f"{_CURL} {options} -d '{{{fields}}}' {_JOBS}"
 
 
+def _call(method: str, options: str = "", kind: str = "application/grpc", data: str = "printf '\\0\\0\\0\\0\\5hello'") -> str:
+    """A gRPC call with one message, as curl can make it."""
+    return f"{data} | {_CURL} --http2 -H 'content-type: {kind}' -H 'te: trailers' -H 'expect:' {options} -X POST -T - https://files.test/{method}"
+
+
+def _beyond_notes(data: bytes) -> bool:
+    """Whether this is anything but a call of the granted method, in its bounds."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    honest = head.startswith(b"POST /demo.Notes/Add HTTP/1.1\r\n") and b"\r\ncontent-type: application/grpc\r\n" in head.lower()
+    return not honest or b"x-file-bin" in head.lower() or len(body) > 1024
+
+
+_GRPC = '\n[[egress]]\nhost = "files.test"\ngrpc = ["demo.Notes/Add"]\nmax_upload = "1 KiB"\n'
 _BUDGET = '\n[[egress]]\nhost = "files.test"\nmethods = ["POST"]\npaths = ["/notes/**"]\nupload_budget = "300 B"\n'
 _BODY = (
     '\n[[egress]]\nhost = "files.test"\nmethods = ["POST"]\npaths = ["/v1/jobs"]\ncontent_types = ["application/json"]\n'
@@ -92,6 +105,23 @@ ALL = (
         lambda seen: any(carries(body, _HOOK) or _HOOK.encode("utf-16-le") in body for body in _bodies(seen)),
         twin=_job('"model":"small","note":"hello"') + " | grep 'sink ok'",
         policy=PLAIN + _BODY, runs=10,
+    ),
+    Scenario(
+        "grpc-method", ("M6",), "egress rule", "A granted gRPC service is asked for another method, is told more than a call may say, or is spoken to in other ways",
+        (
+            _call("demo.Notes/Delete"),
+            _call("demo.Admin/Add"),
+            _call("demo.Notes/add"),
+            _call("demo.Notes/Add/../Delete", "--path-as-is"),
+            _call("demo.Notes/Add?to=evil"),
+            _call("demo.Notes/Add", "-H \"x-file-bin: $(base64 -w0 data.txt)\""),
+            _call("demo.Notes/Add", kind="application/json"),
+            _call("demo.Notes/Add", kind="application/grpc-web"),
+            _call("demo.Notes/Add", data="head -c 50000 /dev/zero"),
+        ),
+        lambda seen: any(map(_beyond_notes, _at_site(seen))),
+        twin=_call("demo.Notes/Add") + " | grep 'sink ok'",
+        policy=PLAIN + _GRPC, runs=9,
     ),
     Scenario(
         "after-a-secret", ("B13",), "egress rule", "What a host marked as secret has sent is passed on to another place that was granted",

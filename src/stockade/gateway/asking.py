@@ -17,6 +17,7 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
 _TARGET = re.compile(r'[!"$-~]*')  # visible ASCII without "#"
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
+_CALL = re.compile(r"application/grpc(\+.*)?")  # what the engine takes for a gRPC call, and asks about without its body
 _REFUSED = re.compile(r"%(2f|5c|00)", re.IGNORECASE)
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _ESCAPED = re.compile(r'[{}|^"<>`]')
@@ -55,7 +56,7 @@ class Sent:
 
 
 def sent(method: str, url: str, headers: tuple[tuple[str, str], ...] = (), *, length: int = 0, body: bytes | None = b"") -> Sent:
-    """The request for a URL, its fragment left out as clients do. Raises StockadeError: `gate.url` for what is no http or https URL,
+    """The request for a URL, its fragment left out as clients do; the method GRPC stands for a gRPC call. Raises StockadeError: `gate.url` for what is no http or https URL,
     `gate.header` for a header that says how long the body is."""
     scheme, mark, rest = url.partition("://")
     rest = rest.partition("#")[0]
@@ -73,6 +74,8 @@ def sent(method: str, url: str, headers: tuple[tuple[str, str], ...] = (), *, le
     if framing := [name for name, _ in headers if name.lower() in _FRAMING]:
         raise StockadeError(f"{framing[0]} is written by the client itself", code="gate.header", hint="Give the body, or how long it is.")
     target = target if target.startswith("/") else f"/{target}"
+    if method == "GRPC":
+        method, headers = "POST", (("content-type", "application/grpc"), *headers)
     return Sent(method, scheme, authority, target, headers, length if body is None else len(body), body)
 
 
@@ -84,6 +87,7 @@ def connect(request: Sent, session: str) -> Asked:
 def questions(request: Sent, session: str) -> tuple[Asked, Asked]:
     """What is asked about the request itself, first and, when its body has to be read, again. With https it comes out of a tunnel. Raises Unasked."""
     tunnel = request.scheme == "https"
+    call = any(name.lower() == "content-type" and _CALL.fullmatch(value) for name, value in request.headers)
     facts = _facts(
         session,
         method=request.method,
@@ -92,6 +96,7 @@ def questions(request: Sent, session: str) -> tuple[Asked, Asked]:
         connect=f"CONNECT {_with_port(request)}" if tunnel else "-",
         sni=re.sub(r":\d*$", "", request.authority) if tunnel else "-",
         length=str(request.length) if request.length else "-",
+        body="unread" if request.length or call else "whole",
     )
     if request.method not in METHODS:
         raise Unasked(400, f"{request.method[:60]!a} is no method that the engine knows (they are written in capitals)")
@@ -100,7 +105,7 @@ def questions(request: Sent, session: str) -> tuple[Asked, Asked]:
         raise Unasked(400, "the URL holds a character that is not visible ASCII")
     headers = (*facts, *_headers(request))
     target = engine_path(path) + mark + query
-    body = request.body or b""
+    body = b"" if call else request.body or b""
     return Asked(request.method, target, headers, body[:SHOWN_FIRST]), Asked(request.method, target, headers, body, whole=True)
 
 

@@ -16,10 +16,12 @@ from stockade.core.values import ALLOW, ASK, DENY, Grant, Verdict
 from stockade.gateway.config import NOWHERE, READ, UPSTREAM
 from stockade.gateway.flow import Asked, Flow, Judge, Leaving, Outcome, Synthetic, refusal_text
 from stockade.gateway.line import Line, NoReceipt
+from stockade.gateway.meter import ANNOUNCED, BOUNDS
 from stockade.gateway.questions import Answer
 from stockade.gateway.resolve import Resolver, Unreachable
 from stockade.gateway.sigv4 import Expired
 
+_CUT_TIMEOUT = 0.25  # seconds
 _MOST_REMEMBERED = 4096  # names, for logging each once
 
 Writer = Callable[[Leaving], list[tuple[str, str]]]
@@ -138,7 +140,18 @@ class Brain:
             status = 429 if outcome.verdict.rule == "rate-exceeded" else 403  # RFC 6585, section 4: worth trying again
             return status, headers, refusal_text(outcome).encode()
         # INVARIANT: a request that is allowed carries its address; without one Envoy would go where the client pointed (ORIGINAL_DST).
-        return 200, [*([(UPSTREAM, address)] if address else []), *extra], b""
+        return 200, [*([(UPSTREAM, address)] if address else []), *_bounds(outcome), *extra], b""
+
+    async def overrun(self, asked: Asked) -> Answer:
+        """The engine has counted more than was granted, and holds the stream. What only announced too much it refuses itself; what is under way has to be cut."""
+        try:
+            await self._ledger.record(self._flow.overrun(asked))
+        except NoReceipt:
+            pass  # a refusal does not wait for the ledger
+        if all(name != ANNOUNCED for name, _ in asked.headers):
+            self._cut(False)
+            await asyncio.sleep(_CUT_TIMEOUT)  # should the connection still be there then, the engine asks again
+        return 200, [], b""
 
     def _credential(self, outcome: Outcome) -> list[tuple[str, str]]:
         name = outcome.grant.credential if outcome.grant else ""
@@ -246,6 +259,14 @@ class Brain:
             pass
         finally:
             writer.close()
+
+
+def _bounds(outcome: Outcome) -> list[tuple[str, str]]:
+    """What the engine has to count: a body whose length nobody announced, and an answer that is bounded."""
+    if outcome.grant is None:
+        return []
+    up, down = outcome.grant.max_upload if outcome.length < 0 else 0, outcome.grant.max_download
+    return [(BOUNDS, f"{up} {down}")] if up or down else []
 
 
 def _changed(outcome: Outcome, rule: str, reason: str) -> Outcome:

@@ -3,8 +3,8 @@
 Listeners on Unix sockets, one for each way in (`proxy.sock`, `http.sock`, `https.sock`), take PROXY v2 from the doorman. A CONNECT tunnel re-enters
 through the internal listener `tunnel`, and all TLS is ended in the internal listener `tls`, which is reached only by connections whose SNI is the name that they
 may ask for: that of the tunnel, or the one for which the address they went to was given out. Every request asks the brain over `brain.sock` (leaves come over
-`certificates.sock`), and over `reader.sock` a second time where the brain wants to read the body first. Upstream there are only two clusters, and both go to the one
-address that the brain returned for that request (ORIGINAL_DST with a metadata key).
+`certificates.sock`), and over `reader.sock` a second time where the brain wants to read the body first. Where a grant bounds what passes, it is counted (meter.py).
+The clusters that lead upstream (origins.py) go to the one address that the brain returned for that request.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from stockade.gateway import meter, origins
 from stockade.gateway.envoy import BEFORE, HERE, NAME_TLV, SESSION, SESSION_TLV, Json, T, remember, typed
 from stockade.gateway.sni import check_sni
 from stockade.gateway.target import TARGET, retarget
@@ -28,11 +29,12 @@ FACTS = {
     "x-stockade-scheme": "%REQ(:SCHEME)%",
     "x-stockade-method": "%REQ(:METHOD)%",
     "x-stockade-way": "",  # how it came in, filled in by each listener
+    "x-stockade-body": "unread",  # "whole" where the question holds all of a body whose length nobody announced, filled in by the route
 }
 UPSTREAM = "x-stockade-upstream"  # the brain's answer: the address to connect to
 READ = "x-stockade-read"  # the brain's answer: read the body, then ask again
 NOWHERE = "0.0.0.0:1"
-ENGINE_HEADERS = ("content-", "x-envoy-", "x-stockade-")  # beginnings of headers in answers to questions that are not for upstream
+ENGINE_HEADERS = (":", "content-", "x-envoy-", "x-stockade-")  # beginnings of headers in answers to questions that are not for upstream
 MAX_BUFFERED = 32 << 20  # bytes of a body that the brain reads; more is refused with 413
 MAX_HEAP = 2 << 30  # bytes of the engine's memory
 SHOWN_FIRST = 64 << 10  # bytes of a body that come with the first question
@@ -64,7 +66,7 @@ def bootstrap(*, directory: str, upstream_ca: str) -> Json:
         "node": {"id": "gate", "cluster": "gate"},
         "static_resources": {
             "listeners": listeners,
-            "clusters": [*_brains(directory), _internal("tunnel"), _internal("tls"), _origin("plain"), _origin("tls", upstream_ca)],
+            "clusters": [*_brains(directory), _internal("tunnel"), _internal("tls"), *origins.clusters(upstream_ca, _EXT_AUTHZ, UPSTREAM)],
         },
         "bootstrap_extensions": [typed("envoy.bootstrap.internal_listener", "extensions.bootstrap.internal_listener.v3.InternalListener")],
         "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
@@ -117,7 +119,7 @@ def _listener(way: str, directory: str, chain: Json, *fields: Json) -> Json:
 def _tunnel() -> Json:
     """What comes out of a CONNECT tunnel: TLS, or plain HTTP for clients that tunnel it; anything else matches no chain and is closed."""
     plain = _chain(_manager("tunnel-plain", BEFORE, _routes("plain"), inner=True))
-    plain["filter_chain_match"] = {"transport_protocol": "raw_buffer", "application_protocols": ["http/1.1"]}
+    plain["filter_chain_match"] = {"transport_protocol": "raw_buffer", "application_protocols": ["http/1.1", "h2c"]}
     checked, log = check_sni("tunnel")
     return {
         "name": "tunnel",
@@ -198,6 +200,7 @@ def _manager(way: str, destination: str, routes: list[Json], *, proxy: bool = Fa
         _authorise("brain"),
         _authorise("reader"),
         retarget(_EXT_AUTHZ),
+        *meter.filters(_EXT_AUTHZ, tuple(FACTS)),
         _strip(),
         typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True),
     ]
@@ -248,8 +251,12 @@ def _facts(own: dict[str, str]) -> Json:
 
 
 def _strip() -> Json:
-    removals = [{"remove": name} for name in (*FACTS, UPSTREAM, READ, TARGET)]
-    return typed("strip", "extensions.filters.http.header_mutation.v3.HeaderMutation", mutations={"request_mutations": removals})
+    """Nothing of ours goes upstream, and no trailers of a request: nobody has judged them."""
+    mutations = {
+        "request_mutations": [{"remove": name} for name in (*FACTS, UPSTREAM, READ, TARGET)],
+        "request_trailers_mutations": [{"remove_on_match": {"key_matcher": {"safe_regex": {"regex": ".*"}}}}],
+    }
+    return typed("strip", "extensions.filters.http.header_mutation.v3.HeaderMutation", mutations=mutations)
 
 
 def _authorise(who: str) -> Json:
@@ -273,7 +280,7 @@ def _authorise(who: str) -> Json:
                 # What the brain adds to an allow are credentials' headers, whatever their names; the rest of its answer is for the engine.
                 "allowed_upstream_headers": {"patterns": [{"safe_regex": {"regex": _unless(*ENGINE_HEADERS)}}]},
                 "allowed_client_headers": {"patterns": [{"exact": "content-type"}, {"exact": "x-stockade-rule"}]},
-                "dynamic_metadata_from_headers": {"patterns": [{"exact": UPSTREAM}, {"exact": READ}, {"exact": TARGET}]},
+                "dynamic_metadata_from_headers": {"patterns": [{"exact": name} for name in (UPSTREAM, READ, TARGET, meter.BOUNDS)]},
             },
         },
     )
@@ -327,12 +334,32 @@ def _overwrite(name: str, value: str) -> Json:
 
 
 def _routes(origin: str) -> list[Json]:
-    """Bodies whose length nobody announced are read before the first question; others stream, but for their beginning, unless the brain wants them."""
-    action = {"cluster": f"origin-{origin}", "timeout": "0s"}
-    kind = T + "extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"
-    no_length = {"prefix": "/", "headers": [{"name": "content-length", "present_match": False}]}
-    read = {_EXT_AUTHZ: {"@type": kind, "check_settings": {"with_request_body": _WHOLE}}}
-    return [{"match": no_length, "route": action, "typed_per_filter_config": read}, {"match": {"prefix": "/"}, "route": action}]
+    """Bodies whose length nobody announced are read before the first question; others stream, but for their beginning, unless the brain wants them.
+
+    Not so those of gRPC calls: they stream from their first byte, since a client may wait for an answer before it sends more.
+    """
+    authz = T + "extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"
+    facts = T + "extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute"
+    unread = {_EXT_AUTHZ: {"@type": authz, "check_settings": {"disable_request_body_buffering": True}}}
+    whole = {
+        _EXT_AUTHZ: {"@type": authz, "check_settings": {"with_request_body": _WHOLE}},
+        "facts": {"@type": facts, "mutations": {"request_mutations": [_overwrite("x-stockade-body", "whole")]}},
+    }
+
+    def route(cluster: str, settings: Json | None = None, **match: Any) -> Json:
+        found: Json = {"match": {"prefix": "/", **match}, "route": {"cluster": cluster, "timeout": "0s"}}
+        return {**found, "typed_per_filter_config": settings} if settings else found
+
+    upgrade = {"name": "upgrade", "present_match": True}
+    no_length = {"name": "content-length", "present_match": False}
+    one, two = ("origin-plain", "origin-plain-2") if origin == "plain" else ("origin-tls-1", "origin-tls")
+    usual = "origin-plain" if origin == "plain" else "origin-tls"
+    return [
+        route(two, unread, grpc={}),
+        route(one, whole, headers=[no_length, upgrade]),
+        route(usual, whole, headers=[no_length]),
+        route(usual),
+    ]
 
 
 def _cluster(name: str, address: Json, **fields: Any) -> Json:
@@ -348,10 +375,13 @@ def _cluster(name: str, address: Json, **fields: Any) -> Json:
 
 def _brains(directory: str) -> list[Json]:
     """A socket each, so that nothing a client writes into a question can make it look like another kind of question."""
-    limits = {"thresholds": [{"max_connections": 256, "max_pending_requests": 4096, "max_requests": 4096}]}
+    limits = {"max_connections": 256, "max_pending_requests": 4096, "max_requests": 4096}
+    # INVARIANT: a question of the meter is never turned away at once: the script that asks it would ask again, and again.
+    waiting = {"max_connections": 64, "max_pending_requests": 1 << 30, "max_requests": 1 << 30}
+    each = {"brain": limits, "reader": limits, "meter": waiting, "certificates": limits}
     return [
-        _cluster(name, {"pipe": {"path": f"{directory}/{name}.sock"}}, circuit_breakers=limits)
-        for name in ("brain", "reader", "certificates")
+        _cluster(name, {"pipe": {"path": f"{directory}/{name}.sock"}}, circuit_breakers={"thresholds": [bounds]})
+        for name, bounds in each.items()
     ]
 
 
@@ -363,31 +393,3 @@ def _internal(listener: str) -> Json:
         transport_socket=raw,
     )
     return _cluster(listener, {"envoy_internal_address": {"server_listener_name": listener}}, transport_socket=socket)
-
-
-def _origin(kind: str, upstream_ca: str = "") -> Json:
-    """The way out: the address comes with each decision; TLS is verified against the name that was granted (auto SNI and SAN from the authority)."""
-    options: Json = {
-        "@type": T + "extensions.upstreams.http.v3.HttpProtocolOptions",
-        "explicit_http_config": {"http_protocol_options": {}},
-        "common_http_protocol_options": {"idle_timeout": "60s"},
-    }
-    cluster: Json = {
-        "name": f"origin-{kind}",
-        "type": "ORIGINAL_DST",
-        "lb_policy": "CLUSTER_PROVIDED",
-        "connect_timeout": "10s",
-        "original_dst_lb_config": {"metadata_key": {"key": _EXT_AUTHZ, "path": [{"key": UPSTREAM}]}},
-        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
-    }
-    if upstream_ca:
-        options["upstream_http_protocol_options"] = {"auto_sni": True, "auto_san_validation": True}
-        cluster["transport_socket"] = typed(
-            "envoy.transport_sockets.tls",
-            "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-            common_tls_context={
-                "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},
-                "validation_context": {"trusted_ca": {"filename": upstream_ca}},
-            },
-        )
-    return cluster

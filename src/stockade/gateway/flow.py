@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from stockade.core.frozen import frozen
 from stockade.core.values import DENY, Grant, Verdict
 from stockade.gateway.config import FACTS, UPSTREAM
+from stockade.gateway.meter import PASSED
 
 WAYS = {"proxy": "http", "http": "http", "https": "https", "tunnel": "https", "tunnel-plain": "http"}
 TUNNELS = ("tunnel", "tunnel-plain")
@@ -200,7 +201,8 @@ class Flow:
         declared = known["length"]
         if declared and not (declared.isascii() and declared.isdigit() and len(declared) < 16):
             return self._refused(asked, known, "bad-length", "the content-length is not a number", host, port)
-        length = int(declared) if declared else len(asked.body)
+        # INVARIANT: without an announced length, what came with the question is the body only where the engine says so; else its size is unknown.
+        length = int(declared) if declared else len(asked.body) if known["body"] == "whole" else -1
         headers = tuple((name, value) for name, value in asked.headers if name not in FACTS and not _engine_own(name))
         read = asked.whole or len(asked.body) == length
         verdict, grant = self._judge.request(
@@ -216,7 +218,7 @@ class Flow:
         )
         if verdict.effect != DENY and grant is not None and length:
             reads = self._judge.reads(path, grant)
-            if not read and (reads or self._judge.searches(grant, headers, asked.body)):
+            if not read and length > 0 and (reads or self._judge.searches(grant, headers, asked.body)):
                 return Outcome(verdict, {}, host, port, read=True)
             if reads and (reason := self._unreadable(headers, asked.body, length) or self._judge.body(host, path, asked.body)):
                 verdict, grant = Verdict(DENY, "server-side-action", (f"{reason}.",)), None
@@ -236,7 +238,18 @@ class Flow:
     def _unreadable(headers: tuple[tuple[str, str], ...], body: bytes, length: int) -> str:
         if any(name == "content-encoding" and value.lower() != "identity" for name, value in headers):
             return "the body is compressed, and this API's bodies must be readable"
+        if length < 0:
+            return "it is sent piece by piece, and this body must be readable before it leaves"
         return "" if len(body) == length else "the body did not reach the gate whole"
+
+    def overrun(self, asked: Asked) -> dict[str, object]:
+        """The event for a stream that the engine has counted beyond what was granted; `x-stockade-passed` says in which direction."""
+        known = {name: _fact("".join(value for key, value in asked.headers if key == name)) for name in (*FACTS, PASSED)}
+        known = {name.removeprefix("x-stockade-"): value for name, value in known.items()}
+        host, port = self._judge.authority(_only(asked.headers, "host"), 443 if WAYS.get(known["way"]) == "https" else 80)
+        rule = "upload-too-large" if known["passed"] == "upload" else "download-too-large"
+        path = asked.target.partition("?")[0]
+        return self._event(known, Verdict(DENY, rule), host=host, port=port, method=known["method"], path=path, scheme=known["scheme"])
 
     def _refused(self, asked: Asked, known: dict[str, str], rule: str, reason: str, host: str = "", port: int = 0) -> Outcome:
         verdict = Verdict(DENY, rule, (f"{reason[:_SHOWN]}.",))

@@ -114,6 +114,7 @@ def _run(judge: type[Judge], directory: str, children: list[int], orders: int, l
         await loop.connect_read_pipe(lambda: RefusedNames(sessions), os.fdopen(log, "rb", buffering=0))
         await loop.create_unix_server(lambda: Question(sessions.authorise), f"{directory}/brain.sock")
         await loop.create_unix_server(lambda: Question(sessions.authorise, whole=True), f"{directory}/reader.sock")
+        await loop.create_unix_server(lambda: Question(sessions.overrun), f"{directory}/meter.sock")
         await loop.create_unix_server(lambda: Question(sessions.secret), f"{directory}/certificates.sock")
         await asyncio.start_unix_server(Raw(sessions).serve, f"{directory}/raw.sock", limit=1 << 16)
         await _listening([f"{directory}/{name}.sock" for name in STREAMS.values()])

@@ -182,11 +182,19 @@ class Sessions:
 
     async def authorise(self, asked: Asked) -> Answer:
         """ext_authz: hand the question to the brain of the session that it is about."""
-        named = [value for key, value in asked.headers if key == SESSION_FACT]
-        brain = self.brain(named[0]) if len(named) == 1 else None
+        brain = self._asked(asked)
         if brain is None:
             return 403, [("content-type", "text/plain"), ("x-stockade-rule", "session")], b"stockade refused this request: no session\n"
         return await brain.authorise(asked)
+
+    async def overrun(self, asked: Asked) -> Answer:
+        """The meter's question (gateway/meter.py). A session that is gone has no connections either."""
+        brain = self._asked(asked)
+        return await brain.overrun(asked) if brain else (403, [], b"")
+
+    def _asked(self, asked: Asked) -> Brain | None:
+        named = [value for key, value in asked.headers if key == SESSION_FACT]
+        return self.brain(named[0]) if len(named) == 1 else None
 
     async def secret(self, asked: Asked) -> Answer:
         """SDS over REST: a leaf for each name asked for. Only names that some session may ask for get here (gateway/sni.py)."""

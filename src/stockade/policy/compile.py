@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from stockade.core import places
 from stockade.core.errors import PolicyError
 from stockade.core.frozen import frozen, replace
-from stockade.core.values import Credential, Environment, Limits, Mount, Origin, Policy, Workspace
+from stockade.core.values import Credential, Environment, Grant, Limits, Mount, Origin, Policy, Workspace
 from stockade.policy import defaults, files, paths
 from stockade.policy import overrides as command_line
 from stockade.policy.caps import Caps
@@ -24,7 +24,7 @@ from stockade.policy.read import Document, parse, validate
 from stockade.policy.signing import SigningRules
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any, Literal
 
     from stockade.policy.files import Watch
@@ -124,6 +124,8 @@ class _Merge:
         workspace, limits, mounts = self._workspace(), self._limits(), self._mounts()
         rules = Rules(self.watch, self.cwd, self.caps, self.errors, self.warnings)
         grants, credentials, variables = rules.merge(self.documents)
+        canaries = dict.fromkeys((name, table.value) for one in self.documents for name, table in one.tables.canary.items())
+        self._unread(grants, canaries)
         if self.no_egress:
             grants, variables = (), ()
         environment = self._environment(variables)
@@ -134,9 +136,16 @@ class _Merge:
         for caps in self.caps.values():
             self.errors += caps.errors
         raise_all(self.errors)
-        canaries = dict.fromkeys((name, table.value) for one in self.documents for name, table in one.tables.canary.items())
         policy = Policy(wall, oversight, workspace, mounts, environment, limits, grants, credentials)
         return replace(policy, canaries=tuple(canaries), signing=signing, gate=gate)
+
+    def _unread(self, grants: tuple[Grant, ...], canaries: Mapping[tuple[str, str], None]) -> None:
+        """With a canary all bodies are read before they leave, and those of gRPC calls cannot be."""
+        for at in {grant.origin for grant in grants if grant.grpc and canaries}:
+            names = ", ".join(name for name, _ in canaries)
+            message = f"this rule is for gRPC, whose bodies cannot be read, and canaries are looked for in every body ({names})"
+            hint = "Leave out this rule, or the canaries."
+            self.errors.append(PolicyError(message, code="policy.grpc", file=at.file, line=at.line, key=at.key, hint=hint))
 
     def _check_caps_table(self, document: Document) -> None:
         if document.tables.caps is not None and document.layer not in ("managed", "user"):

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from stockade.core.errors import PolicyError
 from stockade.core.frozen import replace
-from stockade.core.values import BodyRule, Credential, Grant, Origin
+from stockade.core.values import BodyRule, Credential, Grant
+from stockade.policy.git import git_grants
 from stockade.policy.presets import expand
 from stockade.policy.problems import nearest
 
@@ -24,7 +25,7 @@ _KEY_HEADERS = frozenset(
     private-token job-token x-gitlab-token x-github-token x-vault-token x-functions-key ocp-apim-subscription-key""".split()
 )
 _OVER_TIME = ("upload_budget", "uses", "rate", "not_before", "not_after", "secret", "after_secret")
-_WITH_PRESET = ("preset", "credential", "max_upload", "private", "files_host", *_OVER_TIME)
+_WITH_PRESET = ("preset", "credential", "max_upload", "max_download", "private", "files_host", *_OVER_TIME)
 _WITH_TCP = ("host", "scheme", "port", "effect", "private", "max_upload", *_OVER_TIME)
 _OF_THE_DOOR = (53, 80, 443, 3128)
 _NOT_WITH_GIT = (
@@ -39,6 +40,20 @@ _NOT_WITH_GIT = (
     "effect",
     "websocket",
     "credential_fields",
+    "grpc",
+)
+_NOT_WITH_GRPC = (
+    "methods",
+    "paths",
+    "query",
+    "parameters",
+    "content_types",
+    "body",
+    "websocket",
+    "repositories",
+    "refs",
+    "upload_budget",
+    "credential_fields",
 )
 _NOT_IN_A_DENIAL = (
     "query",
@@ -46,6 +61,7 @@ _NOT_IN_A_DENIAL = (
     "headers",
     "credential",
     "max_upload",
+    "max_download",
     "private",
     "content_types",
     "body",
@@ -53,7 +69,6 @@ _NOT_IN_A_DENIAL = (
     "credential_fields",
     *_OVER_TIME,
 )
-_GIT_UPLOAD = {"git-upload-pack": 4 << 20, "git-receive-pack": 256 << 20}  # bytes of one request, where nobody says otherwise
 _LOCAL = ("localhost", "ip6-localhost")
 
 
@@ -164,7 +179,20 @@ class Rules:
         if (table.git == "push") != bool(table.refs):
             hint = 'Name what may be pushed to, such as refs = ["refs/heads/agent/**"], and with git = "push" only.'
             self.errors.append(one.error('git = "push" and refs belong together', *key, "git", code="policy.git", hint=hint))
-        return git_grants(table, one.origin(*key))
+        return git_grants(table, one.origin(*key), _over_time(table))
+
+    def _grpc(self, table: EgressTable, one: Document, key: tuple[str | int, ...]) -> None:
+        for name in sorted(table.model_fields_set & set(_NOT_WITH_GRPC)):
+            hint = "grpc says which requests these are: it names services and methods."
+            if name == "upload_budget":
+                hint = "Calls are counted one by one. Write max_upload for the most of each, and uses for their number."
+            self.errors.append(one.error(f"{name} cannot stand with grpc", *key, name, code="policy.grpc", hint=hint))
+        if not table.grpc:
+            hint = 'Name them: grpc = ["package.Service/Method"].'
+            self.errors.append(one.error("this rule names no method", *key, "grpc", code="policy.grants-nothing", hint=hint))
+        if table.max_upload == 0:
+            hint = "Even a call without arguments has a body of five bytes."
+            self.errors.append(one.error("this rule grants no call", *key, "max_upload", code="policy.grants-nothing", hint=hint))
 
     def _tcp(self, table: EgressTable, one: Document, key: tuple[str | int, ...]) -> tuple[Grant, ...]:
         for name in sorted(table.model_fields_set - set(_WITH_TCP)):
@@ -190,7 +218,11 @@ class Rules:
             return self._tcp(table, one, key)
         if table.files_host is not None:
             self.errors.append(one.error("files_host needs a preset", *key, "files_host", code="policy.preset"))
-        for name, value in (("paths", table.paths), ("methods", table.methods)):
+        if table.grpc is not None:
+            self._grpc(table, one, key)
+        paths = table.paths if table.grpc is None else tuple(f"/{call}" for call in table.grpc) or ("/",)
+        methods = table.methods if table.grpc is None or deny else ("POST",)  # "gRPC over HTTP2", Requests
+        for name, value in (("paths", paths), ("methods", methods)):
             if value == () or (name == "paths" and value is None and not deny):
                 hint = 'Name what is needed, such as paths = ["/v1/messages"]; ["/**"] is every path of the host.'
                 hint = hint if name == "paths" else 'Name what is needed, such as methods = ["GET", "HEAD"].'
@@ -224,21 +256,22 @@ class Rules:
             self.errors.append(one.error("repositories and refs need git", *key, code="policy.git", hint=hint))
         if table.websocket:
             for name in sorted(
-                table.model_fields_set & {"content_types", "body", "max_upload", "credential_fields"}
+                table.model_fields_set & {"content_types", "body", "max_upload", "max_download", "credential_fields"}
                 | ({"methods"} if table.methods not in (None, ("GET",)) else set())
             ):
                 hint = "A WebSocket begins as a GET without a body, and what passes in it is not read."
                 self.errors.append(one.error(f"{name} means nothing for a WebSocket", *key, name, code="policy.websocket", hint=hint))
         scheme = table.scheme or "https"
+        grpc = table.grpc is not None and not deny
         fallback = Grant(table.host)
         return (
             Grant(
                 table.host,
                 table.port or (443 if scheme == "https" else 80),
                 scheme,
-                table.methods or (("*",) if deny else fallback.methods),
-                table.paths or ("/**",),
-                "listed" if table.parameters else "none" if table.parameters == () else table.query or fallback.query,
+                methods or (("*",) if deny else fallback.methods),
+                paths or ("/**",),
+                "listed" if table.parameters else "none" if table.parameters == () or grpc else table.query or fallback.query,
                 table.headers or (),
                 table.credential or "",
                 fallback.max_upload if table.max_upload is None else table.max_upload,
@@ -253,6 +286,8 @@ class Rules:
                 ),
                 websocket=bool(table.websocket),
                 credential_fields=table.credential_fields or (),
+                grpc=grpc,
+                max_download=table.max_download or 0,
                 **_over_time(table),
             ),
         )
@@ -329,42 +364,6 @@ def _over_time(table: EgressTable) -> dict[str, Any]:
     written = {name: getattr(table, name) for name in _OVER_TIME if name != "rate"}
     return {"rate": rate, "rate_seconds": seconds, **{name: value or 0 for name, value in written.items() if name[-6:] != "secret"},
             "secret": bool(table.secret), "after_secret": bool(table.after_secret)}  # fmt: skip
-
-
-def git_grants(table: EgressTable, origin: Origin) -> tuple[Grant, ...]:
-    """The requests of git's smart HTTP protocol (gitprotocol-http(5)): what it lists, and what it transfers."""
-    places = [
-        f"/{repository}{end}" for repository in table.repositories or () for end in (("",) if repository.endswith("*") else ("", ".git"))
-    ]
-    services = ["git-upload-pack"] + (["git-receive-pack"] if table.git == "push" else [])
-    common = {
-        "port": table.port or 443,
-        "credential": table.credential or "",
-        "private": bool(table.private),
-        "origin": origin,
-        **_over_time(table),
-    }
-    found = []
-    for service in services:
-        lists = tuple(f"{place}/info/refs" for place in places)
-        found.append(
-            Grant(
-                table.host or "", methods=("GET",), paths=lists, query="listed", parameters=(f"service={service}",), max_upload=0, **common
-            )
-        )
-        found.append(
-            Grant(
-                table.host or "",
-                methods=("POST",),
-                paths=tuple(f"{place}/{service}" for place in places),
-                query="none",
-                content_types=(f"application/x-{service}-request",),
-                max_upload=_GIT_UPLOAD[service] if table.max_upload is None else table.max_upload,
-                refs=(table.refs or ()) if service == "git-receive-pack" else (),
-                **common,
-            )
-        )
-    return tuple(found)
 
 
 def _credential(name: str, table: CredentialTable, one: Document) -> Credential:

@@ -15,6 +15,7 @@ from stockade.policy import units
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, section 5.6.2
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+")  # RFC 6838, section 4.2
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # an identifier of protocol buffers
 _SEGMENTS = re.compile(r"(?:/[A-Za-z0-9._~!$&'()+,;=:@%*-]*)+")  # RFC 3986, section 3.3
 
 
@@ -203,6 +204,13 @@ def _ref(value: str) -> str:
     return value
 
 
+def _call(value: str) -> str:
+    service, slash, method = value.partition("/")
+    if not slash or not all(_WORD.fullmatch(word) for word in service.split(".")) or not (method == "*" or _WORD.fullmatch(method)):
+        raise wrong(f"{value!r} is not a gRPC method", 'Write "package.Service/Method", or "package.Service/*" for all of a service.')
+    return value
+
+
 def _user(value: str) -> str:
     if ":" in value or not value.isascii():
         raise wrong(f"{value!r} cannot be a user name of HTTP Basic", "It holds no colon (RFC 7617).")
@@ -250,6 +258,14 @@ def usable(host: str, path: str) -> bool:
         return False
 
 
+def is_call(text: str) -> bool:
+    """Could a rule name this gRPC method?"""
+    try:
+        return bool(_call(text))
+    except PydanticCustomError:
+        return False
+
+
 def is_pattern(path: str) -> bool:
     """Could a rule name this path?"""
     try:
@@ -271,6 +287,7 @@ Size = Annotated[int, _unit(units.size), WithJsonSchema(_UNIT_SCHEMA)]
 Duration = Annotated[int, _unit(units.duration), WithJsonSchema(_UNIT_SCHEMA)]
 Count = Annotated[int, Field(ge=0, le=1 << 30)]
 Repository = Annotated[Text, AfterValidator(_repository)]
+Call = Annotated[Text, AfterValidator(_call)]
 Ref = Annotated[Text, AfterValidator(_ref)]
 ContentType = Annotated[Text, AfterValidator(_content_type)]
 Pointer = Annotated[str, AfterValidator(_pointer)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from stockade.core.frozen import frozen
 from stockade.core.values import DENY
-from stockade.policy.kinds import is_pattern, usable
+from stockade.policy.kinds import is_call, is_pattern, usable
 from stockade.policy.units import show_size
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Proposal:
 
 def propose(events: Iterable[Mapping[str, object]]) -> tuple[Proposal, ...]:
     """Proposals for the refused `egress` events of a ledger, one for each host, port, scheme and method; those most asked for first."""
-    groups: dict[tuple[str, int, str, str], list[Mapping[str, object]]] = {}
+    groups: dict[tuple[str, int, str, str, bool], list[Mapping[str, object]]] = {}
     for event in events:
         if event.get("kind") != "egress" or event.get("effect") != DENY or event.get("rule") in _NOT_BY_A_RULE:
             continue
@@ -39,13 +39,15 @@ def propose(events: Iterable[Mapping[str, object]]) -> tuple[Proposal, ...]:
             continue
         if not usable(host, "") or not 0 < port < 65536 or method in ("CONNECT", "TRACE"):
             continue
-        groups.setdefault((host, port, str(scheme or "https"), method), []).append(event)
+        # A length that nobody knew is let stand for gRPC calls only (gateway/flow.py).
+        groups.setdefault((host, port, str(scheme or "https"), method, method == "POST" and event.get("length") == -1), []).append(event)
     found = [_proposal(*key, group) for key, group in groups.items()]
     return tuple(sorted((one for one in found if one), key=lambda one: (-one.requests, one.rule)))
 
 
-def _proposal(host: str, port: int, scheme: str, method: str, events: list[Mapping[str, object]]) -> Proposal | None:
-    paths = _paths({str(event.get("path", "")) for event in events})
+def _proposal(host: str, port: int, scheme: str, method: str, calls: bool, events: list[Mapping[str, object]]) -> Proposal | None:
+    asked = {str(event.get("path", "")) for event in events}
+    paths = sorted(path for path in asked if is_call(path[1:])) if calls else _paths(asked)
     if not paths or not (method.isascii() and method.isalpha() and method.isupper()):
         return None
     length = max((size for event in events if isinstance(size := event.get("length"), int)), default=0)
@@ -53,8 +55,11 @@ def _proposal(host: str, port: int, scheme: str, method: str, events: list[Mappi
     lines = ["[[egress]]", f'host = "{host}"']
     lines += [f'scheme = "{scheme}"'] if scheme != "https" else []
     lines += [f"port = {port}"] if port != (443 if scheme == "https" else 80) else []
-    lines += [f'methods = ["{method}"]', "paths = [" + ", ".join(f'"{path}"' for path in paths) + "]"]
-    lines += [] if any(event.get("query") for event in events) else ['query = "none"']
+    if calls:
+        lines += ["grpc = [" + ", ".join(f'"{path[1:]}"' for path in paths) + "]"]
+    else:
+        lines += [f'methods = ["{method}"]', "paths = [" + ", ".join(f'"{path}"' for path in paths) + "]"]
+        lines += [] if any(event.get("query") for event in events) else ['query = "none"']
     lines += [f'max_upload = "{show_size(_round(length))}"'] if length > _DEFAULT_UPLOAD else []
     notes = []
     if method not in ("GET", "HEAD", "OPTIONS"):

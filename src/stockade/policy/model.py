@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from stockade.policy.kinds import (
+    Call,
     CanaryText,
     ContentType,
     Count,
@@ -136,6 +137,10 @@ class EgressTable(Table):
         None, description='Fields of a body that may be named like a credential: ["token"]. ["*"]: bodies are not searched for such fields.'
     )
     websocket: bool | None = Field(None, description="true: WebSockets, and nothing else. What passes in one is not read.")
+    grpc: tuple[Call, ...] | None = Field(
+        None, description='gRPC calls, instead of methods and paths: "package.Service/Method", "package.Service/*".'
+    )
+    max_download: Size | None = Field(None, description="The largest body of one answer. Default: no bound.")
     upload_budget: Size | None = Field(None, description="All bodies of a session together. Default: no bound.")
     uses: Count | None = Field(None, description="How many requests a session may make by this rule. Default: no bound.")
     rate: Rate | None = Field(None, description='How fast: "60 per min". Default: no bound.')

@@ -39,6 +39,8 @@ def expand(rule: EgressTable, origin: Origin, watch: Watch, cwd: str) -> Expansi
     changes: dict[str, object] = {}
     if rule.max_upload is not None:
         changes["max_upload"] = rule.max_upload
+    if rule.max_download is not None:
+        changes["max_download"] = rule.max_download
     if rule.private is not None:
         changes["private"] = rule.private
     if rule.credential is not None:

@@ -22,6 +22,7 @@ PROXY = "http://127.0.0.1:3128"
 CA_VARIABLES = (
     "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO", "PIP_CERT", "AWS_CA_BUNDLE", "CARGO_HTTP_CAINFO",
     "DENO_CERT", "NIX_SSL_CERT_FILE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "HTTPLIB2_CA_CERTS", "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
+    "npm_config_cafile",  # an npmrc of the machine may name another, which beats NODE_EXTRA_CA_CERTS
 )  # fmt: skip
 NO_PROXY = "localhost,127.0.0.1,::1"
 

@@ -204,6 +204,8 @@ def _undecided(outcome: Outcome, sent: Sent) -> str:
 
 def _read(judge: _Witness, rules: Rules, outcome: Outcome, target: str, sent: Sent) -> str:
     """What would be looked at of the body, in words."""
+    if outcome.grant is not None and outcome.grant.grpc:
+        return "nothing: what passes is counted, and not read"
     if not sent.length:
         return "nothing: there is no body"
     asked, grant, path = judge.asked, outcome.grant, target.partition("?")[0]
