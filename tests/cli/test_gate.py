@@ -148,6 +148,52 @@ def test_without_its_key_the_gate_would_not_start(
     assert found["rule"] == "path-not-granted" and "OWN_KEY" in found["notes"][0]
 
 
+AWS_AND_QUERY = """
+[[egress]]
+host = "b.s3.example.com"
+methods = ["PUT"]
+paths = ["/**"]
+credential = "aws"
+
+[[egress]]
+host = "maps.example.com"
+methods = ["GET", "POST"]
+paths = ["/**"]
+credential = "maps"
+
+[credential.aws]
+source = "env:AWS_ACCESS_KEY_ID"
+sigv4 = { services = ["s3"], regions = ["eu-central-1"] }
+
+[credential.maps]
+source = "env:OWN_KEY"
+query = "key"
+"""
+
+
+def test_keys_of_aws_and_in_the_query(places: Places, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    places.write(user=AWS_AND_QUERY)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA-of-this-test")
+    assert explained(capsys, "https://maps.example.com/x")["rule"] == "credential.unavailable"  # the other half is missing
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-real-key-of-this-test")
+    stored = explained(capsys, "PUT", "https://b.s3.example.com/x", "--data", "hello")
+    assert stored["effect"] == "allow" and "part of what is signed" in stored["body"]
+    named = ("-H", "x-amz-copy-source: /other/secret")
+    assert explained(capsys, "PUT", "https://b.s3.example.com/x", *named)["rule"] == "header-not-granted"
+    assert explained(capsys, "https://maps.example.com/x?key=stockade-placeholder-maps&a=1")["effect"] == "allow"
+    assert explained(capsys, "https://maps.example.com/x?key=mine")["rule"] == "credential-in-query"
+    words = ("POST", "https://maps.example.com/x", "-H", "content-type: application/json", "--data")
+    assert explained(capsys, *words, '{"token": "mine"}')["rule"] == "credential-in-body"
+    assert "might be among its fields" in explained(capsys, *words, '{"note": "mine"}')["body"]
+    assert explained(capsys, *words[:-1], "--length", "200000")["effect"] == "undecided"
+    monkeypatch.setattr("stockade.gateway.sigv4.require", _not_installed)
+    assert explained(capsys, "https://maps.example.com/x")["rule"] == "credential.no-botocore"
+
+
+def _not_installed() -> None:
+    raise CannotEnforce("it is not there", code="credential.no-botocore")
+
+
 @pytest.mark.parametrize(
     "words",
     [

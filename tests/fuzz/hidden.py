@@ -23,6 +23,7 @@ WORDS = (
 )  # fmt: skip
 KEPT = {
     "a form": b"note=1&token=evil",
+    "a form with a value that is none to readers who cut at semicolons": b"token=;",
     "an escaped form": b"note=1&%74oken=evil",
     "JSON": b'{"note":1,"api_key":"evil"}',
     "an escaped name": b'{"\\u0074oken":"evil"}',

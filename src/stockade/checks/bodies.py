@@ -27,7 +27,7 @@ _PARTS = 1000  # parts of a multipart body
 _MANY = 100_000  # fields of a form
 _JSON_NAMES = CREDENTIAL_PARAMETERS - {"key", "sig", "signature"}  # in JSON these mostly name other things
 _STRING = re.compile(r'"((?:[^"\\]++|\\.)*+)(?:"(\s*+:)?|$)', re.DOTALL)  # in valid JSON, and whether it is a name; linear in the text
-_WORD = re.compile(r"""([\w.$-]{1,64}+)["']?\s*+:""")
+_WORD = re.compile(r"""(?<![\w.$-])([\w.$-]++)["']?\s*+:""")  # begins where a word does: linear in the text
 _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
 _STAND_IN = re.compile(rf"\s*(?:\w+ )?{PLACEHOLDER}[\w.-]*\s*", re.IGNORECASE)
 _EMPTY_LINE = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")
@@ -120,7 +120,7 @@ def _decoded(headers: tuple[tuple[str, str], ...], body: bytes) -> bytes:
 def _form(text: str, spared: frozenset[str]) -> None:
     if text.count("&") + text.count(";") > _MANY:
         raise Found(f"the form has more than {_MANY} fields")
-    for part in re.split("[&;]", text):
+    for part in [*text.split("&"), *(re.split("[&;]", text) if ";" in text else ())]:  # some servers also take `;` for what separates
         name, _, value = part.partition("=")
         _field(unquote_plus(name), unquote_plus(value), spared, CREDENTIAL_PARAMETERS, "form field")
 

@@ -39,7 +39,6 @@ def resolve_keys(credential: Credential, environment: Mapping[str, str]) -> Keys
     """
     from stockade.gateway import sigv4
 
-    sigv4.require()
     kind, _, rest = credential.source.partition(":")
     if kind == "env":
         before = rest.removesuffix("ACCESS_KEY_ID")

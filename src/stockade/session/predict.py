@@ -16,7 +16,7 @@ from stockade.core.errors import StockadeError
 from stockade.core.frozen import frozen, plain, replace
 from stockade.core.values import ALLOW, ASK, DENY, Credential, Grant, Origin, Policy, Verdict
 from stockade.gatehouse import Judge
-from stockade.gateway import broker
+from stockade.gateway import broker, sigv4
 from stockade.gateway.asking import Sent, Unasked, connect, questions
 from stockade.gateway.config import MAX_BUFFERED
 from stockade.gateway.flow import Flow, Outcome, Synthetic
@@ -82,11 +82,13 @@ def rules_of(directory: str) -> Rules:
 def unavailable(policy: Policy, environment: Mapping[str, str]) -> StockadeError | None:
     """Why a gate with this policy would not start here: a credential that has no value. Sources that would run a program are not tried."""
     for one in policy.credentials:
-        if not _runs(one):
-            try:
-                broker.resolve(one, environment)
-            except StockadeError as error:
-                return error
+        try:
+            if one.services:
+                sigv4.require()
+            if not _runs(one):
+                (broker.resolve_keys if one.services else broker.resolve)(one, environment)
+        except StockadeError as error:
+            return error
     return None
 
 
@@ -169,8 +171,8 @@ class _Witness(Judge):
 def _config(rules: Rules) -> dict[str, Any]:
     """A gate's configuration (docs/gate.md), as far as its judge looks at it, with made-up secrets."""
     policy = rules.policy
-    secret = dict.fromkeys(("UNREAD", "UNREADSECRET_ACCESS_KEY"), _UNREAD + os.urandom(12).hex())
-    credentials = tuple(replace(one, source="env:UNREAD") for one in policy.credentials)
+    secret = dict.fromkeys(("UNREAD", "UNREAD_ACCESS_KEY_ID", "UNREAD_SECRET_ACCESS_KEY"), _UNREAD + os.urandom(12).hex())
+    credentials = tuple(replace(one, source="env:UNREAD_ACCESS_KEY_ID" if one.services else "env:UNREAD") for one in policy.credentials)
     return {
         "grants": [plain(grant) for grant in policy.grants],
         "canaries": dict(policy.canaries),
@@ -213,7 +215,8 @@ def _read(judge: _Witness, rules: Rules, outcome: Outcome, target: str, sent: Se
         return "its beginning, which comes with the question, for strings that must never leave"
     if grant is None:  # only its size was shown so far
         grant = next(one for one, refusal in judge.weigh(**asked) if refusal is None)
-    if not judge.reads(path, grant):
+    searched = judge.searches(grant, asked["headers"], asked["start"])
+    if not judge.reads(path, grant) and not searched:
         return (
             "its beginning, for strings that must never leave"
             + (" and for the refs of a push" if grant.refs else "")
@@ -222,6 +225,8 @@ def _read(judge: _Witness, rules: Rules, outcome: Outcome, target: str, sent: Se
     why = ["the rule says what it must hold"] * bool(grant.body)
     why += ["this is the path of a model API"] * fields.inspected(path)
     why += ["strings are planted that must never leave"] * bool(rules.policy.canaries)
+    signed = any(one.services for one in rules.policy.credentials if one.name == grant.credential)
+    why += ["it is part of what is signed" if signed else "somebody else's credential might be among its fields"] * searched
     return f"all of it, before anything moves: {', and '.join(why)}"
 
 
