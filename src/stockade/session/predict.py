@@ -84,14 +84,14 @@ def unavailable(policy: Policy, environment: Mapping[str, str]) -> StockadeError
     for one in policy.credentials:
         if not _runs(one):
             try:
-                broker.resolve(one, environment)
+                broker.for_gate((one,), {one.name: ""}, environment)
             except StockadeError as error:
                 return error
     return None
 
 
 def predict(rules: Rules, sent: Sent) -> Prediction:
-    """What the gate would say to `sent`. Raises nothing for anything the request holds."""
+    """What the gate would say to `sent`. Raises nothing for anything the request holds, and CannotEnforce where a gate with these rules could not start."""
     judge = _Witness(_config(rules))
     judge.revoke(list(rules.revoked))
     flow = Flow(_SESSION, judge, Synthetic(lambda _address, _name: None))
@@ -130,7 +130,7 @@ def predict(rules: Rules, sent: Sent) -> Prediction:
         judge.name(host),
         read,
         weighed,
-        _notes(rules, verdict, chosen, weighed),
+        _notes(rules, sent, verdict, chosen, weighed),
     )
 
 
@@ -150,7 +150,7 @@ def _raw(rules: Rules, judge: Judge, flow: Flow, sent: Sent) -> Prediction:
     outcome, named = flow.raw(host, port), judge.name(host)
     heard = named and any(grant.scheme == "tcp" and grant.port == port for grant in rules.policy.grants)
     origin = outcome.grant.origin if outcome.grant else None
-    notes = _notes(rules, outcome.verdict, outcome.grant, ((outcome.grant, None),) if outcome.grant else ())
+    notes = _notes(rules, sent, outcome.verdict, outcome.grant, ((outcome.grant, None),) if outcome.grant else ())
     return Prediction(
         outcome.verdict.effect, outcome.verdict, _event(outcome) if heard else {}, origin, "", named, _UNREAD_RAW, notes=notes
     )
@@ -213,7 +213,8 @@ def _read(judge: _Witness, rules: Rules, outcome: Outcome, target: str, sent: Se
         return "its beginning, which comes with the question, for strings that must never leave"
     if grant is None:  # only its size was shown so far
         grant = next(one for one, refusal in judge.weigh(**asked) if refusal is None)
-    if not judge.reads(path, grant):
+    searched = judge.searches(grant, asked["headers"], asked["start"])
+    if not searched and not judge.reads(path, grant):
         return (
             "its beginning, for strings that must never leave"
             + (" and for the refs of a push" if grant.refs else "")
@@ -222,6 +223,7 @@ def _read(judge: _Witness, rules: Rules, outcome: Outcome, target: str, sent: Se
     why = ["the rule says what it must hold"] * bool(grant.body)
     why += ["this is the path of a model API"] * fields.inspected(path)
     why += ["strings are planted that must never leave"] * bool(rules.policy.canaries)
+    why += ["a credential may stand in its fields, or it is signed"] * (searched and not why)
     return f"all of it, before anything moves: {', and '.join(why)}"
 
 
@@ -237,15 +239,21 @@ def _origin(verdict: Verdict, weighed: tuple[tuple[Grant, Refusal | None], ...])
     return grant.origin if own else None
 
 
-def _notes(rules: Rules, verdict: Verdict, grant: Grant | None, weighed: tuple[tuple[Grant, Refusal | None], ...]) -> tuple[str, ...]:
+def _notes(
+    rules: Rules, sent: Sent, verdict: Verdict, grant: Grant | None, weighed: tuple[tuple[Grant, Refusal | None], ...]
+) -> tuple[str, ...]:
     notes = []
     if grant is not None:
         kind = "an address that may be private" if grant.private else "a public address"
         notes.append(
             f"The gate resolves {grant.host if grant.host[:1] != '*' else 'the name'} only when it is asked; it must then have {kind}."
         )
-    if any(counted(one) or one.after_secret or any(other.secret for other in rules.policy.grants) for one, _ in weighed):
+    policy = rules.policy
+    secret = not rules.tainted and (any(one.secret for one in policy.grants) or any(one.secret for one in policy.mounts))
+    if any(counted(one) or one.after_secret for one, _ in weighed) or (weighed and secret):
         notes.append("Uses, rates, budgets and what something secret changes are told as for a session that has just begun.")
+    if grant is not None and sent.body is None:
+        notes.append("The body was not given: what it holds, such as somebody's credential, may still refuse it.")
     sources = [one.name for one in rules.policy.credentials if _runs(one) and (grant is None or one.name == grant.credential)]
     if verdict.effect == ALLOW and sources:
         notes.append(f"The credential {', '.join(sources)} is fetched when the gate starts; whether that works was not tried.")
