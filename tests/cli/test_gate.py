@@ -271,6 +271,7 @@ EVENTS: list[tuple[dict[str, Any], str]] = [
     ({"kind": "session.revoke", "session": "one", "rules": [1, 3]}, "revoke  rules 1, 3 are taken back"),
     ({"kind": "egress", "session": "two", "effect": "deny", "rule": EVIL, "host": EVIL, "path": EVIL, "method": EVIL}, "deny    "),
     ({"kind": "gate.exit", "session": "one", "code": "gate.exit", "reason": "the gate ended"}, "gate    ends: the gate ended (gate.exit)"),
+    ({"kind": "taint", "session": "two", "mount": "/crm"}, "taint   /crm was opened, which is secret"),
     ({"kind": "session.exit", "session": "one"}, ""),
 ]  # fmt: skip
 
@@ -295,13 +296,13 @@ def test_each_decision_is_a_line_in_words(ledger: None, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ([], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
-        (["--session", "tw"], [5, 6, 10]),
+        ([], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
+        (["--session", "tw"], [5, 6, 10, 12]),
         (["--denied"], [2, 3, 5, 6, 10]),
         (["--host", "A.test"], [4, 5, 6, 7]),
         (["--host", "b.a.test"], [5]),
         (["--host", "evil.test", "--denied"], [2]),
-        (["-n", "2"], [10, 11]),
+        (["-n", "2"], [11, 12]),
         (["--denied", "-n", "1"], [10]),
         (["-n", "0"], []),
     ],
@@ -589,6 +590,28 @@ def test_a_running_session_is_explained_and_watched(place: Place, server: int) -
         run.terminate()
         run.communicate(timeout=30)
     assert stockade(place, "gate", "explain", url, "--session", ident).returncode == 125
+
+
+@pytest.mark.wall
+def test_a_session_that_opened_something_secret_is_explained(place: Place, server: int) -> None:
+    (place.home / "crm").mkdir()
+    (place.home / "crm/file").write_text("customers")
+    with (place.home / ".config/stockade/policy.toml").open("a") as policy:
+        policy.write('\n[[mount]]\npath = "~/crm"\nsecret = true\n')
+    url = f"http://open.localhost:{server}/public/x"
+    before = foreseen(place, "GET", url, "", "")
+    assert before["effect"] == "allow" and "has just begun" in " ".join(before["notes"])
+    run = start(place, f"cat {place.home}/crm/file > /dev/null; {curl('GET', url, '', '')}; touch ready; sleep 60")
+    try:
+        assert until((place.work / "ready").exists, 30)
+        (ident,) = [one for one in os.listdir(place.sessions) if not one.startswith(".")]
+        told = foreseen(place, "GET", url, "", "", "--session", ident)
+        (event,) = [event for event in place.ledger() if event["kind"] == "egress"]
+        assert (told["effect"], told["rule"]) == (event["effect"], event["rule"]) == ("deny", "after-secret")
+        assert "taint   " in stockade(place, "gate", "log").stdout
+    finally:
+        run.terminate()
+        run.communicate(timeout=30)
 
 
 @pytest.mark.wall

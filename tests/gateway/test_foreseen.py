@@ -118,6 +118,11 @@ TABLE: list[tuple[str, str, tuple[str, ...], bytes, str]] = [
     ),
     ("POST", "https://A/v1/messages", (*JSON, "content-encoding: gzip"), b"{}", "credential-in-body"),
     ("POST", "https://A/v1/up", JSON, b"x" * 300_000, "grant"),
+    ("POST", "https://A/v1/up", JSON, b'{"api_key": "sk-attacker"}', "credential-in-body"),
+    ("POST", "https://A/v1/up", (), b'{"x": "' + b"x" * 100_000 + b'", "api_key": "sk-attacker"}', "credential-in-body"),
+    ("POST", "https://A/v1/up", ("content-type: application/x-www-form-urlencoded",), b"token=attacker", "credential-in-body"),
+    ("GET", f"https://A/v1/{PLACEHOLDER}", (), b"", "foreign-credential"),
+    ("GET", "https://A/v1/x", (f"user-agent: {PLACEHOLDER}",), b"", "foreign-credential"),
     ("POST", "https://A/typed", JSON, b"{}", "grant"),
     ("POST", "https://A/typed", ("content-type: text/plain", "x-kind: b"), b"{}", "content-type-not-granted"),
     ("POST", "https://A/ruled", JSON, b'{"model": "small"}', "grant"),
@@ -331,3 +336,19 @@ def test_revoked_grants_are_foreseen(engine_binary: str, upstream: Upstream, rul
         gate.revoke(0, 1)
         for row in (("GET", "https://A/v1/x", (), b"", "path-not-granted"), ("GET", "https://A/v1/admin/x", (), b"", "denied-by-rule")):
             test_the_gate_does_what_was_foreseen(gate, upstream, replace(rules, revoked=(0, 1)), tmp_path, *row)
+
+
+def test_what_holds_after_a_secret_is_foreseen(engine_binary: str, upstream: Upstream, rules: Rules, tmp_path: Path) -> None:
+    grants = (*rules.policy.grants, replace(rules.policy.grants[0], paths=("/after/**",), after_secret=True))
+    tainted = replace(rules, policy=replace(rules.policy, grants=grants), tainted=True)
+    with running(tmp_path, upstream, grants, tainted=True) as gate:
+        for row in (("GET", "https://A/v1/x", (), b"", "after-secret"), ("GET", "https://A/after/x", (), b"", "grant")):
+            test_the_gate_does_what_was_foreseen(gate, upstream, tainted, tmp_path, *row)
+
+
+def test_a_key_that_signs_needs_no_secret_here() -> None:
+    key = Credential("aws", "env:AWS_ACCESS_KEY_ID", services=("s3",), regions=("eu-west-1",))
+    rules = Rules(Policy(grants=(Grant("s3.test", credential="aws"),), credentials=(key,)), {"aws": "stockade-placeholder-aws"})
+    foreseen = predict(rules, sent("GET", "https://s3.test/bucket/x"))
+    assert (foreseen.effect, foreseen.credential, foreseen.event["credential"]) == ("allow", "aws", "aws")
+    assert "unread" not in str(foreseen)

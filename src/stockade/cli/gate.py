@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stockade.gateway.asking import Sent
     from stockade.session.predict import Prediction
 
-KINDS = ("egress", "ask", "dns", "connect", "credential", "gate", "session.revoke")  # of events that the gate's decisions are in
+KINDS = ("egress", "ask", "dns", "connect", "credential", "gate", "session.revoke", "taint")  # of events that the gate's decisions are in
 _TAIL = 10  # entries that --follow begins with, as tail(1)
 _OTHERS = ("--receipt", "--tty", "--no-tty", "--json")  # options of `stockade run` that say nothing about the policy
 
@@ -310,6 +310,8 @@ def _in_words(event: dict[str, Any]) -> tuple[str, str]:
         return of("effect"), f"certificate for {what}  {of('rule')}"
     if kind == "credential":
         return "key", f"{of('name')} is put in for the first time"
+    if kind == "taint":
+        return "taint", f"{of('mount')} was opened, which is secret: only rules that hold after that are left"
     if kind == "session.revoke":
         rules = event.get("rules")
         return "revoke", f"rules {', '.join(map(str, rules)) if isinstance(rules, list) else of('rules')} are taken back"

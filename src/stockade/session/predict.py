@@ -93,7 +93,7 @@ def unavailable(policy: Policy, environment: Mapping[str, str]) -> StockadeError
 
 
 def predict(rules: Rules, sent: Sent) -> Prediction:
-    """What the gate would say to `sent`. Raises nothing for anything the request holds."""
+    """What the gate would say to `sent`. Raises nothing for anything the request holds, and CannotEnforce where a gate with these rules could not start."""
     judge = _Witness(_config(rules))
     judge.revoke(list(rules.revoked))
     flow = Flow(_SESSION, judge, Synthetic(lambda _address, _name: None))
@@ -132,7 +132,7 @@ def predict(rules: Rules, sent: Sent) -> Prediction:
         judge.name(host),
         read,
         weighed,
-        _notes(rules, verdict, chosen, weighed),
+        _notes(rules, sent, verdict, chosen, weighed),
     )
 
 
@@ -152,7 +152,7 @@ def _raw(rules: Rules, judge: Judge, flow: Flow, sent: Sent) -> Prediction:
     outcome, named = flow.raw(host, port), judge.name(host)
     heard = named and any(grant.scheme == "tcp" and grant.port == port for grant in rules.policy.grants)
     origin = outcome.grant.origin if outcome.grant else None
-    notes = _notes(rules, outcome.verdict, outcome.grant, ((outcome.grant, None),) if outcome.grant else ())
+    notes = _notes(rules, sent, outcome.verdict, outcome.grant, ((outcome.grant, None),) if outcome.grant else ())
     return Prediction(
         outcome.verdict.effect, outcome.verdict, _event(outcome) if heard else {}, origin, "", named, _UNREAD_RAW, notes=notes
     )
@@ -242,15 +242,21 @@ def _origin(verdict: Verdict, weighed: tuple[tuple[Grant, Refusal | None], ...])
     return grant.origin if own else None
 
 
-def _notes(rules: Rules, verdict: Verdict, grant: Grant | None, weighed: tuple[tuple[Grant, Refusal | None], ...]) -> tuple[str, ...]:
+def _notes(
+    rules: Rules, sent: Sent, verdict: Verdict, grant: Grant | None, weighed: tuple[tuple[Grant, Refusal | None], ...]
+) -> tuple[str, ...]:
     notes = []
     if grant is not None:
         kind = "an address that may be private" if grant.private else "a public address"
         notes.append(
             f"The gate resolves {grant.host if grant.host[:1] != '*' else 'the name'} only when it is asked; it must then have {kind}."
         )
-    if any(counted(one) or one.after_secret or any(other.secret for other in rules.policy.grants) for one, _ in weighed):
+    policy = rules.policy
+    secret = not rules.tainted and (any(one.secret for one in policy.grants) or any(one.secret for one in policy.mounts))
+    if any(counted(one) or one.after_secret for one, _ in weighed) or (weighed and secret):
         notes.append("Uses, rates, budgets and what something secret changes are told as for a session that has just begun.")
+    if grant is not None and sent.body is None:
+        notes.append("The body was not given: what it holds, such as somebody's credential, may still refuse it.")
     sources = [one.name for one in rules.policy.credentials if _runs(one) and (grant is None or one.name == grant.credential)]
     if verdict.effect == ALLOW and sources:
         notes.append(f"The credential {', '.join(sources)} is fetched when the gate starts; whether that works was not tried.")
