@@ -40,6 +40,7 @@ bench: ## start-up and gateway cost against bare bubblewrap and against peers, w
 	@scripts/setup
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/gate.py
+	$(BIN)/python bench/peers.py
 	$(BIN)/python bench/sessions.py
 
 fmt: ## format and sort imports

@@ -105,7 +105,7 @@ def choose(
                 0, "host-not-granted", f"no grant covers {request.scheme}://{host}:{request.port}", _snippet(request, host, path)
             )
         return Verdict(DENY, worst.rule, (f"{worst.reason}.",), worst.grant), None
-    best = min(accepted, key=_best)
+    best = accepted[0] if len(accepted) == 1 else min(accepted, key=_best)
     if best.effect == ASK:
         return Verdict(ASK, "approval-needed", (f"{request.method} {host}{path} needs a person's approval ({_where(best)}).",)), best
     return Verdict(ALLOW, f"grant {best.origin}"), best
@@ -187,7 +187,10 @@ def _each(
     """The grants that name the host, in one order whatever theirs was, and why each does not cover the request. A denial covers it or not."""
     host, path, query = settled
     in_use = {credential.name: credential for credential in credentials}
-    for grant in sorted({grant for grant in grants if _host_matches(grant.host, host)}, key=_sort_key):
+    found = [grant for grant in grants if _host_matches(grant.host, host)]
+    if len(found) > 1:  # this runs for every request, and to hash a grant takes longer than to see that it covers one
+        found = sorted({*found}, key=_sort_key)
+    for grant in found:
         if grant.effect == DENY:
             yield grant, None if _covers(grant, request, host, path, folded=True) else _OTHER
         else:

@@ -16,6 +16,7 @@ from stockade.gateway.meter import PASSED
 
 WAYS = {"proxy": "http", "http": "http", "https": "https", "tunnel": "https", "tunnel-plain": "http"}
 TUNNELS = ("tunnel", "tunnel-plain")
+_SHORT = {name: name.removeprefix("x-stockade-") for name in FACTS}
 _SHOWN = 1024  # characters of a client's text that go into an event or a message
 
 
@@ -132,13 +133,19 @@ class Flow:
 
     def examine(self, asked: Asked) -> Outcome:
         """Never raises for anything a client sent."""
-        facts = {name: [value for key, value in asked.headers if key == name] for name in FACTS}
-        if any(len(values) > 1 for values in facts.values()):
-            return self._refused(asked, {}, "engine-facts", "the engine said twice how this request came")
-        known = {name.removeprefix("x-stockade-"): _fact("".join(values)) for name, values in facts.items()}
+        facts: dict[str, str] = {}
+        headers = []
+        for name, value in asked.headers:
+            if name not in FACTS:
+                headers.append((name, value))
+            elif name in facts:
+                return self._refused(asked, {}, "engine-facts", "the engine said twice how this request came")
+            else:
+                facts[name] = value
+        known = {short: _fact(facts.get(name, "")) for name, short in _SHORT.items()}
         if known["session"] != self._session:
             return self._refused(asked, known, "session", "the connection is not this session's")
-        said = [asked.target, *(value for name, value in asked.headers if name not in FACTS)]
+        said = [asked.target, *(value for _, value in headers)]
         if carried := self._judge.carried(["\n".join(said).encode("latin-1", "replace"), asked.body]):
             return self._alarm(asked, known, carried)
         try:

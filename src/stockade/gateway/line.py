@@ -14,6 +14,7 @@ from stockade.gateway.questions import Buffered
 
 _RECEIPT_TIMEOUT = 10.0  # seconds
 _MOST_PENDING = 4096  # events waiting for a receipt
+_written = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps would make one for each message
 _LONGEST = 16 << 20  # bytes of a message: the first one holds all grants
 
 
@@ -88,7 +89,7 @@ class Line(Buffered):
         """Send one line. Raises NoReceipt before there is a connection."""
         if self._transport is None:
             raise NoReceipt
-        self._transport.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+        self._transport.write(_written(message).encode() + b"\n")
 
     async def record(self, event: dict[str, object]) -> None:
         """Return when the event is in the ledger. Raises NoReceipt."""
@@ -106,13 +107,22 @@ class Line(Buffered):
             raise NoReceipt
         self._next += 1
         number = self._next
-        self._waiting[number] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[str] = loop.create_future()
+        self._waiting[number] = waiting
+        late = loop.call_later(seconds, _give_up, waiting)  # for every request: asyncio.wait_for costs more
         try:
             self.tell({"id": number, **message})
-            return await asyncio.wait_for(self._waiting[number], seconds)
+            return await waiting
         except TimeoutError:
             if "ask" in message:
                 raise
             raise NoReceipt from None
         finally:
+            late.cancel()
             self._waiting.pop(number, None)
+
+
+def _give_up(waiting: asyncio.Future[str]) -> None:
+    if not waiting.done():
+        waiting.set_exception(TimeoutError())

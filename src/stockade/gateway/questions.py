@@ -81,7 +81,8 @@ class Question(Buffered):
         if self._task is not None and not self._task.done():
             self._close()
             return
-        self._task = asyncio.get_running_loop().create_task(self._answer(asked))
+        # Begun at once, not in the loop's next turn, which is a system call away.
+        self._task = asyncio.Task(self._answer(asked), loop=asyncio.get_running_loop(), eager_start=True)
 
     async def _answer(self, asked: Asked) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
+from functools import lru_cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Unreachable(Exception):
         self.rule = rule
 
 
+@lru_cache(1024)
 def objection(text: str, private: bool) -> str:
     """Why the gate may not connect to this address, "" if it may. `private`: the grant vouches for private and loopback addresses."""
     try:
