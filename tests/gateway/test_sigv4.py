@@ -172,7 +172,7 @@ def test_what_is_no_key(text: str, tmp_path: Path) -> None:
 def test_without_the_signer_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     credential = Credential("aws", "env:AWS_ACCESS_KEY_ID", services=("s3",), regions=(REGION,))
-    for act in (lambda: broker.placeholder(credential), lambda: broker.for_gate((credential,), {"aws": STAND_IN}, {})):
+    for act in (lambda: broker.mint("s-one", (credential,)), lambda: broker.for_gate((credential,), {"aws": STAND_IN}, {})):
         with pytest.raises(CannotEnforce) as caught:
             act()
         assert "stockade[aws]" in caught.value.hint

@@ -167,7 +167,8 @@ def test_an_order_that_is_none_changes_nothing_and_ends_nothing(place: Place, se
     fd = os.open(address.parent, os.O_PATH)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(10)
-        sock.connect(f"/proc/self/fd/{fd}/{desk.NAME}")
+        # The command may run a moment before the session listens.
+        assert until(lambda: sock.connect_ex(f"/proc/self/fd/{fd}/{desk.NAME}") == 0)
         if order:
             sock.send(order)
             assert json.loads(sock.recv(65536))["error"] == code
