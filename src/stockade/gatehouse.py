@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from stockade.checks import bodies, canaries, credentials, fields, grants, normalise, raw, sigv4, usage
+from stockade.checks.tokens import Tokens
 from stockade.core.values import ALLOW, DENY, Grant, Verdict
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ class Judge:
         self._given = tuple(Grant.from_plain(item) for item in config["grants"])
         self._grants = self._given
         self._counted = tuple(filter(usage.counted, self._grants))
-        self._credentials = tuple(_in_use(name, item) for name, item in config["credentials"].items())
+        key = config.get("token_key", "")
+        self._tokens = Tokens(config["session"], key) if key else None
+        self.revoke([], config.get("revoked_tokens", []))
+        self._credentials = tuple(_in_use(name, item, self._tokens) for name, item in config["credentials"].items())
         self._signing = {one.name for one in self._credentials if one.services}
 
     def request(self, **asked: Any) -> tuple[Verdict, Grant | None]:
@@ -57,8 +61,10 @@ class Judge:
     def carried(self, parts: Iterable[bytes]) -> str:
         return self._watch.found(parts)
 
-    def revoke(self, positions: list[int]) -> None:
+    def revoke(self, positions: list[int], tokens: list[str]) -> None:
         gone = {self._given[position] for position in positions}
+        if self._tokens is not None:
+            self._tokens.revoke(tokens)
         self._grants = tuple(grant for grant in self._grants if grant not in gone or grant.effect == DENY)
 
     def taint(self) -> None:
@@ -87,11 +93,11 @@ class Judge:
         return fields.forbidden_fields(host, path, body)
 
 
-def _in_use(name: str, item: dict[str, Any]) -> credentials.CredentialInUse:
+def _in_use(name: str, item: dict[str, Any], tokens: Tokens | None) -> credentials.CredentialInUse:
     aws = item.get("aws", {"services": (), "regions": ()})
     return credentials.CredentialInUse(
         name, item["header"], item["template"], item["placeholder"], bool(item["user"]), item.get("query", ""),
-        tuple(aws["services"]), tuple(aws["regions"]),
+        tuple(aws["services"]), tuple(aws["regions"]), tokens,
     )  # fmt: skip
 
 

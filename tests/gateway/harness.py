@@ -170,6 +170,7 @@ class Guest:
         session: str = "s-test",
         patience: float = 0.0,
         tainted: bool = False,
+        token_key: str = "",
         watch: tuple[int, ...] = (),
     ) -> None:
         self.events: list[dict[str, object]] = []
@@ -198,6 +199,7 @@ class Guest:
                 "tainted": tainted,
                 "watch": len(watch),
                 "patience": patience,
+                "token_key": token_key,
                 "listeners": [{"kind": kind, "port": self.ports[kind]} for kind, _ in self.listeners],
             }
         )
@@ -250,6 +252,10 @@ class Guest:
         self.order(json.dumps(order).encode())
         assert self.revoked.wait(5)
         return time.perf_counter() - began
+
+    def revoke_tokens(self, *ids: str) -> float:
+        """Take tokens back; seconds until the gate said that it has obeyed."""
+        return self._obeyed({"revoke_tokens": ids})
 
     def _answer(self, number: int, event: dict[str, object]) -> None:
         said = self.approve(event)
@@ -358,12 +364,13 @@ def running(
     learning: bool = False,
     patience: float = 0.0,
     tainted: bool = False,
+    token_key: str = "",
     watch: tuple[int, ...] = (),
     kind: str = "",
 ) -> Iterator[Gate]:
     """A gate that is ready. Raises AssertionError with its own words when it is not."""
     given = grants if grants is not None else grants_for(upstream)
-    more: dict[str, Any] = {"patience": patience, "tainted": tainted, "watch": watch, "kind": kind}
+    more: dict[str, Any] = {"patience": patience, "tainted": tainted, "token_key": token_key, "watch": watch, "kind": kind}
     gate = Gate(directory, upstream.ca, given, listeners, canaries, credentials, learning, **more)
     try:
         assert gate.ready.wait(15), f"the gate did not start: {gate.failure}"

@@ -90,8 +90,15 @@ def test_keyring_by_secret_tool_or_not_at_all(monkeypatch: pytest.MonkeyPatch, t
 
 def test_for_a_gate() -> None:
     credential = Credential("own", "env:KEY", header="x-api-key", template="{}")
-    first, second = broker.placeholder(credential), broker.placeholder(credential)
+    first, second = (broker.mint(session, (credential,))[0]["own"] for session in ("s-one", "s-two"))
     assert first != second and first.startswith("stockade-placeholder-own-")
     assert broker.for_gate((credential,), {"own": first}, {"KEY": "s3cret"}) == {
         "own": {"header": "x-api-key", "template": "{}", "user": "", "secret": "s3cret", "placeholder": first}
     }
+
+
+def test_without_the_library_a_stand_in_is_random_and_has_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "biscuit_auth", None)
+    credential = Credential("own", "env:KEY", header="x-api-key", template="{}")
+    (first, key), (second, _) = broker.mint("s-one", (credential,)), broker.mint("s-one", (credential,))
+    assert first != second and first["own"].startswith("stockade-placeholder-own-") and key == ""

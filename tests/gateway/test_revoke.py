@@ -162,7 +162,7 @@ def test_taking_back_never_widens(given_grants: list[Grant], data: st.DataObject
 
     before = allowed()
     for position in data.draw(st.lists(st.integers(0, len(given_grants) - 1), max_size=6)):
-        judge.revoke([position])
+        judge.revoke([position], [])
         after = allowed()
         assert after <= before
         before = after

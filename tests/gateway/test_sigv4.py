@@ -173,7 +173,7 @@ def test_without_the_signer_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     credential = Credential("aws", "env:AWS_ACCESS_KEY_ID", services=("s3",), regions=(REGION,))
     with pytest.raises(CannotEnforce) as caught:
-        broker.placeholder(credential)  # before anything else of a session begins
+        broker.mint("s-one", (credential,))  # before anything else of a session begins
     assert "stockade[aws]" in caught.value.hint
 
 

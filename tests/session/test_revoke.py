@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from biscuit_auth import Biscuit, BlockBuilder, PublicKey
 
 from conftest import unavailable
 from session.supervised import Place
@@ -166,7 +167,8 @@ def test_an_order_that_is_none_changes_nothing_and_ends_nothing(place: Place, se
     fd = os.open(address.parent, os.O_PATH)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(10)
-        sock.connect(f"/proc/self/fd/{fd}/{desk.NAME}")
+        # The command may run a moment before the session listens.
+        assert until(lambda: sock.connect_ex(f"/proc/self/fd/{fd}/{desk.NAME}") == 0)
         if order:
             sock.send(order)
             assert json.loads(sock.recv(65536))["error"] == code
@@ -183,3 +185,66 @@ def test_the_sandbox_cannot_give_orders(place: Place, server: Any) -> None:
     script = f"find / -name {desk.NAME} -type s 2>/dev/null; ls -d {place.sessions} 2>&1"
     done = place.run("/bin/sh", "-c", script, policy=policy(server), before="import os; os.environ['TEST_KEY'] = 'k'")
     assert b"/desk" not in done.stdout and b"No such file" in done.stdout
+
+
+# Asks with its own key, and with one that somebody puts there, once a moment.
+TWO = """
+echo "$STOCKADE_TOKEN_KEY" > public; echo "$KEY" > own
+while :; do
+  for one in own child; do
+    [ -e $one ] && curl -s -o /dev/null -m 5 --noproxy '' -x http://127.0.0.1:3128 -H "x-key: $(cat $one)" -w '%{http_code}\\n' http://open.localhost:PORT/public/x >> $one.answers
+  done
+  sleep 0.05
+done
+"""
+
+
+def test_one_token_is_taken_back_and_the_one_it_was_made_from_goes_on(place: Place, server: Any) -> None:
+    before = "import os; os.environ['TEST_KEY'] = 'real-key'"
+    run = place.start("/bin/sh", "-c", TWO.replace("PORT", str(server.server_port)), policy=policy(server), before=before)
+
+    def answers(name: str) -> list[str]:
+        path = place.work / f"{name}.answers"
+        return path.read_text().split() if path.exists() else []
+
+    try:
+        assert until(lambda: "200" in answers("own"), 20), run.poll()
+        (ident,) = (one for one in os.listdir(place.sessions) if not one.startswith("."))
+        key, own = ((place.work / name).read_text().strip() for name in ("public", "own"))
+        head = "stockade-placeholder-own-"
+        token = Biscuit.from_base64(own.removeprefix(head), PublicKey(key)).append(BlockBuilder('check if method("GET")'))
+        child = head + token.to_base64()
+        (place.work / "new").write_text(child)
+        (place.work / "new").rename(place.work / "child")
+        assert until(lambda: "200" in answers("child"), 20)
+        wrong = stockade(place, "revoke", ident, "--token", child[:-9], "--json")
+        assert wrong.returncode == 125 and "session.token" in wrong.stdout + wrong.stderr
+        done = stockade(place, "revoke", ident, "--token", child, "--json")
+        name = token.revocation_ids[-1]
+        assert json.loads(done.stdout) == {"revoked": [], "tokens": [name]}
+        seen = len(answers("child")), len(answers("own"))
+        assert until(lambda: len(answers("child")) > seen[0] + 4 and len(answers("own")) > seen[1] + 4, 20)
+        assert set(answers("child")[seen[0] + 1 :]) == {"403"}
+        assert answers("own")[seen[1] + 1 :].count("200") >= 3 and "403" not in answers("own")
+        assert json.loads(stockade(place, "revoke", ident, "--token", name, "--json").stdout) == {"revoked": [], "tokens": []}
+        assert [event["tokens"] for event in place.ledger() if event["kind"] == "session.revoke"] == [[name]]
+    finally:
+        run.terminate()
+        run.communicate(timeout=30)
+
+
+def test_a_token_taken_back_before_the_gate_started_never_passes(place: Place, server: Any) -> None:
+    waits = "while [ ! -e go ]; do sleep 0.02; done; " + TWO.replace("PORT", str(server.server_port))
+    before = "import os; os.environ['TEST_KEY'] = 'real-key'"
+    run = place.start("/bin/sh", "-c", "echo $KEY > told; " + waits, policy=policy(server), before=before)
+    try:
+        assert until(lambda: (place.work / "told").exists() and (place.work / "told").read_text().endswith("\n"), 20)
+        (ident,) = (one for one in os.listdir(place.sessions) if not one.startswith("."))
+        done = stockade(place, "revoke", ident, "--token", (place.work / "told").read_text().strip())
+        assert done.returncode == 0 and "Taken back: the token" in done.stdout
+        (place.work / "go").touch()
+        assert until(lambda: (place.work / "own.answers").exists() and len((place.work / "own.answers").read_text().split()) > 3, 20)
+        assert set((place.work / "own.answers").read_text().split()) == {"403"}
+    finally:
+        run.terminate()
+        run.communicate(timeout=30)

@@ -10,6 +10,7 @@ import base64
 from urllib.parse import unquote_plus
 
 from stockade.checks.normalise import query_names
+from stockade.checks.tokens import FOREIGN, Tokens
 from stockade.core.frozen import frozen
 from stockade.core.values import PLACEHOLDER
 
@@ -31,7 +32,7 @@ class CredentialInUse:
     """A credential as far as a decision needs it: the header it goes into, how it is written there, and the stand-in that the sandbox holds.
 
     `basic`: it is the password of HTTP Basic, beside whatever user name the client gives. `query`: it goes into this parameter, and `header` is "".
-    `services` and `regions`: it is a key of AWS that signs for these only (checks/sigv4.py).
+    `services` and `regions`: it is a key of AWS that signs for these only (checks/sigv4.py). `tokens`: what stand-ins that were narrowed are judged by.
     """
 
     name: str
@@ -42,21 +43,36 @@ class CredentialInUse:
     query: str = ""
     services: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
+    tokens: Tokens | None = None
+
+    @property
+    def taken_back(self) -> bool:
+        """Whether the stand-in itself has been taken back, and with it everything that stands for this credential."""
+        return self.tokens is not None and self.tokens.taken_back(self.placeholder, self.name)
 
 
-def is_placeholder(value: str, own: CredentialInUse) -> bool:
-    """Whether this value of the credential's header is the stand-in and nothing else."""
-    if not own.placeholder:
-        return False
+def token_refused(value: str, own: CredentialInUse, facts: dict[str, str | int], now: float) -> tuple[str, str]:
+    """(rule, reason) why this value of the credential's header may not leave, ("", "") if it may: it is the stand-in and nothing else, or a token made from it."""
+    held = _held(value, own)
+    if not own.placeholder or not held:
+        return FOREIGN, ""
+    if held == own.placeholder:
+        return "", ""
+    return own.tokens.refused(held, own.name, facts, now) if own.tokens is not None else (FOREIGN, "")
+
+
+def _held(value: str, own: CredentialInUse) -> str:
+    """What stands where the credential goes, "" if the value is not written so."""
     if own.basic:
         scheme, _, token = value.partition(" ")
-        return scheme.lower() == "basic" and _password(token) == own.placeholder
-    expected = own.template.replace("{}", own.placeholder)
-    scheme, space, rest = expected.partition(" ")
-    given, _, given_rest = value.partition(" ")
-    return value == expected or (
-        bool(space) and given.lower() == scheme.lower() and given_rest == rest
+        return _password(token) if scheme.lower() == "basic" else ""
+    before, _, after = own.template.partition("{}")
+    scheme, space, rest = before.partition(" ")
+    given, _, given_rest = value[: len(before)].partition(" ")
+    same = (
+        given.lower() == scheme.lower() and given_rest == rest if space else value.startswith(before)
     )  # RFC 9110, 11.1: schemes ignore case
+    return value[len(before) : len(value) - len(after)] if same and value.endswith(after) else ""
 
 
 def _password(token: str) -> str:

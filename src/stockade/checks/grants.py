@@ -14,9 +14,10 @@ from typing import Literal
 
 from stockade.checks import bodies, push, sigv4, streams
 from stockade.checks.constraints import body_refused, content_type_refused, parameter_refused, unlisted_value
-from stockade.checks.credentials import CREDENTIAL_HEADERS, CREDENTIAL_PARAMETERS, CredentialInUse, is_placeholder, strayed, without_own
+from stockade.checks.credentials import CREDENTIAL_HEADERS, CREDENTIAL_PARAMETERS, CredentialInUse, strayed, token_refused, without_own
 from stockade.checks.normalise import Ambiguous, normalise_host, normalise_path, query_names, without_parameters
 from stockade.checks.patterns import path_matches
+from stockade.checks.tokens import FOREIGN, REVOKED
 from stockade.checks.usage import State, spent
 from stockade.core.frozen import frozen
 from stockade.core.values import ALLOW, ASK, DENY, Grant, Verdict
@@ -245,7 +246,7 @@ def _refuse(
         )
     if reason := content_type_refused(request.headers, request.length, grant):
         return Refusal(4, "content-type-not-granted", f"{reason} ({_where(grant)})")
-    if refusal := _refuse_headers(grant, request, host, path, in_use):
+    if refusal := _refuse_headers(grant, request, host, path, query, in_use, state):
         return refusal
     if request.body is not None and (reason := body_refused(request.headers, request.body, grant)):
         return Refusal(8, "body-not-granted", f"{reason} ({_where(grant)})")
@@ -261,10 +262,14 @@ def _refuse(
     return Refusal(9, rule, f"{reason} ({_where(grant)})") if rule else None
 
 
-def _refuse_headers(grant: Grant, request: HttpRequest, host: str, path: str, in_use: dict[str, CredentialInUse]) -> Refusal | None:
+def _refuse_headers(
+    grant: Grant, request: HttpRequest, host: str, path: str, query: str | None, in_use: dict[str, CredentialInUse], state: State
+) -> Refusal | None:
     own = in_use.get(grant.credential)
     if grant.credential and own is None:
         return Refusal(5, "credential-missing", f"the credential {grant.credential!r} of {_where(grant)} is not available")
+    if own is not None and own.taken_back:  # also where the request leaves the credential out, for the gate to add
+        return Refusal(7, REVOKED, f"this session's token for {own.name!r} has been taken back ({_where(grant)})")
     listed = {entry.partition(":")[0].strip().lower() for entry in grant.headers}
     if own is not None and own.services:
         try:
@@ -275,11 +280,21 @@ def _refuse_headers(grant: Grant, request: HttpRequest, host: str, path: str, in
     for raw_name, value in request.headers:
         name = raw_name.lower()
         if own is not None and name == own.header.lower():
-            if seen_own or not (own.services or is_placeholder(value, own)):
-                reason = (
-                    f"the header {name} does not hold this session's placeholder exactly once; the gate adds the real credential itself"
-                )
-                return Refusal(7, "foreign-credential", reason)
+            facts: dict[str, str | int] = {
+                "method": request.method,
+                "scheme": request.scheme,
+                "host": host,
+                "port": request.port,
+                "path": path,
+                "query": query or "",
+                "length": request.length,
+            }
+            rule, reason = (FOREIGN, "") if seen_own else ("", "") if own.services else token_refused(value, own, facts, state.now)
+            if rule == FOREIGN:
+                reason = f"the header {name} does not hold this session's placeholder exactly once{reason and f' ({reason})'}"
+                reason += "; the gate adds the real credential itself"
+            if rule:
+                return Refusal(7, rule, reason)
             seen_own = True
         elif strayed(value):
             return Refusal(

@@ -44,6 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--rule", metavar="N", type=int, action="append", default=[], help="only this grant; may be repeated (default: all)"
     )
     revoke.add_argument("--credential", metavar="NAME", default="", help="only the grants that use this credential")
+    revoke.add_argument(
+        "--token", metavar="TOKEN", default="", help="only this token and what was made from it; or the revocation id of one of its blocks"
+    )
     revoke.add_argument("--signing", action="store_true", help="only what the session may sign")
     for name, text in (
         ("recover", "Bring back commits and files of a session whose end was cut short, as its own end would have done."),
@@ -137,7 +140,9 @@ def _revoke(options: argparse.Namespace) -> int:
     answer: dict[str, Any] = {"revoked": []}
     if options.signing:
         answer |= ask(directory, {"do": "revoke-signing"})
-    if rules or not options.signing:
+    if options.token:
+        answer |= ask(directory, {"do": "revoke-token", "token": options.token})
+    if rules or not (options.signing or options.token):
         answer |= ask(directory, {"do": "revoke", "rules": rules})
     if options.json:
         print(json.dumps(answer))
@@ -145,9 +150,11 @@ def _revoke(options: argparse.Namespace) -> int:
     taken = ", ".join(map(str, answer["revoked"]))
     if taken:
         print(f"Taken back: {taken}. The session's connections were cut.")
+    if answer.get("tokens"):
+        print("Taken back: the token, and all that were made from it. The session's connections were cut.")
     if answer.get("signing"):
         print("Taken back: signing.")
-    elif not taken:
+    elif not taken and not answer.get("tokens"):
         print("Nothing was left to take back.")
     return 0
 

@@ -54,9 +54,9 @@ class Brain:
         self._answerer: Any = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def revoke(self, positions: list[int]) -> None:
-        """Take grants back, now: no decision that is still waiting for something is allowed by them, and what is under way is cut."""
-        self._judge.revoke(positions)
+    def revoke(self, positions: list[int], tokens: list[str]) -> None:
+        """Take grants and tokens back, now: no decision that is still waiting for something is allowed by them, and what is under way is cut."""
+        self._judge.revoke(positions, tokens)
         self._revocations += 1
         self._cut(False)
 

@@ -73,16 +73,28 @@ def _fetched(credential: Credential, environment: Mapping[str, str]) -> str:
             raise _failed(credential, "has a source of no known kind", "Use env:NAME, file:PATH, command:ARGV or keyring:SERVICE/USER.")
 
 
-def placeholder(credential: Credential) -> str:
-    """A new stand-in for the sandbox: recognisable, worthless, and different in every session.
+def mint(session: str, credentials: tuple[Credential, ...]) -> tuple[dict[str, str], str]:
+    """For each of these credentials its stand-in for the sandbox: recognisable, and worthless outside of `session`. And the public key, as `ed25519/...`, by
+    which the gate recognises what its holder makes of one by narrowing it (checks/tokens.py). The private key is gone when this returns.
 
+    Keys of AWS have random stand-ins, since some clients judge the look of a key; so has everything where biscuit-python is not installed, and the key is "".
     Raises CannotEnforce for a credential that nothing here can write into requests.
     """
-    if credential.services:
+    made = {one.name: f"{PLACEHOLDER}{one.name}-{os.urandom(12).hex()}" for one in credentials}
+    if any(one.services for one in credentials):
         from stockade.gateway import sigv4
 
         sigv4.require()
-    return f"{PLACEHOLDER}{credential.name}-{os.urandom(12).hex()}"
+    plain = [one.name for one in credentials if not one.services]
+    try:
+        from biscuit_auth import BiscuitBuilder, KeyPair
+    except ImportError:
+        return made, ""
+    pair = KeyPair()
+    for name in plain:
+        token = BiscuitBuilder("session({session}); credential({name});", {"session": session, "name": name}).build(pair.private_key)
+        made[name] = f"{PLACEHOLDER}{name}-{token.to_base64().rstrip('=')}"
+    return made, repr(pair.public_key)
 
 
 def variables(credential: Credential, placeholder: str) -> dict[str, str]:

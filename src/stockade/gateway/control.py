@@ -101,6 +101,10 @@ class Control:
         """Take grants back, by their place in the configuration. The gate answers "revoked" when nothing passes by them any more."""
         self._send({"revoke": positions})
 
+    def revoke_tokens(self, ids: list[str]) -> None:
+        """Take tokens back, by the names of their blocks. Answered as `revoke`."""
+        self._send({"revoke_tokens": ids})
+
     def taint(self) -> None:
         """Say that the session has read something secret. The gate answers "revoked" when nothing passes any more by what does not hold after that."""
         self._send({"taint": True})

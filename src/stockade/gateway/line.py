@@ -24,13 +24,13 @@ class NoReceipt(Exception):
 
 class Line(Buffered):
     """`began` is called with the first message, which is the session's configuration; `gone` when the supervisor hangs up; `revoke` with the places of
-    grants that it takes back; `taint` when something secret was opened."""
+    grants that it takes back, and the names of tokens' blocks; `taint` when something secret was opened."""
 
     def __init__(
         self,
         began: Callable[[dict[str, Any]], None],
         gone: Callable[[], None],
-        revoke: Callable[[list[int]], None],
+        revoke: Callable[[list[int], list[str]], None],
         taint: Callable[[], None],
     ) -> None:
         self._began, self._gone, self._revoke, self._taint = began, gone, revoke, taint
@@ -58,8 +58,8 @@ class Line(Buffered):
         if self._first:
             self._first = False
             self._began(message)
-        elif "revoke" in message:
-            self._revoke(message["revoke"])
+        elif "revoke" in message or "revoke_tokens" in message:
+            self._revoke(message.get("revoke", []), message.get("revoke_tokens", []))
             self.tell({"revoked": True})
         elif "taint" in message:
             self._taint()

@@ -69,14 +69,19 @@ class Sessions:
         watch = [fd for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)]
         line, *door = (socket.socket(fileno=fd) for fd in fds if fd not in watch)
         session = _Session(
-            Line(lambda config: self._begin(session, config), lambda: self._end(session), lambda places: revoke(places), lambda: taint()),
+            Line(
+                lambda config: self._begin(session, config),
+                lambda: self._end(session),
+                lambda places, tokens: revoke(places, tokens),
+                lambda: taint(),
+            ),
             door,
             watch,
         )
 
-        def revoke(places: list[int]) -> None:
+        def revoke(places: list[int], tokens: list[str]) -> None:
             if session.brain is not None:
-                session.brain.revoke(places)
+                session.brain.revoke(places, tokens)
 
         def taint() -> None:
             if session.brain is not None:

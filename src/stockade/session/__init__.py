@@ -42,7 +42,7 @@ class Session:
         self.learning = learning
         self.cwd = cwd
         self.started = time.time()
-        self.placeholders = confine.placeholders(policy)
+        self.placeholders, self.token_key = confine.placeholders(policy, self.id)
         self.directory = ""
         self.confinement: Confinement
         self.view: View
@@ -100,6 +100,8 @@ class Session:
         self.bundle = Bundle(f"{self.directory}/ca.pem")
         self._closers.append(self.bundle.close)
         variables = confine.stand_ins(self.policy, self.placeholders)
+        if variables and self.token_key:
+            variables["STOCKADE_TOKEN_KEY"] = self.token_key  # public: whoever narrows a token checks it by this
         workspace = confine.workspace_of(self.policy, self.cwd)
         self.view = prepare(self.policy.workspace, workspace, workspace, self.directory, self.id)
         self.confinement = confine.confinement(self.policy, self.cwd, self.view, self.id, variables, self.bundle.path)

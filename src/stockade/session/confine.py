@@ -168,14 +168,15 @@ def stand_ins(policy: Policy, placeholders: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def placeholders(policy: Policy) -> dict[str, str]:
-    """For each credential its placeholder: what the sandbox holds instead of the secret, unguessable and worthless elsewhere.
+def placeholders(policy: Policy, session: str) -> tuple[dict[str, str], str]:
+    """For each credential its placeholder: what the sandbox holds instead of the secret, unguessable and worthless elsewhere; and the key that they are
+    verified by ("" = none).
 
     Raises CannotEnforce (`credential.missing`) for a variable or file that is plainly not there: better now than at the first request.
     """
     if not policy.credentials:
-        return {}
-    from stockade.gateway.broker import placeholder
+        return {}, ""
+    from stockade.gateway.broker import mint
 
     for credential in policy.credentials:
         kind, _, name = credential.source.partition(":")
@@ -187,4 +188,4 @@ def placeholders(policy: Policy) -> dict[str, str]:
                 if kind == "env"
                 else "Correct the path.",
             )
-    return {credential.name: placeholder(credential) for credential in policy.credentials}
+    return mint(session, policy.credentials)

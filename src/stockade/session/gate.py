@@ -38,6 +38,7 @@ class GateKeeper:
         self._control: Control | None = None
         self._desk: Desk | None = None
         self._revoked: dict[int, float] = {}  # numbers of grants, and when
+        self._revoked_tokens: list[str] = []  # names of their blocks
         self._sent: list[int] = []  # the numbers of those that the gate was given, in its order
         self._waiting: list[Callable[[], None]] = []  # for the gate's word that it has obeyed
         self._tainted = False
@@ -113,6 +114,8 @@ class GateKeeper:
                 "tainted": self._tainted,
                 "watch": len(watch),
                 "credentials": broker.for_gate(policy.credentials, session.placeholders, os.environ),
+                "token_key": session.token_key,
+                "revoked_tokens": self._revoked_tokens,
                 "listeners": [{"kind": KINDS.get(port, "tcp"), "port": port} for port in door.listeners]
                 + [{"kind": "dns-udp", "port": 53}],
             }
@@ -129,6 +132,8 @@ class GateKeeper:
                 answer({"revoked": [], "signing": signer is not None and signer.revoke()})
             case {"do": "rules", **rest} if not rest:
                 answer(self.rules())
+            case {"do": "revoke-token", "token": str(token), **rest} if not rest:
+                self.revoke_token(token, answer)
             case {"do": "revoke", "rules": list(rules), **rest} if not rest and all(type(rule) is int for rule in rules):
                 signer = self._session.signer
                 signing = {"signing": True} if not rules and signer is not None and signer.revoke() else {}
@@ -153,6 +158,9 @@ class GateKeeper:
             "learning": session.learning,
             "revoked": sorted(self._revoked),
             "tainted": self._tainted,
+            "session": session.id,
+            "token_key": session.token_key,
+            "revoked_tokens": self._revoked_tokens,
         }
 
     def revoke(self, rules: Sequence[int], answer: Callable[[dict[str, Any]], None]) -> None:
@@ -182,6 +190,22 @@ class GateKeeper:
             return
         positions = [self._sent.index(number) for number in new]
         self._order(lambda: control.revoke(positions), lambda: answer(said))
+
+    def revoke_token(self, token: str, answer: Callable[[dict[str, Any]], None]) -> None:
+        """Take back one token (or the name of one's block) and all that were made from it, and cut every connection of the session. Raises `session.token`,
+        `ledger.*`; nothing is changed then."""
+        from stockade.session import tokens
+
+        name = tokens.name(self._session.id, self._session.token_key, token)
+        new = [name] if name not in self._revoked_tokens else []
+        if new:
+            self._session.record("session.revoke", rules=[], tokens=new)
+            self._revoked_tokens += new
+        done, control = {"revoked": [], "tokens": new}, self._control
+        if control is None or not new:
+            answer(done)
+        else:
+            self._order(lambda: control.revoke_tokens(new), lambda: answer(done))
 
     def _opened(self, _events: int) -> None:
         """Something secret was opened. The doorman knows by itself, and lets nothing pass until the gate has been told."""

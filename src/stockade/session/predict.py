@@ -35,13 +35,16 @@ _UNREAD = "stockade-unread-"  # stands for a secret that nobody has to read for 
 @frozen
 class Rules:
     """What a gate is configured with. `placeholders` are the session's stand-ins by credential; `revoked` are places in the policy's grants.
-    `tainted`: the session has opened a secret mount."""
+    `tainted`: the session has opened a secret mount. `session`, `token_key` and `revoked_tokens`: what its tokens are judged by (checks/tokens.py)."""
 
     policy: Policy
     placeholders: Mapping[str, str]
     learning: bool = False
     revoked: tuple[int, ...] = ()
     tainted: bool = False
+    session: str = ""
+    token_key: str = ""
+    revoked_tokens: tuple[str, ...] = ()
 
 
 @frozen
@@ -75,7 +78,14 @@ def rules_of(directory: str) -> Rules:
 
     said = ask(directory, {"do": "rules"})
     return Rules(
-        Policy.from_plain(said["policy"]), said["placeholders"], bool(said["learning"]), tuple(said["revoked"]), bool(said["tainted"])
+        Policy.from_plain(said["policy"]),
+        said["placeholders"],
+        bool(said["learning"]),
+        tuple(said["revoked"]),
+        bool(said["tainted"]),
+        said["session"],
+        said["token_key"],
+        tuple(said["revoked_tokens"]),
     )
 
 
@@ -95,7 +105,7 @@ def unavailable(policy: Policy, environment: Mapping[str, str]) -> StockadeError
 def predict(rules: Rules, sent: Sent) -> Prediction:
     """What the gate would say to `sent`. Raises nothing for anything the request holds, and CannotEnforce where a gate with these rules could not start."""
     judge = _Witness(_config(rules))
-    judge.revoke(list(rules.revoked))
+    judge.revoke(list(rules.revoked), [])
     flow = Flow(_SESSION, judge, Synthetic(lambda _address, _name: None))
     if sent.scheme == "tcp":
         return _raw(rules, judge, flow, sent)
@@ -179,6 +189,9 @@ def _config(rules: Rules) -> dict[str, Any]:
         "learning": rules.learning,
         "tainted": rules.tainted,
         "credentials": broker.for_gate(credentials, rules.placeholders, secret),
+        "session": rules.session,
+        "token_key": rules.token_key,
+        "revoked_tokens": list(rules.revoked_tokens),
     }
 
 
