@@ -316,7 +316,8 @@ class Gate(Guest):
         listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         for pid in map(int, listing.split()):
             named = Path(f"/proc/{pid}/cmdline").read_bytes()
-            found["engine" if b"envoy" in named or b"gateway.mitm" in named else "doorman"] = pid
+            engine = named.partition(b"\0")[0].endswith(b"envoy") or b"gateway.mitm" in named
+            found["engine" if engine else "doorman"] = pid
         return found
 
     def close(self) -> None:
