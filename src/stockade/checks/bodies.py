@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from email.message import Message
-from email.utils import collapse_rfc2231_value
 from urllib.parse import unquote_plus
 
 from stockade.checks.credentials import CREDENTIAL_HEADERS, CREDENTIAL_PARAMETERS
@@ -204,6 +202,9 @@ def _multipart(data: bytes, content_type: str, spared: frozenset[str], depth: in
 
 def _names(disposition: str) -> Iterator[str]:
     """Every name that a Content-Disposition gives its part, in whatever form (RFC 7578, section 4.2; RFC 2231)."""
+    from email.message import Message  # 26 ms that few sessions need
+    from email.utils import collapse_rfc2231_value
+
     part = Message()
     part["content-disposition"] = disposition
     for name, value in part.get_params([], header="content-disposition"):
