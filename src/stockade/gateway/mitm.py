@@ -230,6 +230,7 @@ class Connection(server.LiveConnectionHandler):
             ("x-stockade-sni", self.client.sni or "-"),
             ("x-stockade-destination", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"),
             ("x-stockade-length", str(length) if length is not None else "-"),
+            ("x-stockade-body", "whole" if length is None else "unread"),  # a body in chunks is asked about when all of it is there
             ("x-stockade-scheme", scheme),
             ("x-stockade-method", method),
             ("x-stockade-way", way),
