@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 LARGEST = 32 << 20  # bytes that are read; the gate holds no more (gateway/config.py, MAX_BUFFERED)
 _PARTS = 1000  # parts of a multipart body
 _MANY = 100_000  # fields of a form
-_JSON_NAMES = CREDENTIAL_PARAMETERS - {"key", "sig", "signature"}  # in JSON these mostly name other things
+# In JSON these mostly name other things: a session there is a conversation of the client's own (Codex sends one with every request).
+_JSON_NAMES = CREDENTIAL_PARAMETERS - {"key", "sig", "signature", "sessionid"}
 _STRING = re.compile(r'"((?:[^"\\]++|\\.)*+)(?:"(\s*+:)?|$)', re.DOTALL)  # in valid JSON, and whether it is a name; linear in the text
 _WORD = re.compile(r"""(?<![\w.$-])([\w.$-]++)["']?\s*+:""")  # begins where a word does: linear in the text
 _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
