@@ -75,7 +75,7 @@ def test_every_way_in_asks_and_hides_the_facts() -> None:
         names = [entry["name"] for entry in manager["http_filters"]]
         assert names[-1] == "envoy.filters.http.router" and names[-2] == "strip"
         assert names.index("facts") < names.index("envoy.filters.http.ext_authz") < names.index("meter") < names.index("strip")
-        assert names[names.index("meter") :] == ["meter", "strip", "envoy.filters.http.router"]
+        assert names[names.index("meter") :] == ["meter", "retarget", "strip", "envoy.filters.http.router"]
         filters = {entry["name"]: entry["typed_config"] for entry in manager["http_filters"]}
         first, second = (entry["typed_config"] for entry in manager["http_filters"] if entry["name"] == "envoy.filters.http.ext_authz")
         assert first["failure_mode_allow"] is second["failure_mode_allow"] is False

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.harness import Gate, Upstream, running
+from stockade.core.errors import CannotEnforce
 from stockade.core.values import Grant
+from stockade.gateway import engine
 
 pytestmark = pytest.mark.wall
 HOST = "open.localhost"
@@ -57,3 +59,11 @@ def test_an_answer_that_turns_out_too_large_is_cut_and_the_client_sees_an_error(
 def test_what_has_no_body_is_not_measured_by_the_one_it_speaks_of(bounded: Gate, upstream: Upstream) -> None:
     done = bounded.curl(f"https://{HOST}:{upstream.port}/v1/big/{256 << 20}", "-I")
     assert done.returncode == 0 and done.stdout.endswith("[200]")
+
+
+@pytest.mark.parametrize("needs", [{"max_download": 1}, {"grpc": True, "methods": ("POST",)}])
+def test_what_only_envoy_can_keep_is_refused_without_it(needs: dict[str, object]) -> None:
+    engine.only_envoy((Grant(HOST),))
+    with pytest.raises(CannotEnforce) as caught:
+        engine.only_envoy((Grant(HOST), Grant(HOST, **needs)))  # type: ignore[arg-type]
+    assert caught.value.code == "gate.needs-envoy" and caught.value.hint

@@ -104,6 +104,7 @@ class Scene:
     def channel(self, tls: bool = True, host: str = HOST) -> Iterator[grpc.Channel]:
         """A client that knows the proxy."""
         options = [("grpc.http_proxy", f"http://127.0.0.1:{self.gate.ports['http-proxy']}"), ("grpc.enable_retries", 0)]
+        options += [("grpc.use_local_subchannel_pool", 1)]  # else a new channel may get the connection that was just cut
         if tls:
             port = self.server.keyed if host == KEYED else self.server.tls
             credentials = grpc.ssl_channel_credentials(self.gate.ca_file.read_bytes())
@@ -173,6 +174,17 @@ def test_what_is_granted_as_grpc_is_not_granted_otherwise(scene: Scene) -> None:
     for options in (("-H", "content-type: application/json"), ("-H", "content-type: application/grpc-web"), ()):
         done = scene.gate.curl(f"https://{HOST}:{scene.server.tls}/demo.Talks/Unary", "--http2", "-d", "x", *options)
         assert done.stdout.endswith("[403]") and "grpc-only" in done.stdout
+
+
+def test_a_body_that_says_what_it_is_not_is_searched_all_the_same(scene: Scene) -> None:
+    """Only a call that announces no length streams unread, and only by a grant for calls."""
+    before = len(scene.server.calls)
+    scene.gate.events.clear()
+    address = f"https://{HOST}:{scene.server.tls}/demo.Talks/Secret"
+    scene.gate.curl(address, "--http2", "-d", '{"api_key": "sk-attacker"}', "-H", "content-type: application/grpc")
+    assert scene.gate.events[-1]["rule"] == "credential-in-body" and len(scene.server.calls) == before
+    scene.gate.curl(address, "--http2", "-d", "harmless", "-H", "content-type: application/grpc")
+    assert scene.gate.events[-1]["effect"] == "allow"
 
 
 def test_metadata_is_judged_as_any_header(scene: Scene) -> None:

@@ -254,7 +254,7 @@ def _grant(grant: Grant) -> str:
         said = f", values = [{', '.join(rule.values)}]" if rule.values else ", absent = true" if rule.absent else ""
         said += f", most = {rule.most}" if rule.most >= 0 else ""
         text += f"\nbody = {{ pointer = {_quote(rule.pointer)}{said} }}"
-    if grant.credential_fields:
+    if grant.credential_fields and not grant.grpc:
         text += f"\ncredential_fields = {_list(grant.credential_fields)}"
     if grant.websocket:
         text += "\nwebsocket = true"

@@ -105,7 +105,7 @@ def questions(request: Sent, session: str) -> tuple[Asked, Asked]:
         raise Unasked(400, "the URL holds a character that is not visible ASCII")
     headers = (*facts, *_headers(request))
     target = engine_path(path) + mark + query
-    body = b"" if call else request.body or b""
+    body = b"" if call and not request.length else request.body or b""
     return Asked(request.method, target, headers, body[:SHOWN_FIRST]), Asked(request.method, target, headers, body, whole=True)
 
 

