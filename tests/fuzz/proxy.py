@@ -6,8 +6,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 
-from stockade.gateway.doorman import proxy_header
-from stockade.gateway.raw import read_header
+from stockade.gateway.proxy_protocol import proxy_header, read_header
 
 WORDS = (
     b"\0" * 12,
@@ -37,7 +36,7 @@ KEPT = {
     "a value that is cut off": b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0e" + bytes(12) + b"\xe0\0",
     "with a zone": b"\x0b" + b"\xfe\x80" + bytes(14) + b"\xfe\x80" + bytes(14) + b"\0\1\0\2s",
 }
-FAULT = ("stockade.gateway.doorman.SESSION_TLV", 0x20)
+FAULT = ("stockade.gateway.proxy_protocol.SESSION_TLV", 0x20)
 
 
 def one(data: bytes) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from stockade.gateway import engine
-from stockade.gateway.doorman import Doorman, proxy_header
+from stockade.gateway.doorman import Doorman
+from stockade.gateway.proxy_protocol import proxy_header
 
 HEADER = 16 + 12 + 3 + 3  # signature and lengths, IPv4 addresses and ports, the TLV of the session "s-1"
 

@@ -30,8 +30,8 @@ from stockade.core.errors import CannotEnforce
 from stockade.gateway import engine
 from stockade.gateway.certs import Authority
 from stockade.gateway.config import MAX_BUFFERED, READ, UPSTREAM
-from stockade.gateway.doorman import proxy_header
 from stockade.gateway.flow import Asked
+from stockade.gateway.proxy_protocol import proxy_header
 from stockade.gateway.questions import Question
 
 with warnings.catch_warnings():

@@ -21,8 +21,7 @@ from gateway.test_door import lookup
 from stockade.core.errors import StockadeError
 from stockade.core.values import Grant, Policy
 from stockade.gateway.asking import sent
-from stockade.gateway.doorman import proxy_header
-from stockade.gateway.raw import read_header
+from stockade.gateway.proxy_protocol import proxy_header, read_header
 from stockade.session.predict import Rules, predict
 from stockade.walls import door
 

@@ -13,7 +13,8 @@ import re
 from typing import Any
 
 from stockade.gateway import meter, origins
-from stockade.gateway.envoy import BEFORE, HERE, NAME_TLV, SESSION, SESSION_TLV, Json, T, remember, typed
+from stockade.gateway.envoy import BEFORE, HERE, SESSION, Json, T, remember, typed
+from stockade.gateway.proxy_protocol import NAME_TLV, SESSION_TLV
 from stockade.gateway.sni import check_sni
 from stockade.gateway.target import TARGET, retarget
 

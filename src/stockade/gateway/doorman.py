@@ -9,36 +9,20 @@ from __future__ import annotations
 
 import os
 
+from stockade.gateway.proxy_protocol import proxy_header
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import select
     import socket
     from collections.abc import Callable
 
-_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
-SESSION_TLV, NAME_TLV = 0xE0, 0xE1  # of the range for private use (proxy-protocol.txt, section 2.2)
 _CHUNK = 1 << 16  # a pipe's default capacity (pipe(7))
 _ROUNDS = 16  # chunks a connection may move before others get their turn
 _MOST_DISCARDED = 64 << 20  # bytes
 MOST_CONNECTIONS = 1024  # of one session
 LONGEST_ORDER = 4096  # bytes
 MOST_LISTENERS = 64  # of one session
-
-
-def proxy_header(session: str, source: tuple[str, int], destination: tuple[str, int], name: str = "") -> bytes:
-    """The PROXY v2 header of one connection; `name` is what its destination was given out for, if for anything. IPv4-mapped addresses are written as IPv4."""
-    import _socket as socket
-
-    addresses = [address.removeprefix("::ffff:") if "." in address else address for address in (source[0], destination[0])]
-    four = all(":" not in address for address in addresses)
-    if not four:
-        addresses = [address if ":" in address else f"::ffff:{address}" for address in addresses]
-    family = socket.AF_INET if four else socket.AF_INET6
-    packed = b"".join(socket.inet_pton(family, address.partition("%")[0]) for address in addresses)
-    packed += source[1].to_bytes(2, "big") + destination[1].to_bytes(2, "big")
-    said = [(SESSION_TLV, session.encode())] + ([(NAME_TLV, name.encode())] if name else [])
-    body = packed + b"".join(bytes([tlv]) + len(value).to_bytes(2, "big") + value for tlv, value in said)
-    return _SIGNATURE + bytes([0x21, 0x11 if four else 0x21]) + len(body).to_bytes(2, "big") + body
 
 
 class _Pair:
@@ -198,7 +182,7 @@ class Doorman:
     def __init__(self, orders: socket.socket, most: int) -> None:
         import select
 
-        self._orders, self._most = orders, most
+        self._orders = orders
         self._epoll: select.epoll = select.epoll()
         self._guests: dict[str, _Guest] = {}
         self._listeners: dict[int, _Guest] = {}

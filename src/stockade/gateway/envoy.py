@@ -6,7 +6,6 @@ from typing import Any
 
 Json = dict[str, Any]
 
-SESSION_TLV, NAME_TLV = 0xE0, 0xE1  # of the range for private use (proxy-protocol.txt, section 2.2)
 SESSION = "%FILTER_STATE(envoy.network.proxy_protocol.tlv:FIELD:session)%"
 NAME = "%FILTER_STATE(envoy.network.proxy_protocol.tlv:FIELD:name)%"
 HERE = "%DOWNSTREAM_LOCAL_ADDRESS%"

@@ -38,7 +38,7 @@ from stockade.gateway import enclose, engine
 from stockade.gateway.config import ENGINE_HEADERS, READ, UPSTREAM
 from stockade.gateway.inquiry import Asker
 from stockade.gateway.layers import UNDECIDED, Answer, Ask, Stream, first, inner
-from stockade.gateway.raw import read_header
+from stockade.gateway.proxy_protocol import greeting
 from stockade.gateway.target import TARGET
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ class Engine:
         """One connection, to its end. It begins with the doorman's word on whose it is and where it wanted to go."""
         try:
             async with asyncio.timeout(_GREETING):
-                head = await reader.readexactly(16)
-                session, name, address, port = read_header(head + await reader.readexactly(int.from_bytes(head[14:16], "big")))
+                session, name, address, port = await greeting(reader)
         except (OSError, ValueError, KeyError, asyncio.IncompleteReadError):  # TimeoutError is an OSError
             writer.transport.abort()
             return

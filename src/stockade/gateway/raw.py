@@ -7,11 +7,10 @@ for in them. Revoking cuts the connection at the doorman.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from typing import TYPE_CHECKING
 
-from stockade.gateway.envoy import NAME_TLV, SESSION_TLV
+from stockade.gateway.proxy_protocol import greeting
 
 if TYPE_CHECKING:
     from stockade.core.values import Grant
@@ -22,24 +21,6 @@ _CHUNK = 1 << 16
 _OVERLAP = 256  # bytes of what went before, so that a planted string is also found across two pieces
 _PATIENCE = 10.0  # seconds for the header, and for a connection to the outside
 _QUIET = 60.0  # seconds that outside may be silent after inside has ended
-_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
-
-
-def read_header(data: bytes) -> tuple[str, str, str, int]:
-    """(session, name, address, port) of a PROXY v2 header as gateway/doorman.py writes it (proxy-protocol.txt, section 2.2). Raises ValueError."""
-    if data[:12] != _SIGNATURE or data[12:13] != b"\x21" or len(data) != 16 + int.from_bytes(data[14:16], "big"):
-        raise ValueError("not a PROXY v2 header")
-    size = {0x11: 12, 0x21: 36}.get(data[13], len(data))
-    half = (size - 4) // 2
-    address = str(ipaddress.ip_address(data[16 + half : 16 + 2 * half]))
-    port, rest = int.from_bytes(data[14 + size : 16 + size], "big"), data[16 + size :]
-    said: dict[int, str] = {}
-    while rest:
-        length = int.from_bytes(rest[1:3], "big")
-        if len(rest) < 3 + length:
-            raise ValueError("a value that is cut off")
-        said[rest[0]], rest = rest[3 : 3 + length].decode(), rest[3 + length :]
-    return said[SESSION_TLV], said.get(NAME_TLV, ""), address, port
 
 
 class Raw:
@@ -53,8 +34,7 @@ class Raw:
         ends = [writer]
         try:
             async with asyncio.timeout(_PATIENCE):
-                head = await reader.readexactly(16)
-                session, name, _, port = read_header(head + await reader.readexactly(int.from_bytes(head[14:16], "big")))
+                session, name, _, port = await greeting(reader)
             brain = self._sessions.brain(session)
             found = await brain.raw(name, port) if brain is not None else None
             if brain is None or found is None:
