@@ -10,7 +10,6 @@ from urllib.parse import unquote_to_bytes
 from stockade.core.values import BodyRule, Grant
 
 _SUFFIX = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+", re.ASCII)  # RFC 6838, section 4.2
-DEEPEST = 64
 # A grant that lists `anthropic-beta` does not thereby turn on what makes the server fetch, connect or run; it must name such a value itself,
 # as "anthropic-beta: web-fetch-2025-09-10" (Anthropic API reference, "Beta headers").
 FETCHING_BETAS = ("web-fetch", "web-search", "mcp-", "code-execution", "files-api", "skills", "computer-use-hosted", "agent-", "managed-")

@@ -16,9 +16,9 @@ from stockade.checks import bodies, push, sigv4, streams
 from stockade.checks.constraints import body_refused, content_type_refused, parameter_refused, unlisted_value
 from stockade.checks.credentials import CREDENTIAL_HEADERS, CREDENTIAL_PARAMETERS, CredentialInUse, strayed, token_refused, without_own
 from stockade.checks.normalise import Ambiguous, normalise_host, normalise_path, query_names, without_parameters
-from stockade.checks.patterns import path_matches
+from stockade.checks.patterns import host_matches, path_matches
 from stockade.checks.tokens import FOREIGN, REVOKED
-from stockade.checks.usage import State, spent
+from stockade.checks.usage import FRESH, State, spent
 from stockade.core.frozen import frozen
 from stockade.core.values import ALLOW, ASK, DENY, Grant, Verdict
 
@@ -69,19 +69,16 @@ class Refusal:
     grant: str = ""
 
 
-_FRESH = State()
 _OTHER = Refusal(0, "other-request", "this denial is for other requests")
 
 
-def decide(
-    request: HttpRequest, grants: tuple[Grant, ...], credentials: tuple[CredentialInUse, ...] = (), state: State = _FRESH
-) -> Verdict:
+def decide(request: HttpRequest, grants: tuple[Grant, ...], credentials: tuple[CredentialInUse, ...] = (), state: State = FRESH) -> Verdict:
     """May `request` leave? Never raises for anything the request holds."""
     return choose(request, grants, credentials, state)[0]
 
 
 def choose(
-    request: HttpRequest, grants: tuple[Grant, ...], credentials: tuple[CredentialInUse, ...] = (), state: State = _FRESH
+    request: HttpRequest, grants: tuple[Grant, ...], credentials: tuple[CredentialInUse, ...] = (), state: State = FRESH
 ) -> tuple[Verdict, Grant | None]:
     """The verdict, and unless it is a denial the grant that gave it: the one to count the request under. Its credential is the one to inject, its `private`
     says where it may connect."""
@@ -94,7 +91,7 @@ def choose(
     for grant, refusal in _each(request, settled, grants, credentials, state):
         if grant.effect == DENY:
             if refusal is None:
-                return Verdict(DENY, "denied-by-rule", (f"{request.method} {host}{path} is denied by {_where(grant)}.",)), None
+                return Verdict(DENY, "denied-by-rule", (f"{request.method} {host}{path} is denied by {where(grant)}.",)), None
         elif refusal is None:
             accepted.append(grant)
         else:
@@ -108,12 +105,12 @@ def choose(
         return Verdict(DENY, worst.rule, (f"{worst.reason}.",), worst.grant), None
     best = accepted[0] if len(accepted) == 1 else min(accepted, key=_best)
     if best.effect == ASK:
-        return Verdict(ASK, "approval-needed", (f"{request.method} {host}{path} needs a person's approval ({_where(best)}).",)), best
+        return Verdict(ASK, "approval-needed", (f"{request.method} {host}{path} needs a person's approval ({where(best)}).",)), best
     return Verdict(ALLOW, f"grant {best.origin}"), best
 
 
 def weigh(
-    request: HttpRequest, grants: tuple[Grant, ...], credentials: tuple[CredentialInUse, ...] = (), state: State = _FRESH
+    request: HttpRequest, grants: tuple[Grant, ...], credentials: tuple[CredentialInUse, ...] = (), state: State = FRESH
 ) -> tuple[tuple[Grant, Refusal | None], ...]:
     """Each grant that names the request's host, and why it does not cover the request (None: it does). The first is the one by which `choose` decides:
     denials that cover it, grants that do, then the nearest misses. () where the request cannot be read in one way."""
@@ -137,8 +134,8 @@ def decide_connect(host: str, port: int, grants: tuple[Grant, ...]) -> Verdict:
         name = normalise_host(host)
     except Ambiguous as error:
         return Verdict(DENY, error.rule, (f"{error}.",))
-    for grant in sorted(set(grants), key=_sort_key):
-        if grant.effect != DENY and grant.scheme != "tcp" and grant.port == port and _host_matches(grant.host, name):
+    for grant in sorted(set(grants), key=sort_key):
+        if grant.effect != DENY and grant.scheme != "tcp" and grant.port == port and host_matches(grant.host, name):
             return Verdict(ALLOW, f"grant {grant.origin}")
     snippet = (
         f'[[egress]]\nhost = "{name}"\n'
@@ -154,18 +151,18 @@ def granted_name(host: str, grants: tuple[Grant, ...]) -> bool:
         name = normalise_host(host)
     except Ambiguous:
         return False
-    return any(grant.effect != DENY and _host_matches(grant.host, name) for grant in grants)
+    return any(grant.effect != DENY and host_matches(grant.host, name) for grant in grants)
 
 
 def _settle(request: HttpRequest, credentials: tuple[CredentialInUse, ...]) -> tuple[str, str, str | None]:
     """(host, path, query or None), each read in the one way there is. Parameters that some credential goes into are looked at grant by grant. Raises Ambiguous."""
-    own = {name for credential in credentials if credential.query for name in query_names(credential.query)}
     path, mark, query = request.target.partition("?")
     host = normalise_host(request.host)
     if host != request.host.lower():
         raise Ambiguous("bad-host", f"{host} is written with a trailing dot")
     settled = normalise_path(path)
     if mark:
+        own = {name for credential in credentials if credential.query for name in query_names(credential.query)}
         for name in query_names(query):
             if name in CREDENTIAL_PARAMETERS and name not in own:
                 raise Ambiguous(
@@ -188,9 +185,9 @@ def _each(
     """The grants that name the host, in one order whatever theirs was, and why each does not cover the request. A denial covers it or not."""
     host, path, query = settled
     in_use = {credential.name: credential for credential in credentials}
-    found = [grant for grant in grants if _host_matches(grant.host, host)]
+    found = [grant for grant in grants if host_matches(grant.host, host)]
     if len(found) > 1:  # this runs for every request, and to hash a grant takes longer than to see that it covers one
-        found = sorted({*found}, key=_sort_key)
+        found = sorted({*found}, key=sort_key)
     for grant in found:
         if grant.effect == DENY:
             yield grant, None if _covers(grant, request, host, path, folded=True) else _OTHER
@@ -206,15 +203,15 @@ def _best(grant: Grant) -> tuple[object, ...]:
         not grant.credential,
         -(grant.max_download or float("inf")),
         -grant.max_upload * grant.grpc,
-        _sort_key(grant),
+        sort_key(grant),
     )
 
 
 def _refuse(
     grant: Grant, request: HttpRequest, host: str, path: str, query: str | None, in_use: dict[str, CredentialInUse], state: State
 ) -> Refusal | None:
-    if not (_host_matches(grant.host, host) and grant.port == request.port and grant.scheme == request.scheme):
-        return Refusal(0, "host-not-granted", f"this is granted for {grant.scheme} on port {grant.port} ({_where(grant)})")
+    if not (host_matches(grant.host, host) and grant.port == request.port and grant.scheme == request.scheme):
+        return Refusal(0, "host-not-granted", f"this is granted for {grant.scheme} on port {grant.port} ({where(grant)})")
     if not _covers(grant, request, host, path):
         method_known = request.method in grant.methods or "*" in grant.methods
         rule, what = ("path-not-granted", f"path {path}") if method_known else ("method-not-granted", f"method {request.method}")
@@ -223,43 +220,41 @@ def _refuse(
         return Refusal(
             1 + (rule == "method-not-granted"),
             rule,
-            f"{what} is not granted on {host} ({_where(grant)})",
+            f"{what} is not granted on {host} ({where(grant)})",
             _snippet(request, host, path, grant),
         )
     rule, reason, wider = streams.refused(grant, request.method, request.headers, request.length)
     if rule:
-        return Refusal(2, rule, f"{reason} ({_where(grant)})", wider and _snippet(request, host, path, grant) + wider)
+        return Refusal(2, rule, f"{reason} ({where(grant)})", wider and _snippet(request, host, path, grant) + wider)
     query, stray = without_own(query, in_use.get(grant.credential))
     if stray:
-        return Refusal(7, "credential-in-query", f"{stray} ({_where(grant)})")
+        return Refusal(7, "credential-in-query", f"{stray} ({where(grant)})")
     if query is not None and grant.query == "none":
         return Refusal(
-            3, "query-not-granted", f"a query is not granted on this path ({_where(grant)})", _snippet(request, host, path, grant)
+            3, "query-not-granted", f"a query is not granted on this path ({where(grant)})", _snippet(request, host, path, grant)
         )
     if query and grant.query == "listed" and (name := parameter_refused(query, grant)) is not None:
-        return Refusal(3, "parameter-not-granted", f"the query parameter {name!r} is not granted on this path ({_where(grant)})")
+        return Refusal(3, "parameter-not-granted", f"the query parameter {name!r} is not granted on this path ({where(grant)})")
     if request.length > grant.max_upload or (request.length < 0 and not (grant.grpc and grant.max_upload)):
         size = f"{request.length} bytes" if request.length >= 0 else "unknown size"
         wider = _snippet(request, host, path, grant) if request.length >= 0 or streams.called(request.method, path, request.headers) else ""
-        return Refusal(
-            4, "upload-too-large", f"a body of {size} is more than the granted {grant.max_upload} bytes ({_where(grant)})", wider
-        )
+        return Refusal(4, "upload-too-large", f"a body of {size} is more than the granted {grant.max_upload} bytes ({where(grant)})", wider)
     if reason := content_type_refused(request.headers, request.length, grant):
-        return Refusal(4, "content-type-not-granted", f"{reason} ({_where(grant)})")
+        return Refusal(4, "content-type-not-granted", f"{reason} ({where(grant)})")
     if refusal := _refuse_headers(grant, request, host, path, query, in_use, state):
         return refusal
     if request.body is not None and (reason := body_refused(request.headers, request.body, grant)):
-        return Refusal(8, "body-not-granted", f"{reason} ({_where(grant)})")
+        return Refusal(8, "body-not-granted", f"{reason} ({where(grant)})")
     signs = grant.credential in in_use and in_use[grant.credential].services  # what is signed with our key is nobody else's
     if not signs and (reason := bodies.refused(request.headers, request.length, request.start, request.body, grant.credential_fields)):
-        return Refusal(8, "credential-in-body", f"{reason}; where it is none, a rule says so with credential_fields ({_where(grant)})")
+        return Refusal(8, "credential-in-body", f"{reason}; where it is none, a rule says so with credential_fields ({where(grant)})")
     if grant.refs and (request.start or request.body is not None):
         if reason := push.refused(
             request.headers, request.start, lambda ref: path_matches(tuple(f"/{one}" for one in grant.refs), f"/{ref}")
         ):
-            return Refusal(8, "ref-not-granted", f"{reason} ({_where(grant)})")
+            return Refusal(8, "ref-not-granted", f"{reason} ({where(grant)})")
     rule, reason = spent(grant, request.length, state)
-    return Refusal(9, rule, f"{reason} ({_where(grant)})") if rule else None
+    return Refusal(9, rule, f"{reason} ({where(grant)})") if rule else None
 
 
 def _refuse_headers(
@@ -267,15 +262,15 @@ def _refuse_headers(
 ) -> Refusal | None:
     own = in_use.get(grant.credential)
     if grant.credential and own is None:
-        return Refusal(5, "credential-missing", f"the credential {grant.credential!r} of {_where(grant)} is not available")
+        return Refusal(5, "credential-missing", f"the credential {grant.credential!r} of {where(grant)} is not available")
     if own is not None and own.taken_back:  # also where the request leaves the credential out, for the gate to add
-        return Refusal(7, REVOKED, f"this session's token for {own.name!r} has been taken back ({_where(grant)})")
+        return Refusal(7, REVOKED, f"this session's token for {own.name!r} has been taken back ({where(grant)})")
     listed = {entry.partition(":")[0].strip().lower() for entry in grant.headers}
     if own is not None and own.services:
         try:
             sigv4.check(request.headers, request.scheme, request.body, own)
         except sigv4.Refused as error:
-            return Refusal(7, error.rule, f"{error} ({_where(grant)})")
+            return Refusal(7, error.rule, f"{error} ({where(grant)})")
     seen_own = False
     for raw_name, value in request.headers:
         name = raw_name.lower()
@@ -298,16 +293,16 @@ def _refuse_headers(
             seen_own = True
         elif strayed(value):
             return Refusal(
-                7, "foreign-credential", f"the header {ascii(name)[1:-1]} holds a placeholder outside its place ({_where(grant)})"
+                7, "foreign-credential", f"the header {ascii(name)[1:-1]} holds a placeholder outside its place ({where(grant)})"
             )
         elif name in listed:
             if unnamed := unlisted_value(name, value, grant):
                 return Refusal(
-                    6, "header-value-not-granted", f"{name}: {unnamed} makes the server act elsewhere and is not granted ({_where(grant)})"
+                    6, "header-value-not-granted", f"{name}: {unnamed} makes the server act elsewhere and is not granted ({where(grant)})"
                 )
         elif name in CREDENTIAL_HEADERS:
             return Refusal(
-                7, "foreign-credential", f"the header {name} carries a credential, and only the gate adds credentials ({_where(grant)})"
+                7, "foreign-credential", f"the header {name} carries a credential, and only the gate adds credentials ({where(grant)})"
             )
         elif (
             name not in COMMON_HEADERS
@@ -316,14 +311,14 @@ def _refuse_headers(
         ):
             shown = name if name.replace("-", "").isalnum() and name.isascii() else ""
             wider = _snippet(request, host, path, grant, header=shown) if shown else ""
-            return Refusal(6, "header-not-granted", f"the header {ascii(name)[1:-1]} is not granted on {host} ({_where(grant)})", wider)
+            return Refusal(6, "header-not-granted", f"the header {ascii(name)[1:-1]} is not granted on {host} ({where(grant)})", wider)
     return None
 
 
 def _covers(grant: Grant, request: HttpRequest, host: str, path: str, folded: bool = False) -> bool:
     """Host, port, scheme, method and path. `folded`: also without the path's case and parameters, for denials, since some servers read it so."""
     return (
-        _host_matches(grant.host, host)
+        host_matches(grant.host, host)
         and grant.port == request.port
         and grant.scheme == request.scheme
         and (request.method in grant.methods or "*" in grant.methods)
@@ -331,21 +326,15 @@ def _covers(grant: Grant, request: HttpRequest, host: str, path: str, folded: bo
     )
 
 
-def _host_matches(pattern: str, host: str) -> bool:
-    pattern = pattern.lower().removesuffix(".")
-    if pattern.startswith("*."):
-        return pattern.count(".") >= 2 and host.endswith(pattern[1:])
-    return pattern == host
-
-
-def _where(grant: Grant) -> str:
+def where(grant: Grant) -> str:
     """File and line without directories: a reason may be read inside the sandbox, which must not learn the host's paths."""
     file, line = grant.origin.file.rpartition("/")[2], grant.origin.line
     return f"{file}:{line}" if line else file
 
 
 @lru_cache(4096)
-def _sort_key(grant: Grant) -> tuple[object, ...]:
+def sort_key(grant: Grant) -> tuple[object, ...]:
+    """Orders grants in one way, whatever order they came in."""
     return (
         grant.host, grant.port, grant.scheme, grant.methods, grant.paths, grant.query, grant.headers, grant.credential, grant.max_upload,
         grant.effect, grant.private, str(grant.origin), grant.origin.preset, repr(grant),

@@ -1,10 +1,18 @@
-"""Patterns of whole path segments, as grants write them: `*` is one segment, a final `**` is one or more."""
+"""Patterns as grants write them: of hosts, where `*.` is every name below one, and of whole path segments, where `*` is one and a final `**` one or more."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
 from stockade.checks.normalise import Ambiguous, normalise_path
+
+
+def host_matches(pattern: str, host: str) -> bool:
+    """Whether `pattern` covers `host`, which is normal (normalise.py). A pattern for every name below one has at least two labels."""
+    pattern = pattern.lower().removesuffix(".")
+    if pattern.startswith("*."):
+        return pattern.count(".") >= 2 and host.endswith(pattern[1:])
+    return pattern == host
 
 
 def path_matches(patterns: tuple[str, ...], path: str, folded: bool = False) -> bool:

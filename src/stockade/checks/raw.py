@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from stockade.checks.grants import _host_matches, _sort_key, _where
+from stockade.checks.grants import sort_key, where
 from stockade.checks.normalise import Ambiguous, normalise_host
-from stockade.checks.usage import State, spent
+from stockade.checks.patterns import host_matches
+from stockade.checks.usage import FRESH, State, spent
 from stockade.core.values import ALLOW, ASK, DENY, Grant, Verdict
 
-_FRESH = State()
 
-
-def decide_raw(host: str, port: int, grants: tuple[Grant, ...], state: State = _FRESH) -> tuple[Verdict, Grant | None]:
+def decide_raw(host: str, port: int, grants: tuple[Grant, ...], state: State = FRESH) -> tuple[Verdict, Grant | None]:
     """May raw TCP go to host:port? Only by a grant with the scheme "tcp"; the verdict and the grant as in `choose`. The laws are those of `decide`."""
     try:
         name = normalise_host(host)
     except Ambiguous as error:
         return Verdict(DENY, error.rule, (f"{error}.",)), None
-    matching = [grant for grant in grants if grant.scheme == "tcp" and grant.port == port and _host_matches(grant.host, name)]
-    for grant in sorted(set(matching), key=_sort_key):
+    matching = [grant for grant in grants if grant.scheme == "tcp" and grant.port == port and host_matches(grant.host, name)]
+    for grant in sorted(set(matching), key=sort_key):
         if grant.effect == DENY:
-            return Verdict(DENY, "denied-by-rule", (f"{name}:{port} is denied by {_where(grant)}.",)), None
+            return Verdict(DENY, "denied-by-rule", (f"{name}:{port} is denied by {where(grant)}.",)), None
     refused = ("host-not-granted", f"no grant covers raw TCP to {name}:{port}")
-    for grant in sorted(set(matching), key=lambda grant: (grant.effect != ASK, _sort_key(grant))):
+    for grant in sorted(set(matching), key=lambda grant: (grant.effect != ASK, sort_key(grant))):
         rule, reason = spent(grant, 0, state)
         if not rule and grant.effect == ASK:
-            return Verdict(ASK, "approval-needed", (f"raw TCP to {name}:{port} needs a person's approval ({_where(grant)}).",)), grant
+            return Verdict(ASK, "approval-needed", (f"raw TCP to {name}:{port} needs a person's approval ({where(grant)}).",)), grant
         if not rule:
             return Verdict(ALLOW, f"grant {grant.origin}"), grant
-        refused = (rule, f"{reason} ({_where(grant)})")
+        refused = (rule, f"{reason} ({where(grant)})")
     return Verdict(DENY, refused[0], (f"{refused[1]}.",), f'[[egress]]\nhost = "{name}"\nscheme = "tcp"\nport = {port}\n'), None

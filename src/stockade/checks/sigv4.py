@@ -11,6 +11,7 @@ import re
 from hashlib import sha256
 
 from stockade.checks.credentials import CredentialInUse
+from stockade.core.values import S3
 
 # What every client of AWS sends, and what no service acts on beyond carrying out the same request. Others (x-amz-target names the operation,
 # x-amz-copy-source makes S3 fetch, x-amz-acl opens an object) a grant must list.
@@ -20,7 +21,6 @@ HEADERS = frozenset(
     amz-sdk-invocation-id amz-sdk-request amz-sdk-retry content-md5""".split()
 )
 UNSIGNED = frozenset({"UNSIGNED-PAYLOAD", "STREAMING-UNSIGNED-PAYLOAD-TRAILER"})  # TLS alone protects these bodies on their way
-S3 = frozenset({"s3", "s3-object-lambda", "s3-outposts"})
 _AUTHORIZATION = re.compile(
     r"AWS4-HMAC-SHA256 +Credential=([^/,\s]+)/(\d{8})/([^/,\s]+)/([^/,\s]+)/aws4_request *, *SignedHeaders=[a-z0-9;._-]+ *, *Signature=[0-9a-f]{64}"
 )

@@ -36,6 +36,7 @@ class State:
 
 
 NOTHING = Used()
+FRESH = State()
 
 
 def spent(grant: Grant, length: int, state: State) -> tuple[str, str]:

@@ -15,6 +15,7 @@ ALLOW: Effect = "allow"
 ASK: Effect = "ask"
 DENY: Effect = "deny"
 STRICTNESS: dict[str, int] = {ALLOW: 0, ASK: 1, DENY: 2}
+S3 = frozenset({"s3", "s3-object-lambda", "s3-outposts"})  # services of AWS that sign as S3 does: path and body in ways of their own
 PLACEHOLDER = "stockade-placeholder-"  # how every stand-in for a credential begins, so that one in a wrong place is recognised
 
 

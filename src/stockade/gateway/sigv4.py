@@ -12,6 +12,7 @@ from urllib.parse import quote, unquote
 
 from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import frozen
+from stockade.core.values import S3
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from stockade.gateway.flow import Leaving
 
 WRITES = ("authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token")
-_S3 = ("s3", "s3-object-lambda", "s3-outposts")
 _SIGNED = ("host", "content-type", "content-md5")  # beside every x-amz-*; what is not signed may be changed on the way, which TLS prevents
 
 
@@ -120,7 +120,7 @@ def signer(item: Mapping[str, Any]) -> Callable[[Leaving], list[tuple[str, str]]
         given = dict(leaving.headers)
         service, region = _scope(given.get("authorization"), aws)
         path, _, query = leaving.target.partition("?")
-        if service in _S3:  # which signs the path as it reads it; others sign what arrives
+        if service in S3:  # which signs the path as it reads it; others sign what arrives
             path = quote(unquote(path), safe="/~")
         said = given.get("x-amz-content-sha256")
         request = AWSRequest(leaving.method, f"{leaving.scheme}://{given['host']}{path}", params=_parameters(query))
@@ -128,9 +128,9 @@ def signer(item: Mapping[str, Any]) -> Callable[[Leaving], list[tuple[str, str]]
             if name in _SIGNED or (name.startswith("x-amz-") and name not in WRITES):
                 request.headers[name] = value
         request.context["payload"] = said if said and not _is_hash(said) else sha256(leaving.body).hexdigest()
-        if said and service not in _S3:
+        if said and service not in S3:
             request.headers["x-amz-content-sha256"] = request.context["payload"]
-        (ForS3 if service in _S3 else General)(key, service, region).add_auth(request)
+        (ForS3 if service in S3 else General)(key, service, region).add_auth(request)
         return [(name, request.headers[name]) for name in WRITES if name in request.headers]
 
     return headers

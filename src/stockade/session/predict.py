@@ -14,7 +14,7 @@ from stockade.checks import fields
 from stockade.checks.usage import counted
 from stockade.core.errors import StockadeError
 from stockade.core.frozen import frozen, plain, replace
-from stockade.core.values import ALLOW, ASK, DENY, Credential, Grant, Origin, Policy, Verdict
+from stockade.core.values import ALLOW, ASK, DENY, PLACEHOLDER, Credential, Grant, Origin, Policy, Verdict
 from stockade.gatehouse import Judge
 from stockade.gateway import broker, sigv4
 from stockade.gateway.asking import Sent, Unasked, connect, questions
@@ -69,7 +69,7 @@ class Prediction:
 
 def rules_for(policy: Policy) -> Rules:
     """The rules of a session that has not begun: its placeholders have names, but are nobody's yet."""
-    return Rules(policy, {one.name: f"stockade-placeholder-{one.name}" for one in policy.credentials})
+    return Rules(policy, {one.name: f"{PLACEHOLDER}{one.name}" for one in policy.credentials})
 
 
 def rules_of(directory: str) -> Rules:
