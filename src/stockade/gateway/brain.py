@@ -17,7 +17,7 @@ from stockade.gateway.config import NOWHERE, READ, UPSTREAM
 from stockade.gateway.flow import Asked, Flow, Judge, Leaving, Outcome, Synthetic, refusal_text
 from stockade.gateway.line import Line, NoReceipt
 from stockade.gateway.meter import ANNOUNCED, BOUNDS
-from stockade.gateway.questions import Answer
+from stockade.gateway.questions import Answer, begin
 from stockade.gateway.resolve import Resolver, Unreachable
 from stockade.gateway.sigv4 import Expired
 
@@ -231,9 +231,7 @@ class Brain:
                 except OSError:
                     return
                 if len(self._tasks) < 64:
-                    task = asyncio.get_running_loop().create_task(reply(packet, sender))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+                    begin(self._tasks, reply(packet, sender))
 
         async def reply(packet: bytes, sender: Any) -> None:
             if answer := await self.query(packet):

@@ -99,7 +99,7 @@ def _overload() -> Json:
     }
 
 
-def _listener(way: str, directory: str, chain: Json, *fields: Json) -> Json:
+def _listener(way: str, directory: str, chain: Json, log: Json | None = None) -> Json:
     proxy_protocol = typed(
         "envoy.filters.listener.proxy_protocol",
         "extensions.filters.listener.proxy_protocol.v3.ProxyProtocol",
@@ -113,7 +113,7 @@ def _listener(way: str, directory: str, chain: Json, *fields: Json) -> Json:
         "listener_filters": filters,
         "listener_filters_timeout": "15s",
         "filter_chains": [chain],
-        **(fields[0] if fields else {}),
+        **(log or {}),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from stockade.gateway import engine
 from stockade.gateway.proxy_protocol import proxy_header
 
 TYPE_CHECKING = False
@@ -338,10 +339,6 @@ class Doorman:
 
 def serve(orders: socket.socket) -> None:
     """Serve until the brain is gone (EOFError). Raises the open-files limit to what the kernel grants (six descriptors a connection)."""
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    doorman = Doorman(orders, max(1, (hard - 64) * 3 // 4 // 6))  # the rest is for listeners
+    doorman = Doorman(orders, max(1, (engine.open_files() - 64) * 3 // 4 // 6))  # the rest is for listeners
     while True:
         doorman.turn()

@@ -45,7 +45,13 @@ def engine(binary: str, roots: str, directory: str) -> None:
     """Reads its binary, libraries, configuration and trusted roots; whatever it starts would have to be one of these."""
     loader = _loader()
     found = {os.path.realpath(binary): READ | EXECUTE, os.path.realpath(roots): READ, directory: READ | LIST | REMOVE | MAKE_SOCKET}
-    found |= {loader: READ | EXECUTE, os.path.dirname(_libc()): READ, "/etc/ld.so.cache": READ, "/proc": READ | LIST, "/sys": READ | LIST}
+    found |= {
+        loader: READ | EXECUTE,
+        os.path.dirname(_mapped("libc") or loader): READ,
+        "/etc/ld.so.cache": READ,
+        "/proc": READ | LIST,
+        "/sys": READ | LIST,
+    }
     found |= {"/dev/null": READ | WRITE, "/dev/urandom": READ}
     _restrict({path: rights for path, rights in found.items() if os.path.exists(path)}, network=_BIND, scoped=_ABSTRACT | _SIGNAL)
 
@@ -57,21 +63,14 @@ def fallback(directory: str) -> None:
 
 def _loader() -> str:
     """The dynamic loader, which the kernel has to be able to run as well."""
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            path = line.split(None, 5)[-1].strip()
-            if os.path.basename(path).startswith("ld-"):
-                return path
-    return os.path.realpath(f"/lib64/ld-linux-{platform.machine().replace('_', '-')}.so.2")
+    return _mapped("ld-") or os.path.realpath(f"/lib64/ld-linux-{platform.machine().replace('_', '-')}.so.2")
 
 
-def _libc() -> str:
+def _mapped(beginning: str) -> str:
+    """The path of a library of this process whose name begins so, "" if there is none (proc_pid_maps(5))."""
     with open("/proc/self/maps") as maps:
-        for line in maps:
-            path = line.split(None, 5)[-1].strip()
-            if os.path.basename(path).startswith("libc"):
-                return path
-    return _loader()
+        paths = (line.split(None, 5)[-1].strip() for line in maps)
+        return next((path for path in paths if os.path.basename(path).startswith(beginning)), "")
 
 
 def _restrict(paths: dict[str, int], *, network: int, scoped: int) -> None:

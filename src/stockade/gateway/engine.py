@@ -62,6 +62,15 @@ def harden() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
+def open_files() -> int:
+    """Raise this process's limit of open files to what the kernel grants; that number."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
 def fork(child: Callable[[], object]) -> int:
     """Run `child` in a process that dies with us; it never returns. Gives the process's number."""
     parent = os.getpid()

@@ -12,7 +12,6 @@ import asyncio
 import json
 import logging
 import os
-import resource
 import ssl
 import sys
 from functools import lru_cache, partial
@@ -356,9 +355,7 @@ def main(directory: str, upstream_ca: str) -> None:
     """Serve until somebody ends this process, as the gate does when it ends."""
     engine.harden()
     logging.getLogger("mitmproxy").setLevel(logging.CRITICAL + 1)  # its messages hold what was sent
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
+    engine.open_files()
     asyncio.run(_listen(directory, upstream_ca))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import httptools
 
@@ -28,6 +29,13 @@ class Buffered(asyncio.BufferedProtocol):
 
     def data_received(self, data: bytes) -> None:
         raise NotImplementedError
+
+
+def begin(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` beside everything else, and keep it in `tasks` as long as it takes: the loop alone would let it be collected (asyncio.create_task)."""
+    task = asyncio.get_running_loop().create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 class Question(Buffered):

@@ -121,17 +121,9 @@ def _run(judge: type[Judge], directory: str, children: list[int], orders: int, l
         listening.set_result(None)
         await asyncio.Event().wait()
 
-    _raise_open_files()
+    engine.open_files()  # each session has a line and two sockets for DNS here
     enclose.brain(directory)
     asyncio.run(main())
-
-
-def _raise_open_files() -> None:
-    """Each session has a line and two sockets for DNS here."""
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _listening(paths: list[str]) -> None:

@@ -22,7 +22,7 @@ from stockade.gateway.certs import Authority
 from stockade.gateway.config import SESSION_FACT
 from stockade.gateway.flow import Asked, Judge
 from stockade.gateway.line import Line
-from stockade.gateway.questions import Answer, Buffered
+from stockade.gateway.questions import Answer, Buffered, begin
 
 # Kinds of listeners that the doorman serves, and the socket behind each: the engine's, and for raw TCP our own.
 STREAMS = {"http-proxy": "proxy", "http": "http", "https": "https", "tcp": "raw"}
@@ -68,16 +68,6 @@ class Sessions:
         """Take a session in: its line, and the sockets of its door."""
         watch = [fd for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)]
         line, *door = (socket.socket(fileno=fd) for fd in fds if fd not in watch)
-        session = _Session(
-            Line(
-                lambda config: self._begin(session, config),
-                lambda: self._end(session),
-                lambda places, tokens: revoke(places, tokens),
-                lambda: taint(),
-            ),
-            door,
-            watch,
-        )
 
         def revoke(places: list[int], tokens: list[str]) -> None:
             if session.brain is not None:
@@ -87,6 +77,7 @@ class Sessions:
             if session.brain is not None:
                 session.brain.taint()
 
+        session = _Session(Line(lambda config: self._begin(session, config), lambda: self._end(session), revoke, taint), door, watch)
         line.setblocking(False)
         await asyncio.get_running_loop().create_connection(lambda: session.line, sock=line)
         session.line.tell({"ca": self._authority.pem})
@@ -120,9 +111,7 @@ class Sessions:
         session.name = name
         self._sessions[name] = session
         self._changed(len(self._sessions))
-        task = asyncio.get_running_loop().create_task(self._open(session, [item["kind"] for item in config["listeners"]]))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        begin(self._tasks, self._open(session, [item["kind"] for item in config["listeners"]]))
 
     async def _open(self, session: _Session, kinds: list[str]) -> None:
         """Let connections in, as soon as the engine listens."""
@@ -240,9 +229,7 @@ class RefusedNames(Buffered):
                 sys.stderr.write("stockade gate: the engine wrote a line that is not JSON\n")
                 continue
             if isinstance(found, dict) and len(self._tasks) < 1024:
-                task = asyncio.get_running_loop().create_task(self._sessions.refused_name(found))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                begin(self._tasks, self._sessions.refused_name(found))
 
 
 def introductions(sock: socket.socket, sessions: Sessions, gone: Callable[[], None]) -> None:
@@ -265,9 +252,7 @@ def introductions(sock: socket.socket, sessions: Sessions, gone: Callable[[], No
             for fd in fds:
                 os.close(fd)
         else:
-            task = loop.create_task(sessions.introduce(fds))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            begin(tasks, sessions.introduce(fds))
 
     loop.add_reader(sock.fileno(), ready)
 
