@@ -23,11 +23,39 @@ PATIENCE = 20.0  # seconds in which a client has to have sent a whole request
 LONGEST_ANSWER = 256 << 10  # bytes that the real agent may answer; OpenSSH's own bound
 
 
+class Incoming:
+    """One message: its length in four bytes, then so many bytes. It is read to its last byte and no further."""
+
+    def __init__(self, longest: int) -> None:
+        self._longest, self._wanted, self._received = longest, 4, bytearray()
+
+    def read(self, sock: _socket.socket) -> bytes | None:
+        """The message, None as long as it is not all there. Raises EOFError when the peer has hung up, ValueError for a length that no message has."""
+        try:
+            piece = sock.recv(self._wanted - len(self._received))
+        except BlockingIOError:
+            return None
+        except OSError:
+            piece = b""
+        if not piece:
+            raise EOFError
+        self._received += piece
+        if len(self._received) < self._wanted:
+            return None
+        if self._wanted > 4:
+            return bytes(self._received[4:])
+        length = int.from_bytes(self._received, "big")
+        if not 0 < length <= self._longest:
+            raise ValueError(f"{length} bytes")
+        self._wanted += length
+        return None
+
+
 class Client:
-    """One connection of a client's: a request is read to its last byte and no further, then answered, then the next."""
+    """One connection of a client's: a request is answered before the next is read."""
 
     def __init__(self, sock: _socket.socket) -> None:
-        self.sock, self.received, self.wanted, self.timer = sock, bytearray(), 4, 0
+        self.sock, self.timer = sock, 0
 
 
 class Agent:
@@ -67,34 +95,24 @@ class Agent:
 
     def _expect(self, client: Client) -> None:
         assert self._loop is not None
-        client.received.clear()
-        client.wanted = 4
+        incoming = Incoming(self._longest)
         client.timer = self._loop.later(PATIENCE, lambda: self._drop(client))
-        self._loop.watch(client.sock.fileno(), READ, lambda _events: self._hear(client))
+        self._loop.watch(client.sock.fileno(), READ, lambda _events: self._hear(client, incoming))
 
-    def _hear(self, client: Client) -> None:
+    def _hear(self, client: Client, incoming: Incoming) -> None:
         assert self._loop is not None
         try:
-            piece = client.sock.recv(client.wanted - len(client.received))
-        except BlockingIOError:
-            return
-        except OSError:
-            piece = b""
-        if not piece:
+            message, last = incoming.read(client.sock), False
+        except EOFError:
             self._drop(client)
             return
-        client.received += piece
-        if len(client.received) < client.wanted:
+        except ValueError:
+            message, last = b"", True
+        if message is None:
             return
-        whole = client.wanted > 4
-        if not whole:
-            length = int.from_bytes(client.received, "big")
-            if 0 < length <= self._longest:
-                client.wanted += length
-                return
         self._loop.forget(client.sock.fileno())
         self._loop.cancel(client.timer)
-        self._answer(bytes(client.received[4:]) if whole else b"", lambda message: self._reply(client, message, last=not whole))
+        self._answer(message, lambda said: self._reply(client, said, last=last))
 
     def _reply(self, client: Client, message: bytes, *, last: bool) -> None:
         if client.sock.fileno() < 0:
@@ -130,7 +148,7 @@ class Asking:
     """One question to the agent at `path`. `done(answer, why)` is called once: with its answer, or with b"" and what went wrong."""
 
     def __init__(self, loop: Loop, path: str, question: bytes, seconds: float, done: Callable[[bytes, str], None]) -> None:
-        self._loop, self._done, self._received, self._wanted = loop, done, bytearray(), 4
+        self._loop, self._done, self._incoming = loop, done, Incoming(LONGEST_ANSWER)
         self._sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
         self._timer = loop.later(seconds, lambda: self._end(b"", f"it did not answer within {seconds:g} s"))
         data = len(question).to_bytes(4, "big") + question
@@ -145,36 +163,24 @@ class Asking:
 
     def _hear(self, _events: int) -> None:
         try:
-            piece = self._sock.recv(self._wanted - len(self._received))
-        except BlockingIOError:
-            return
-        except OSError:
-            piece = b""
-        if not piece:
+            answer = self._incoming.read(self._sock)
+        except EOFError:
             self._end(b"", "it hung up")
-            return
-        self._received += piece
-        if len(self._received) < self._wanted:
-            return
-        if self._wanted > 4:
-            self._end(bytes(self._received[4:]), "")
-            return
-        length = int.from_bytes(self._received, "big")
-        if not 0 < length <= LONGEST_ANSWER:
+        except ValueError:
             self._end(b"", "its answer is no answer")
-            return
-        self._wanted += length
+        else:
+            if answer is not None:
+                self._end(answer, "")
 
     def _end(self, answer: bytes, why: str) -> None:
-        self._loop.cancel(self._timer)
-        if self._sock.fileno() >= 0:
-            self._loop.forget(self._sock.fileno())
-            self._sock.close()
+        if self.give_up():
             self._done(answer, why)
 
-    def give_up(self) -> None:
-        """Hang up; `done` is not called any more. May be called twice."""
+    def give_up(self) -> bool:
+        """Hang up; `done` is not called any more. Whether there was something to give up."""
         self._loop.cancel(self._timer)
-        if self._sock.fileno() >= 0:
-            self._loop.forget(self._sock.fileno())
-            self._sock.close()
+        if self._sock.fileno() < 0:
+            return False
+        self._loop.forget(self._sock.fileno())
+        self._sock.close()
+        return True

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stockade.session.gate import OwnGate
+    from stockade.session.own_gate import OwnGate
 
 IDLE = 60.0  # seconds without a session after which one that was started on demand ends
 _START = 10.0  # seconds until it must receive
@@ -55,7 +55,8 @@ def serve(idle: float, say: Callable[[str], None]) -> None:
 
     Raises StockadeError: `gate.running` if there is one already, WallFailed (`gate.exit`) when the gate ends; CannotEnforce, WallFailed as a session.
     """
-    from stockade.session.gate import OwnGate
+    from stockade.gateway import engine
+    from stockade.session.own_gate import OwnGate
 
     directory = os.open(places.private(places.state("gate")), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -64,7 +65,7 @@ def serve(idle: float, say: Callable[[str], None]) -> None:
         raise StockadeError(
             "a shared gate of this user runs already", code="gate.running", hint="One is enough: sessions find it."
         ) from None
-    gate = OwnGate()
+    gate = OwnGate(engine.find())
     reception = hall.Hall(directory)
     try:
         say(f"receives sessions in {places.state('gate')}")
