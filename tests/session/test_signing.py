@@ -441,9 +441,9 @@ def test_a_program_with_many_sandboxes_signs_and_a_client_that_hogs_the_socket_h
                 began = time.monotonic()
                 assert (await session.exec(["echo", "alive"])).stdout == b"alive\n"
                 assert time.monotonic() - began < 1
-                for _ in range(100):  # its connections are hung up on, one is free again
+                while True:  # its connections are hung up on, one is free again
                     done = await session.exec(["sh", "-c", COMMIT])
-                    if done.exit_code == 0:
+                    if done.exit_code == 0 or time.monotonic() > began + 30:
                         break
                 assert done.exit_code == 0, done.stderr
 
