@@ -193,7 +193,7 @@ def _shown(found: Compiled) -> list[tuple[str, Origin | None]]:
         at = f"\nat = {_quote(mount.target)}" if mount.target != mount.source else ""
         lines.append((f"\n[[mount]]\npath = {_quote(mount.source)}{at}\nmode = {_quote(mount.mode)}", mount.origin))
     lines.append(("\n[limits]", None))
-    for name, value in policy.limits.__dict__.items():
+    for name, value in frozen.plain(policy.limits).items():
         text = shown(name, value)
         single(f"limits.{name}", text if text.isdigit() else _quote(text))
     lines.append(("\n[environment]", None))

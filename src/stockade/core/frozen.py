@@ -29,6 +29,9 @@ else:
         return cls
 
 
+_HASH = "#"  # no field's name
+
+
 def _init(self: Any, *args: object, **kwargs: object) -> None:
     fields, held = self._fields, self.__dict__
     held.update(self._defaults)
@@ -70,7 +73,10 @@ def _eq(self: Any, other: object) -> bool:
 
 
 def _hash(self: Any) -> int:
-    return hash((type(self).__name__, *_key(self)))
+    held = self.__dict__
+    if _HASH not in held:  # kept: whoever decides looks grants up for every request, and a grant is a tree of tuples
+        held[_HASH] = hash((type(self).__name__, *_key(self)))
+    return int(held[_HASH])
 
 
 def _repr(self: Any) -> str:
@@ -89,7 +95,11 @@ _METHODS: dict[str, Callable[..., object]] = {
 
 def replace[T](value: T, **changes: object) -> T:
     """A copy of a frozen value with some fields changed. Raises TypeError for an unknown field."""
-    return type(value)(**{**value.__dict__, **changes})
+    return type(value)(**{**_values(value), **changes})
+
+
+def _values(value: Any) -> dict[str, object]:
+    return {name: value.__dict__[name] for name in value._fields}
 
 
 def plain(value: object) -> Any:
