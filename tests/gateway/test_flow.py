@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stockade.core.frozen import plain
-from stockade.core.values import ALLOW, Grant, Verdict
+from stockade.core.values import ALLOW, DENY, Grant, Verdict
 from stockade.gatehouse import Judge
-from stockade.gateway.config import FACTS
+from stockade.gateway.config import FACTS, SHOWN_FIRST
 from stockade.gateway.flow import Asked, Flow, Outcome, Synthetic, refusal_text
 
 GRANT = Grant("api.example.com", methods=("GET", "POST"), paths=("/v1/**",))
@@ -24,7 +24,7 @@ CONFIG: dict[str, Any] = {
 }
 TUNNEL = {
     "session": "s-1", "connect": "CONNECT api.example.com:443", "sni": "api.example.com", "destination": "envoy://tunnel/", "length": "-",
-    "scheme": "https", "method": "GET", "way": "tunnel", "body": "whole",
+    "scheme": "https", "method": "GET", "way": "tunnel", "body": "shown",
 }  # fmt: skip
 STRAIGHT = {**TUNNEL, "connect": "", "destination": "198.18.0.1:443", "way": "https"}
 
@@ -94,7 +94,7 @@ def test_a_fact_said_twice_is_refused(name: str) -> None:
 def test_a_body_that_must_be_read_is_asked_for_and_only_then_decided() -> None:
     facts = {**TUNNEL, "length": "2", "method": "POST"}
     first = examine(facts, target="/v1/messages")
-    assert first.read and first.event == {}
+    assert first.read and first.length == 2
     assert examine(facts, "api.example.com", "/v1/messages", b"{}", whole=True).verdict.effect == ALLOW
     assert not examine(facts, target="/v1/other").read
 
@@ -109,6 +109,15 @@ def test_a_body_without_an_announced_length_comes_with_the_first_question() -> N
     facts = {**TUNNEL, "method": "POST"}
     assert examine(facts, "api.example.com", "/v1/messages", b"{}").verdict.effect == ALLOW
     assert examine(facts, "api.example.com", "/v1/messages", b'{"mcp_servers": [1]}').verdict.rule == "server-side-action"
+
+
+def test_of_a_body_without_an_announced_length_the_beginning_may_come_first() -> None:
+    facts, body = {**TUNNEL, "method": "POST"}, bytes(SHOWN_FIRST)
+    first = examine(facts, "api.example.com", "/v1/x", body)
+    assert first.read and first.length == -1
+    assert examine(facts, "api.example.com", "/v1/x", body, whole=True).length == SHOWN_FIRST
+    assert examine(facts, "api.example.com", "/v1/x", body[1:]).length == SHOWN_FIRST - 1
+    assert examine({**facts, "method": "DELETE"}, "api.example.com", "/v1/x", body).verdict.effect == DENY
 
 
 @pytest.mark.parametrize("body", ["unread", "-", ""])

@@ -96,7 +96,7 @@ def questions(request: Sent, session: str) -> tuple[Asked, Asked]:
         connect=f"CONNECT {_with_port(request)}" if tunnel else "-",
         sni=re.sub(r":\d*$", "", request.authority) if tunnel else "-",
         length=str(request.length) if request.length else "-",
-        body="unread" if request.length or call else "whole",
+        body="unread" if call and not request.length else "shown",
     )
     if request.method not in METHODS:
         raise Unasked(400, f"{request.method[:60]!a} is no method that the engine knows (they are written in capitals)")

@@ -13,15 +13,18 @@ from typing import Any
 
 from stockade.core.frozen import replace
 from stockade.core.values import ALLOW, ASK, DENY, Grant, Verdict
-from stockade.gateway.config import NOWHERE, READ, UPSTREAM
+from stockade.gateway.config import MAX_BUFFERED, NOWHERE, READ, UPSTREAM
 from stockade.gateway.flow import Asked, Flow, Judge, Leaving, Outcome, Synthetic, refusal_text
 from stockade.gateway.line import Line, NoReceipt
 from stockade.gateway.meter import ANNOUNCED, BOUNDS
 from stockade.gateway.questions import Answer, begin
 from stockade.gateway.resolve import Resolver, Unreachable
+from stockade.gateway.rooms import Full, Rooms
 from stockade.gateway.sigv4 import Expired
 
 _CUT_TIMEOUT = 0.25  # seconds
+_MOST_ASKED = 32  # requests that wait for somebody's word; each keeps a connection of the engine's
+_TOO_MANY = ("rate-exceeded", "too-many-bodies")  # worth trying again (RFC 6585, section 4)
 _MOST_REMEMBERED = 4096  # names, for logging each once
 _MOST_REPLIES = 512  # to queries for granted names, which come with every new connection
 
@@ -30,8 +33,8 @@ Writer = Callable[[Leaving], list[tuple[str, str]]]
 
 class Brain:
     """Decides for one session. `secrets` maps a credential's name to what writes it into a request, as parts of our answer; `cut` ends every connection of the
-    session, and is told whether that is because of a secret; `named` is told which name an address was given out for; somebody has `patience` seconds to
-    answer what has to be asked (0 = nobody is there to ask).
+    session, and is told whether that is because of a secret; `named` is told which name an address was given out for; `rooms` are for the bodies that it reads;
+    somebody has `patience` seconds to answer what has to be asked (0 = nobody is there to ask).
     """
 
     def __init__(
@@ -42,11 +45,13 @@ class Brain:
         secrets: dict[str, Writer],
         cut: Callable[[bool], None],
         named: Callable[[str, str], None],
+        rooms: Rooms,
         patience: float = 0.0,
     ) -> None:
+        self._session, self._rooms = session, rooms
         self._judge, self._ledger, self._secrets = judge, ledger, secrets
         self._cut, self._patience = cut, patience
-        self._revocations = 0
+        self._revocations = self._asking = 0
         self._addresses = Synthetic(named)
         self._flow = Flow(session, judge, self._addresses)
         self._resolver = Resolver()
@@ -108,8 +113,13 @@ class Brain:
         """From a verdict to its effect: counted, asked about where somebody must be asked, the address found, and written down."""
         before = self._revocations
         if outcome.read:
-            # INVARIANT: an address that leads nowhere, should the engine ever fail to ask again.
-            return 200, [(READ, "1"), (UPSTREAM, NOWHERE)], b""
+            try:
+                room = await self._rooms.take(self._session, outcome.length if outcome.length > 0 else MAX_BUFFERED)
+                # INVARIANT: an address that leads nowhere, should the engine ever fail to ask again.
+                return 200, [(READ, room), (UPSTREAM, NOWHERE)], b""
+            except Full:
+                reason = "its body has to be read, and those of this session's other requests fill what may be held of them; try again."
+                outcome = _changed(outcome, "too-many-bodies", reason)
         # INVARIANT: counted before anything is awaited, so that requests at the same time cannot share what is left.
         take_back = self._judge.spend(outcome.grant, outcome.length) if outcome.grant else lambda: None
         address, extra = "", []
@@ -140,7 +150,7 @@ class Brain:
             return 503, [("content-type", "text/plain")], b"stockade refused this request: grants were taken back meanwhile; try again\n"
         if outcome.verdict.effect != ALLOW:
             headers = [("content-type", "text/plain; charset=utf-8"), ("x-stockade-rule", outcome.verdict.rule)]
-            status = 429 if outcome.verdict.rule == "rate-exceeded" else 403  # RFC 6585, section 4: worth trying again
+            status = 429 if outcome.verdict.rule in _TOO_MANY else 403
             return status, headers, refusal_text(outcome).encode()
         # INVARIANT: a request that is allowed carries its address; without one Envoy would go where the client pointed (ORIGINAL_DST).
         return 200, [*([(UPSTREAM, address)] if address else []), *_bounds(outcome), *extra], b""
@@ -162,10 +172,13 @@ class Brain:
 
     async def _asked(self, outcome: Outcome) -> Outcome:
         """Hold the request until somebody has said yes or no, or has had time enough. Others are not held up."""
+        self._asking += 1
         try:
-            allowed = self._patience > 0 and await self._ledger.ask(outcome.event, self._patience)
+            allowed = self._patience > 0 and self._asking <= _MOST_ASKED and await self._ledger.ask(outcome.event, self._patience)
         except NoReceipt:
             allowed = False
+        finally:
+            self._asking -= 1
         if not allowed:
             return _changed(outcome, outcome.verdict.rule, "nobody approved it.")
         rule = f"approved: {outcome.verdict.rule}"

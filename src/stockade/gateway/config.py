@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from stockade.gateway import meter, origins
+from stockade.gateway import meter, origins, rooms
 from stockade.gateway.envoy import BEFORE, HERE, SESSION, Json, T, remember, typed
 from stockade.gateway.proxy_protocol import NAME_TLV, SESSION_TLV
 from stockade.gateway.sni import check_sni
@@ -30,15 +30,15 @@ FACTS = {
     "x-stockade-scheme": "%REQ(:SCHEME)%",
     "x-stockade-method": "%REQ(:METHOD)%",
     "x-stockade-way": "",  # how it came in, filled in by each listener
-    "x-stockade-body": "unread",  # "whole" where the question holds all of a body whose length nobody announced, filled in by the route
+    "x-stockade-body": "shown",  # "unread" where the question holds nothing of a body, filled in by the route
 }
 UPSTREAM = "x-stockade-upstream"  # the brain's answer: the address to connect to
-READ = "x-stockade-read"  # the brain's answer: read the body, then ask again
+READ = "x-stockade-read"  # the brain's answer: read the body, then ask again; and the name of the room that it takes (rooms.py)
 NOWHERE = "0.0.0.0:1"
 ENGINE_HEADERS = (":", "content-", "x-envoy-", "x-stockade-")  # beginnings of headers in answers to questions that are not for upstream
 MAX_BUFFERED = 32 << 20  # bytes of a body that the brain reads; more is refused with 413
 MAX_HEAP = 2 << 30  # bytes of the engine's memory
-SHOWN_FIRST = 64 << 10  # bytes of a body that come with the first question
+SHOWN_FIRST = 64 << 10  # bytes of a body that come with the first question: if fewer came, they are all of it
 MAX_HEADERS_KIB = 64
 IDLE = "1800s"  # a model may think for minutes before its first byte
 _RUNTIME = {
@@ -231,6 +231,7 @@ def _manager(way: str, destination: str, routes: list[Json], *, proxy: bool = Fa
         # An upgrade that no grant is for is refused before it gets here; without this Envoy would answer 403 itself.
         upgrade_configs=[{"upgrade_type": "websocket"}],
         http_filters=filters,
+        access_log=[rooms.ended(_EXT_AUTHZ, READ)],
         route_config={"virtual_hosts": [{"name": "any", "domains": ["*"], "routes": routes}]},
     )
 
@@ -263,7 +264,7 @@ def _strip() -> Json:
 def _authorise(who: str) -> Json:
     """Ask the brain; the `reader` only where the first answer wanted that, and with the whole body. Both write the same metadata, so the last one counts."""
     only_if_wanted = {
-        "filter_enabled_metadata": {"filter": _EXT_AUTHZ, "path": [{"key": READ}], "value": {"string_match": {"exact": "1"}}},
+        "filter_enabled_metadata": {"filter": _EXT_AUTHZ, "path": [{"key": READ}], "value": {"present_match": True}},
         "with_request_body": _WHOLE,
     }
     first = {"with_request_body": _SMALL}
@@ -335,16 +336,15 @@ def _overwrite(name: str, value: str) -> Json:
 
 
 def _routes(origin: str) -> list[Json]:
-    """Bodies whose length nobody announced are read before the first question; others stream, but for their beginning, unless the brain wants them.
+    """The beginning of a body comes with the first question, and the rest streams unless the brain wants to read it.
 
-    Not so those of gRPC calls that announce none: they stream from their first byte, since a client may wait for an answer before it sends more.
+    Not so with gRPC calls that announce no length: they stream from their first byte, since a client may wait for an answer before it sends more.
     """
     authz = T + "extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"
     facts = T + "extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute"
-    unread = {_EXT_AUTHZ: {"@type": authz, "check_settings": {"disable_request_body_buffering": True}}}
-    whole = {
-        _EXT_AUTHZ: {"@type": authz, "check_settings": {"with_request_body": _WHOLE}},
-        "facts": {"@type": facts, "mutations": {"request_mutations": [_overwrite("x-stockade-body", "whole")]}},
+    unread = {
+        _EXT_AUTHZ: {"@type": authz, "check_settings": {"disable_request_body_buffering": True}},
+        "facts": {"@type": facts, "mutations": {"request_mutations": [_overwrite("x-stockade-body", "unread")]}},
     }
 
     def route(cluster: str, settings: Json | None = None, **match: Any) -> Json:
@@ -358,8 +358,7 @@ def _routes(origin: str) -> list[Json]:
     return [
         route(two, unread, headers=[no_length], grpc={}),
         route(two, grpc={}),
-        route(one, whole, headers=[no_length, upgrade]),
-        route(usual, whole, headers=[no_length]),
+        route(one, headers=[no_length, upgrade]),
         route(usual),
     ]
 
@@ -377,7 +376,8 @@ def _cluster(name: str, address: Json, **fields: Any) -> Json:
 
 def _brains(directory: str) -> list[Json]:
     """A socket each, so that nothing a client writes into a question can make it look like another kind of question."""
-    limits = {"max_connections": 256, "max_pending_requests": 4096, "max_requests": 4096}
+    # A question that waits for somebody keeps its connection meanwhile.
+    limits = {"max_connections": 4096, "max_pending_requests": 4096, "max_requests": 4096}
     # INVARIANT: a question of the meter is never turned away at once: the script that asks it would ask again, and again.
     waiting = {"max_connections": 64, "max_pending_requests": 1 << 30, "max_requests": 1 << 30}
     each = {"brain": limits, "reader": limits, "meter": waiting, "certificates": limits}

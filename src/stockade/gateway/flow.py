@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from stockade.core.frozen import frozen
 from stockade.core.values import DENY, Grant, Verdict
-from stockade.gateway.config import FACTS, UPSTREAM
+from stockade.gateway.config import FACTS, SHOWN_FIRST, UPSTREAM
 from stockade.gateway.meter import PASSED
 
 WAYS = {"proxy": "http", "http": "http", "https": "https", "tunnel": "https", "tunnel-plain": "http"}
@@ -208,8 +208,10 @@ class Flow:
         declared = known["length"]
         if declared and not (declared.isascii() and declared.isdigit() and len(declared) < 16):
             return self._refused(asked, known, "bad-length", "the content-length is not a number", host, port)
-        # INVARIANT: without an announced length, what came with the question is the body only where the engine says so; else its size is unknown.
-        length = int(declared) if declared else len(asked.body) if known["body"] == "whole" else -1
+        # INVARIANT: without an announced length, what came with the first question is the body only if there was room for more; else its size is unknown.
+        # (The engine's own word for that, x-envoy-auth-partial-body, is "false" also when exactly so much has come and more will.)
+        begun = not (declared or asked.whole) and len(asked.body) >= SHOWN_FIRST
+        length = int(declared) if declared else len(asked.body) if known["body"] == "shown" and not begun else -1
         headers = tuple((name, value) for name, value in asked.headers if name not in FACTS and not _engine_own(name))
         read = asked.whole or len(asked.body) == length
         verdict, grant = self._judge.request(
@@ -219,23 +221,26 @@ class Flow:
             port=port,
             target=asked.target,
             headers=headers,
-            length=length,
+            length=len(asked.body) if begun else length,
             body=asked.body if read else None,
             start=asked.body,
         )
-        if verdict.effect != DENY and grant is not None and length:
-            reads = self._judge.reads(path, grant)
-            wanted = not read and (reads or self._judge.searches(grant, headers, asked.body))
-            if wanted and length > 0:
-                return Outcome(verdict, {}, host, port, read=True)
-            if (reads or wanted) and (reason := self._unreadable(headers, asked.body, length) or self._judge.body(host, path, asked.body)):
-                verdict, grant = Verdict(DENY, "server-side-action", (f"{reason}.",)), None
-        if verdict.effect == DENY:
-            grant = None
         query = int("?" in asked.target)  # whether there is one: what it says stays out of the ledger
         event = self._event(
             known, verdict, host=host, port=port, method=known["method"], path=path, query=query, scheme=scheme, length=length
         )
+        if verdict.effect != DENY and begun:  # so far nothing is wrong with it
+            return Outcome(verdict, event, host, port, read=True, length=length)
+        if verdict.effect != DENY and grant is not None and length:
+            reads = self._judge.reads(path, grant)
+            wanted = not read and (reads or self._judge.searches(grant, headers, asked.body))
+            if wanted and length > 0:
+                return Outcome(verdict, event, host, port, read=True, length=length)
+            if (reads or wanted) and (reason := self._unreadable(headers, asked.body, length) or self._judge.body(host, path, asked.body)):
+                verdict, grant = Verdict(DENY, "server-side-action", (f"{reason}.",)), None
+                event = {**event, "effect": DENY, "rule": verdict.rule}
+        if verdict.effect == DENY:
+            grant = None
         leaving = None
         if grant and grant.credential:
             event["credential"] = grant.credential

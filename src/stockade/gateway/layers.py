@@ -40,13 +40,14 @@ _MOST_UNREAD = 128 << 10  # bytes of a head, or of requests sent ahead of an ans
 
 @frozen
 class Answer:
-    """What the brain said. `address` = allowed, and where to connect; `read` = first the whole body; neither = refused with `status` and `body`."""
+    """What the brain said. `address` = allowed, and where to connect; `read` = first the whole body, for which it has a room of this name; neither = refused with
+    `status` and `body`."""
 
     status: int = 503
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
     address: tuple[str, int] | None = None
-    read: bool = False
+    read: str = ""
 
 
 _TEXT = (("content-type", "text/plain; charset=utf-8"),)
@@ -153,7 +154,7 @@ class Stream(HttpStream):
 
     def _ask(self) -> Commands:
         self.answer = UNDECIDED
-        yield Ask(self, bytes(self.request_body_buf), self._whole)
+        yield Ask(self, bytes(self.request_body_buf), self._whole or self.wanted.length is None)
 
     def handle_protocol_error(self, event: RequestProtocolError | ResponseProtocolError) -> Commands:
         """As mitmproxy does, without its message, which quotes what the server said."""

@@ -98,7 +98,7 @@ def settings(upstream_ca: str) -> Options:
 
 
 class Engine:
-    """All connections of all sessions. `directory` holds the brain's sockets; `said` is told of each name in TLS that was refused."""
+    """All connections of all sessions. `directory` holds the brain's sockets; `said` is told of each name in TLS that was refused, and of rooms that are free."""
 
     def __init__(self, directory: str, upstream_ca: str, said: Callable[[str], object]) -> None:
         self._brain, self._reader, self._certificates = (Asker(f"{directory}/{name}.sock") for name in ("brain", "reader", "certificates"))
@@ -123,12 +123,15 @@ class Engine:
         finally:
             patience.cancel()
             connection.cut()
+            connection.leave()
 
     async def decide(self, ask: Ask, connection: Connection) -> Answer:
         """Ask the brain about a request; on an allow, write into the flow what was decided."""
         stream, wanted = ask.stream, ask.stream.wanted
         facts = connection.facts(stream.way, stream.connect, wanted.method, wanted.scheme, wanted.length)
         asker = self._reader if ask.whole else self._brain
+        if not ask.whole:
+            connection.leave()  # the request before this one is over
         answer, added, target = _understood(*await asker.ask(wanted.target, (*wanted.headers, *facts), ask.body))
         if answer.address is not None:
             kept = [(name, value) for name, value in wanted.headers if name not in added]
@@ -139,6 +142,7 @@ class Engine:
             data.authority, data.path = b"", (target or wanted.target).encode()
             data.headers = Headers([(name.encode(), value.encode("latin-1")) for name, value in (*kept, *added.items(), *wanted.framing)])
             connection.permitted.add((answer.address, wanted.scheme == "https"))
+        connection.room = answer.read or connection.room
         return answer
 
     async def decide_connect(self, flow: HTTPFlow, connection: Connection) -> None:
@@ -163,6 +167,10 @@ class Engine:
         """A connection was closed because of the name in its TLS greeting: a line for the ledger (gateway/sessions.py reads it)."""
         self._said(json.dumps({"session": session, "name": name or "-"}))
 
+    def left(self, room: str) -> None:
+        """A request is over whose body had this room: a line for the brain (gateway/sessions.py reads it)."""
+        self._said(json.dumps({"room": room}))
+
 
 def _understood(status: int, headers: list[tuple[str, str]], body: bytes) -> tuple[Answer, dict[str, str], str]:
     """The brain's answer, the headers that it adds to the request, and the path and query that it puts in place of the request's own ("" = none).
@@ -177,7 +185,7 @@ def _understood(status: int, headers: list[tuple[str, str]], body: bytes) -> tup
     if others or len(said) + len(added) + 1 != len(headers):
         raise ValueError("an answer that this engine cannot carry out")
     if said.get(READ):
-        return Answer(read=True), {}, ""
+        return Answer(read=said[READ]), {}, ""
     host, _, port = said[UPSTREAM].rpartition(":")
     return Answer(200, address=(host.strip("[]"), int(port))), added, said.get(TARGET, "")
 
@@ -209,6 +217,7 @@ class Connection(server.LiveConnectionHandler):
         self._engine, self._way, self._session, self._name, self._destination = carrying, way, session, name, destination
         self.permitted: set[tuple[tuple[str, int], bool]] = set()  # addresses that the brain returned, and whether with TLS
         self._ended = self._spoken = False
+        self.room = ""  # that the body of the request on it takes
         self._deciding = 0
         self._ahead = 0
         self._decided = asyncio.Event()
@@ -228,7 +237,7 @@ class Connection(server.LiveConnectionHandler):
             ("x-stockade-sni", self.client.sni or "-"),
             ("x-stockade-destination", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"),
             ("x-stockade-length", str(length) if length is not None else "-"),
-            ("x-stockade-body", "whole" if length is None else "unread"),  # a body in chunks is asked about when all of it is there
+            ("x-stockade-body", "shown"),  # a body in chunks is asked about when all of it is there
             ("x-stockade-scheme", scheme),
             ("x-stockade-method", method),
             ("x-stockade-way", way),
@@ -308,6 +317,12 @@ class Connection(server.LiveConnectionHandler):
             await super().open_connection(command)
         finally:
             patience.cancel()
+
+    def leave(self) -> None:
+        """The request that was on it is over; may be called twice."""
+        if self.room:
+            self._engine.left(self.room)
+            self.room = ""
 
     def hurry(self) -> None:
         """Close a connection on which nothing has been asked."""

@@ -41,11 +41,14 @@ def begin(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> No
 class Question(Buffered):
     """One connection from Envoy: HTTP/1.1, one question at a time, kept alive. `reply` answers; an exception in it is a refusal.
 
-    `whole`: what is asked here are second questions, with bodies.
+    `whole`: what is asked here are second questions, with bodies. `unheard` is told of an answer that the engine did not wait for.
     """
 
-    def __init__(self, reply: Callable[[Asked], Awaitable[Answer]], *, whole: bool = False) -> None:
-        self._reply, self._whole = reply, whole
+    def __init__(
+        self, reply: Callable[[Asked], Awaitable[Answer]], *, whole: bool = False, unheard: Callable[[Answer], None] | None = None
+    ) -> None:
+        self._reply, self._whole, self._unheard = reply, whole, unheard
+        self._last: Answer | None = None  # after which nothing has come yet
         self._parser = httptools.HttpRequestParser(self)
         self._task: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
@@ -59,7 +62,13 @@ class Question(Buffered):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The engine keeps a connection on which it has heard an answer, unless we close it."""
+        if self._unheard is not None and self._last is not None and not self._closing:
+            self._unheard(self._last)
+
     def data_received(self, data: bytes) -> None:
+        self._last = None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -94,12 +103,15 @@ class Question(Buffered):
 
     async def _answer(self, asked: Asked) -> None:
         try:
-            status, headers, body = await self._reply(asked)
+            answer = await self._reply(asked)
         except Exception as error:
             sys.stderr.write(f"stockade gate: {type(error).__name__} while deciding; refused\n")
-            status, headers, body = 503, [], b"stockade refused this request: the gate could not decide\n"
+            answer = 503, [], b"stockade refused this request: the gate could not decide\n"
+        status, headers, body = self._last = answer
         lines = [f"HTTP/1.1 {status} -", *(f"{name}: {value}" for name, value in headers), f"content-length: {len(body)}", "", ""]
         if self._transport and not self._transport.is_closing():
             self._transport.write("\r\n".join(lines).encode("latin-1") + (b"" if asked.method == "HEAD" else body))
             if self._closing:
                 self._transport.close()
+        elif self._unheard is not None:
+            self._unheard(answer)

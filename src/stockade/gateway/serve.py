@@ -95,7 +95,7 @@ def _run(judge: type[Judge], directory: str, children: list[int], orders: int, l
     from stockade.gateway.certs import Authority
     from stockade.gateway.questions import Question
     from stockade.gateway.raw import Raw
-    from stockade.gateway.sessions import STREAMS, RefusedNames, Sessions, introductions
+    from stockade.gateway.sessions import STREAMS, Log, Sessions, introductions
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -111,8 +111,8 @@ def _run(judge: type[Judge], directory: str, children: list[int], orders: int, l
         authority = Authority(f"stockade gate {os.urandom(4).hex()}")
         sessions = Sessions(judge, authority, directory, socket.socket(fileno=orders), listening, changed)
         introductions(introduced, sessions, lambda: leave(0))
-        await loop.connect_read_pipe(lambda: RefusedNames(sessions), os.fdopen(log, "rb", buffering=0))
-        await loop.create_unix_server(lambda: Question(sessions.authorise), f"{directory}/brain.sock")
+        await loop.connect_read_pipe(lambda: Log(sessions), os.fdopen(log, "rb", buffering=0))
+        await loop.create_unix_server(lambda: Question(sessions.authorise, unheard=sessions.unheard), f"{directory}/brain.sock")
         await loop.create_unix_server(lambda: Question(sessions.authorise, whole=True), f"{directory}/reader.sock")
         await loop.create_unix_server(lambda: Question(sessions.overrun), f"{directory}/meter.sock")
         await loop.create_unix_server(lambda: Question(sessions.secret), f"{directory}/certificates.sock")

@@ -19,10 +19,11 @@ from typing import Any
 from stockade.gateway import broker
 from stockade.gateway.brain import Brain
 from stockade.gateway.certs import Authority
-from stockade.gateway.config import SESSION_FACT
+from stockade.gateway.config import READ, SESSION_FACT
 from stockade.gateway.flow import Asked, Judge
 from stockade.gateway.line import Line
 from stockade.gateway.questions import Answer, Buffered, begin
+from stockade.gateway.rooms import Rooms
 
 # Kinds of listeners that the doorman serves, and the socket behind each: the engine's, and for raw TCP our own.
 STREAMS = {"http-proxy": "proxy", "http": "http", "https": "https", "tcp": "raw"}
@@ -62,6 +63,7 @@ class Sessions:
         self._judge, self._authority, self._directory, self._orders, self._listening = judge, authority, directory, orders, listening
         self._changed = changed
         self._sessions: dict[str, _Session] = {}
+        self._rooms = Rooms()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def introduce(self, fds: list[int]) -> None:
@@ -106,6 +108,7 @@ class Sessions:
             secrets,
             lambda secret: self._cut(session, secret),
             lambda address, host: self._order({"name": host, "address": address, "session": name}),
+            self._rooms,
             float(config.get("patience", 0)),
         )
         session.name = name
@@ -205,6 +208,16 @@ class Sessions:
         reply = {"version_info": "1", "type_url": _SECRET, "resources": resources}
         return 200, [("content-type", "application/json")], json.dumps(reply).encode()
 
+    def unheard(self, answer: Answer) -> None:
+        """The engine did not wait for this answer: the room that it gives is not used."""
+        for name, value in answer[1]:
+            if name == READ:
+                self._rooms.give_back(value)
+
+    def left(self, room: str) -> None:
+        """A request is over whose body had this room."""
+        self._rooms.give_back(room)
+
     async def refused_name(self, line: Mapping[str, object]) -> None:
         """The engine closed a connection because of the name in its TLS greeting."""
         brain = self.brain(str(line.get("session")))
@@ -212,8 +225,8 @@ class Sessions:
             await brain.refused_name(str(line.get("name") or "-"))
 
 
-class RefusedNames(Buffered):
-    """Reads the engine's log: a line of JSON for each connection that it closed because of a name."""
+class Log(Buffered):
+    """Reads what the engine writes: a line of JSON for each connection that it closed because of a name, and for each request that is over and had a room."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
@@ -228,7 +241,9 @@ class RefusedNames(Buffered):
             except ValueError:
                 sys.stderr.write("stockade gate: the engine wrote a line that is not JSON\n")
                 continue
-            if isinstance(found, dict) and len(self._tasks) < 1024:
+            if isinstance(found, dict) and "room" in found:
+                self._sessions.left(str(found["room"]))
+            elif isinstance(found, dict) and len(self._tasks) < 1024:
                 begin(self._tasks, self._sessions.refused_name(found))
 
 
@@ -257,4 +272,4 @@ def introductions(sock: socket.socket, sessions: Sessions, gone: Callable[[], No
     loop.add_reader(sock.fileno(), ready)
 
 
-__all__ = ["STREAMS", "RefusedNames", "Sessions", "introductions"]
+__all__ = ["STREAMS", "Log", "Sessions", "introductions"]
