@@ -16,6 +16,11 @@ from stockade.core.values import ALLOW, DENY, Grant, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from stockade.gateway.flow import Asked
+
+_LARGE = 512 << 10  # bytes of a body that takes longer to read than another process to make
+_LARGE_WITH_CANARIES = 8 << 10  # bytes of headers and body, of which every layer is undone
+
 
 class Judge:
     """The checks, as the gateway asks them (gateway/flow.py states the protocol)."""
@@ -85,6 +90,29 @@ class Judge:
 
     def name(self, host: str) -> bool:
         return grants.granted_name(host, self._grants) or (self._learning and normalise.is_name(host))
+
+    def dear(self, asked: Asked) -> bool:
+        if not asked.body and not self._watch.thorough:
+            return False
+        packed = any(name == "content-encoding" and value.strip().lower() not in ("", "identity") for name, value in asked.headers)
+        if packed or len(asked.body) > _LARGE:
+            return True
+        return self._watch.thorough and len(asked.body) + sum(len(value) for _, value in asked.headers) > _LARGE_WITH_CANARIES
+
+    def spent(self, grant: Grant, length: int) -> tuple[str, str]:
+        return usage.spent(grant, length, self._usage.state(time.time(), self._counted))
+
+    def place(self, grant: Grant) -> int:
+        return self._given.index(grant)
+
+    def grant(self, place: int) -> Grant:
+        return self._given[place]
+
+    def pieces(self) -> dict[str, int]:
+        return self._watch.pieces
+
+    def seen(self, pieces: dict[str, int]) -> None:
+        self._watch.seen(pieces)
 
     def authority(self, text: str, default_port: int) -> tuple[str, int]:
         return normalise.authority(text, default_port)

@@ -80,6 +80,16 @@ class Watch:
         """Whether whole bodies have to be read."""
         return bool(self._planted)
 
+    @property
+    def pieces(self) -> dict[str, int]:
+        """How many bytes of each planted string have left in pieces."""
+        return dict(self._gone)
+
+    def seen(self, pieces: Mapping[str, int]) -> None:
+        """Another look, which began from here, has found so much to have left."""
+        for name in self._gone:
+            self._gone[name] = max(self._gone[name], int(pieces[name]))
+
     def found(self, parts: Iterable[bytes]) -> str:
         """The name of a string that one of these parts of a request carries, "" if none does. Counts pieces: call it once for each part."""
         for data in parts:

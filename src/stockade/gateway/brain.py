@@ -13,6 +13,7 @@ from typing import Any
 
 from stockade.core.frozen import replace
 from stockade.core.values import ALLOW, ASK, DENY, Grant, Verdict
+from stockade.gateway.apart import Apart
 from stockade.gateway.config import MAX_BUFFERED, NOWHERE, READ, UPSTREAM
 from stockade.gateway.flow import Asked, Flow, Judge, Leaving, Outcome, Synthetic, refusal_text
 from stockade.gateway.line import Line, NoReceipt
@@ -33,8 +34,8 @@ Writer = Callable[[Leaving], list[tuple[str, str]]]
 
 class Brain:
     """Decides for one session. `secrets` maps a credential's name to what writes it into a request, as parts of our answer; `cut` ends every connection of the
-    session, and is told whether that is because of a secret; `named` is told which name an address was given out for; `rooms` are for the bodies that it reads;
-    somebody has `patience` seconds to answer what has to be asked (0 = nobody is there to ask).
+    session, and is told whether that is because of a secret; `named` is told which name an address was given out for; `rooms` are for the bodies that it reads, and
+    what takes long is decided `apart`; somebody has `patience` seconds to answer what has to be asked (0 = nobody is there to ask).
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class Brain:
         cut: Callable[[bool], None],
         named: Callable[[str, str], None],
         rooms: Rooms,
+        apart: Apart,
         patience: float = 0.0,
     ) -> None:
-        self._session, self._rooms = session, rooms
+        self._session, self._rooms, self._apart = session, rooms, apart
+        self._one = asyncio.Lock()
         self._judge, self._ledger, self._secrets = judge, ledger, secrets
         self._cut, self._patience = cut, patience
         self._revocations = self._asking = 0
@@ -76,15 +79,23 @@ class Brain:
 
     async def authorise(self, asked: Asked) -> Answer:
         """ext_authz over HTTP: 200 allows (with the address to use and the credential), anything else refuses."""
-        outcome = self._flow.examine(asked)
+        before = self._revocations
+        if self._judge.dear(asked):
+            async with self._one:
+                outcome = await self._apart.examine(self._flow, self._judge, asked)
+            rule, reason = self._judge.spent(outcome.grant, outcome.length) if outcome.grant else ("", "")
+            if rule:  # by what was allowed meanwhile
+                outcome = _changed(outcome, rule, f"{reason}.")
+        else:
+            outcome = self._flow.examine(asked)
         if outcome.tunnel and outcome.verdict.effect == ALLOW and not self._addresses.address(outcome.host):
             outcome = _changed(outcome, "too-many-names", "this session has asked for more names than any needs.")
-        return await self._settle(outcome)
+        return await self._settle(outcome, before)
 
     async def raw(self, name: str, port: int) -> tuple[Grant, str] | None:
         """May a raw connection to this name and port be opened? `name` is what its address was given out for. The grant and the address to use, or None."""
         outcome = self._flow.raw(name, port)
-        status, headers, _ = await self._settle(outcome)
+        status, headers, _ = await self._settle(outcome, self._revocations)
         address = dict(headers).get(UPSTREAM, "")
         return (outcome.grant, address) if status == 200 and outcome.grant is not None and address else None
 
@@ -109,9 +120,9 @@ class Brain:
             pass  # it is closed all the same
         return False
 
-    async def _settle(self, outcome: Outcome) -> Answer:
-        """From a verdict to its effect: counted, asked about where somebody must be asked, the address found, and written down."""
-        before = self._revocations
+    async def _settle(self, outcome: Outcome, before: int) -> Answer:
+        """From a verdict to its effect: counted, asked about where somebody must be asked, the address found, and written down. `before`: how often something
+        had been taken back when it was given."""
         if outcome.read:
             try:
                 room = await self._rooms.take(self._session, outcome.length if outcome.length > 0 else MAX_BUFFERED)

@@ -28,6 +28,9 @@ class Judge(Protocol):
     `carried` names a string that must never leave and stands in one of these parts of a request, however it is dressed; "" = none.
     `revoke` takes grants back, by their place in the configuration, and tokens, by the names of their blocks; a denial stays. `more` counts `size` further bytes on a raw connection that then has
     carried `sent`, and gives the rule that forbids them, "" if none does. `taint`: the session has opened something secret.
+
+    `dear`: would it take long to decide about this? Then that is done apart (gateway/apart.py), where `place` names a grant and `pieces` says how much of which
+    string has been carried, and here `grant` finds it, `seen` takes that over, and `spent` says whether there is still room (rule and reason, "" = there is).
     """
 
     def __init__(self, config: dict[str, Any]) -> None: ...
@@ -56,12 +59,18 @@ class Judge(Protocol):
     def authority(self, text: str, default_port: int) -> tuple[str, int]: ...
     def carried(self, parts: Iterable[bytes]) -> str: ...
     def body(self, host: str, path: str, body: bytes) -> str | None: ...
+    def dear(self, asked: Asked) -> bool: ...
+    def spent(self, grant: Grant, length: int) -> tuple[str, str]: ...
+    def place(self, grant: Grant) -> int: ...
+    def grant(self, place: int) -> Grant: ...
+    def pieces(self) -> dict[str, int]: ...
+    def seen(self, pieces: dict[str, int]) -> None: ...
 
 
 @frozen
 class Asked:
     """What the engine asks about: method as it spoke to us, target, every header (names lower case), and of the body what was buffered: all of it if it
-    is small or nobody announced its length, else its beginning. `whole`: the second question about a request, whose body had to be read.
+    is small, else its beginning. `whole`: the second question about a request, whose body had to be read.
     """
 
     method: str
@@ -212,7 +221,7 @@ class Flow:
         # (The engine's own word for that, x-envoy-auth-partial-body, is "false" also when exactly so much has come and more will.)
         begun = not (declared or asked.whole) and len(asked.body) >= SHOWN_FIRST
         length = int(declared) if declared else len(asked.body) if known["body"] == "shown" and not begun else -1
-        headers = tuple((name, value) for name, value in asked.headers if name not in FACTS and not _engine_own(name))
+        headers = judged_headers(asked)
         read = asked.whole or len(asked.body) == length
         verdict, grant = self._judge.request(
             method=known["method"],
@@ -304,6 +313,11 @@ def _only(headers: tuple[tuple[str, str], ...], name: str) -> str:
     if len(values) != 1:
         raise ValueError(f"the request holds {len(values)} {name} headers")
     return values[0]
+
+
+def judged_headers(asked: Asked) -> tuple[tuple[str, str], ...]:
+    """The headers of the request itself, without what the engine adds to a question."""
+    return tuple((name, value) for name, value in asked.headers if name not in FACTS and not _engine_own(name))
 
 
 def _engine_own(name: str) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from stockade.gateway import broker
+from stockade.gateway.apart import Apart
 from stockade.gateway.brain import Brain
 from stockade.gateway.certs import Authority
 from stockade.gateway.config import READ, SESSION_FACT
@@ -63,7 +64,7 @@ class Sessions:
         self._judge, self._authority, self._directory, self._orders, self._listening = judge, authority, directory, orders, listening
         self._changed = changed
         self._sessions: dict[str, _Session] = {}
-        self._rooms = Rooms()
+        self._rooms, self._apart = Rooms(), Apart()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def introduce(self, fds: list[int]) -> None:
@@ -109,6 +110,7 @@ class Sessions:
             lambda secret: self._cut(session, secret),
             lambda address, host: self._order({"name": host, "address": address, "session": name}),
             self._rooms,
+            self._apart,
             float(config.get("patience", 0)),
         )
         session.name = name
