@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from stockade.gateway.resolve import Resolver, Unreachable, objection
+from stockade.gateway.resolve import AT_ONCE, Resolver, Unreachable, objection
 
 NEVER = [
     "0.0.0.0", "0.1.2.3", "::", "169.254.169.254", "169.254.1.1", "fe80::1", "fe80::1%eth0", "fec0::1", "fd00:ec2::254", "100.100.100.200", "::ffff:127.0.0.1",
@@ -88,3 +88,31 @@ def test_failing_lookups_are_refusals() -> None:
 
     with pytest.raises(Unreachable, match="could not be resolved"):
         asyncio.run(Resolver(failing).address("h.example.com", 443, False))
+
+
+def test_lookups_that_nobody_waits_for_any_more_still_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name whose servers do not answer keeps its thread; one session may keep so many, and no more."""
+    monkeypatch.setattr("stockade.gateway.resolve._PATIENCE", 0.05)
+    begun: list[str] = []
+
+    async def main() -> None:
+        slow = asyncio.Event()
+
+        async def lookup(name: str, port: int) -> list[str]:
+            begun.append(name)
+            await slow.wait()
+            return ["8.8.8.8"]
+
+        resolver = Resolver(lookup)
+
+        async def ask(name: str) -> str:
+            return await resolver.address(name, 443, False)
+
+        for _ in range(2):
+            results = await asyncio.gather(*(ask(f"h{number}.example.com") for number in range(20)), return_exceptions=True)
+            assert all(isinstance(result, Unreachable) and result.rule == "name-not-resolved" for result in results)
+        assert len(begun) == AT_ONCE
+        slow.set()
+        assert await ask("last.example.com") == "8.8.8.8:443"
+
+    asyncio.run(main())

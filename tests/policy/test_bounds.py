@@ -8,6 +8,7 @@ from policy.support import Places
 from stockade.core.errors import PolicyError
 from stockade.core.frozen import plain
 from stockade.core.values import BodyRule, Grant, Policy
+from stockade.policy.compile import MOST_PORTS
 from stockade.policy.problems import each
 
 RULE = '[[egress]]\nhost = "api.example.com"\npaths = ["/x"]\n'
@@ -174,6 +175,17 @@ def test_raw_tcp_is_a_name_a_port_and_bounds(places: Places) -> None:
             places.write(user='[[egress]]\nhost = "db.example.com"\nscheme = "tcp"\n' + port).compile()
     with pytest.raises(PolicyError, match="raw TCP is wider than"):
         places.write(managed='[caps]\negress_methods = ["GET"]\n', user=text).compile()
+
+
+def test_raw_tcp_has_room_for_so_many_ports(places: Places) -> None:
+    def ports(count: int) -> str:
+        return "".join(
+            f'[[egress]]\nhost = "{name}.example.com"\nscheme = "tcp"\nport = {5000 + n}\n' for n in range(count) for name in "ab"
+        )
+
+    assert len(places.write(user=ports(MOST_PORTS)).compile().policy.grants) == 2 * MOST_PORTS
+    with pytest.raises(PolicyError, match=f"{MOST_PORTS + 1} different ports"):
+        places.write(user=ports(MOST_PORTS + 1)).compile()
 
 
 GRPC = '[[egress]]\nhost = "api.example.com"\n'

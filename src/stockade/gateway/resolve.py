@@ -8,12 +8,17 @@ from functools import lru_cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    import asyncio
+    from collections.abc import Callable, Coroutine
+    from typing import Any
 
-    Lookup = Callable[[str, int], Awaitable[list[str]]]
+    Lookup = Callable[[str, int], Coroutine[Any, Any, list[str]]]
     Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _CACHED = 30.0  # seconds
+_PATIENCE = 5.0  # seconds for an answer
+AT_ONCE = 4  # lookups of one session; each keeps a thread for as long as its answer takes
+THREADS = 64  # of all sessions
 _networks = ipaddress.ip_network
 # Refused whatever a grant says: addresses that mean "this link" or "whoever runs this machine", and notations that hide another address.
 _NEVER = {
@@ -63,17 +68,16 @@ def objection(text: str, private: bool) -> str:
 
 
 async def system_lookup(host: str, port: int) -> list[str]:
-    """getaddrinfo(3) in a thread, in its order of preference. Raises OSError, TimeoutError (5 s)."""
+    """getaddrinfo(3) in a thread, in its order of preference. Raises OSError."""
     import asyncio
     import socket
 
-    async with asyncio.timeout(5):
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
     return [str(entry[4][0]) for entry in found]
 
 
 class Resolver:
-    """Remembers answers for half a minute. Of several addresses it uses the first that passes.
+    """Remembers answers for half a minute. Of several addresses it uses the first that passes. One for each session.
 
     Not "all must pass": the gate connects only to what it checked, so a forbidden sibling is never dialled, and on DNS64 networks every name has one.
     """
@@ -81,6 +85,7 @@ class Resolver:
     def __init__(self, lookup: Lookup = system_lookup) -> None:
         self._lookup = lookup
         self._cache: dict[str, tuple[float, list[str]]] = {}
+        self._asking: set[asyncio.Task[list[str]]] = set()
 
     async def address(self, host: str, port: int, private: bool) -> str:
         """`ip:port` (`[ip]:port`) to connect to. Raises Unreachable."""
@@ -100,10 +105,26 @@ class Resolver:
         if known and known[0] > time.monotonic():
             return known[1]
         try:
-            found = await self._lookup(host, port)
+            found = await self._asked(host, port)
         except (OSError, TimeoutError, UnicodeError) as error:
             raise Unreachable("name-not-resolved", f"{host} could not be resolved ({type(error).__name__})") from error
         if len(self._cache) > 1024:
             self._cache.clear()
         self._cache[host] = (time.monotonic() + _CACHED, found)
         return found
+
+    async def _asked(self, host: str, port: int) -> list[str]:
+        """The answer, in time. INVARIANT: a lookup that nobody waits for any more counts until it is over, since its thread can be given to nobody else."""
+        import asyncio
+
+        async with asyncio.timeout(_PATIENCE):
+            while len(self._asking) >= AT_ONCE:
+                await asyncio.wait(self._asking, return_when=asyncio.FIRST_COMPLETED)
+            task = asyncio.create_task(self._lookup(host, port))
+            self._asking.add(task)
+            task.add_done_callback(self._over)
+            return await asyncio.shield(task)
+
+    def _over(self, task: asyncio.Task[list[str]]) -> None:
+        self._asking.discard(task)
+        task.cancelled() or task.exception()  # seen, whether somebody waits or not

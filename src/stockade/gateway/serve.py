@@ -90,15 +90,18 @@ def _run(judge: type[Judge], directory: str, children: list[int], orders: int, l
     import asyncio
     import contextlib
     import socket
+    from concurrent.futures import ThreadPoolExecutor
 
     from stockade.gateway import enclose
     from stockade.gateway.certs import Authority
     from stockade.gateway.questions import Question
     from stockade.gateway.raw import Raw
+    from stockade.gateway.resolve import THREADS
     from stockade.gateway.sessions import STREAMS, Log, Sessions, introductions
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(THREADS))  # for lookups of names, and nothing else
         for child in children:
             loop.add_reader(os.pidfd_open(child), leave, 1)
         listening: asyncio.Future[None] = loop.create_future()

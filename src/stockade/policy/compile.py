@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from stockade.core import places
 from stockade.core.errors import PolicyError
 from stockade.core.frozen import frozen, replace
-from stockade.core.values import Credential, Environment, Grant, Limits, Mount, Origin, Policy, Workspace
+from stockade.core.values import DENY, Credential, Environment, Grant, Limits, Mount, Origin, Policy, Workspace
 from stockade.policy import defaults, files, paths
 from stockade.policy import overrides as command_line
 from stockade.policy.caps import Caps
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from stockade.policy.files import Watch
     from stockade.policy.model import Wall
 
+MOST_PORTS = 32  # of raw TCP; a door hands out at most 64 sockets, and has some of its own
 _HARMLESS = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PAGER")
 _SECRET_NAME = re.compile(
     r"(^|_)(API)?KEYS?($|_)|KEY$|TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)(AUTH|PAT|PWD)$|^AWS_|PRIVATE|COOKIE|_DSN$|^SSH_AUTH_SOCK$"
@@ -126,6 +127,7 @@ class _Merge:
         grants, credentials, variables = rules.merge(self.documents)
         canaries = dict.fromkeys((name, table.value) for one in self.documents for name, table in one.tables.canary.items())
         self._unread(grants, canaries)
+        self._ports(grants)
         if self.no_egress:
             grants, variables = (), ()
         environment = self._environment(variables)
@@ -146,6 +148,15 @@ class _Merge:
             message = f"this rule is for gRPC, whose bodies cannot be read, and canaries are looked for in every body ({names})"
             hint = "Leave out this rule, or the canaries."
             self.errors.append(PolicyError(message, code="policy.grpc", file=at.file, line=at.line, key=at.key, hint=hint))
+
+    def _ports(self, grants: tuple[Grant, ...]) -> None:
+        """Raw TCP takes a socket of the door for each port."""
+        first = {grant.port: grant.origin for grant in reversed(grants) if grant.scheme == "tcp" and grant.effect != DENY}
+        if len(first) > MOST_PORTS:
+            at = next(iter(first.values()))
+            message = f"raw TCP is granted to {len(first)} different ports, and a sandbox has room for {MOST_PORTS}"
+            hint = "Leave some out, or reach several services through one port."
+            self.errors.append(PolicyError(message, code="policy.tcp", file=at.file, line=at.line, key=at.key, hint=hint))
 
     def _check_caps_table(self, document: Document) -> None:
         if document.tables.caps is not None and document.layer not in ("managed", "user"):
