@@ -1,18 +1,23 @@
-"""Credentials hidden in bodies. Invariants: nothing raises for any bytes; a field named like a credential is found in every dress that some reader takes off."""
+"""Credentials hidden in bodies. Invariants: nothing raises for any bytes; a field named like a credential is found in every dress that some reader takes off;
+what reads fast answers as what reads plainly."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
+import sys
 import time
 import zlib
 from typing import Any
+from urllib.parse import unquote_plus
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stockade.checks import bodies
+from stockade.checks.credentials import CREDENTIAL_PARAMETERS
 from stockade.checks.grants import HttpRequest, decide
 from stockade.core.values import ALLOW, PLACEHOLDER, Grant
 
@@ -82,6 +87,15 @@ HIDDEN: dict[str, tuple[bytes, tuple[tuple[str, str], ...]]] = {
     "multipart, two boundaries": (parts(FIELD.format("note")), (("content-type", "multipart/form-data; boundary=XX; boundary=YY"),)),
     "multipart, no boundary": (b"x", (("content-type", "multipart/form-data"),)),
     "multipart, quoted boundary": (parts(FIELD.format("token")), (("content-type", 'multipart/form-data; boundary="XX"'),)),
+    "multipart, a character set that raises": (parts("Content-Disposition: form-data; name*=idna''token||x"), (PARTS,)),
+    "multipart, a number that raises": (parts(f"Content-Disposition: form-data; name*{'9' * 5000}=token||x"), (PARTS,)),
+    "multipart, two dispositions": (parts(f"{FIELD.format('a').partition('|')[0]}|{FIELD.format('b')}"), (PARTS,)),
+    "multipart, more parameters than are read": (parts("Content-Disposition: form-data" + ";" * 200 + "||x"), (PARTS,)),
+    "multipart, longer headers than are read": (parts("X: " + "x" * 10_000 + "|" + FIELD.format("token")), (PARTS,)),
+    "multipart, more parts in parts than are read": (
+        parts(*["Content-Type: multipart/mixed; boundary=YY|" + "|--YY" * 40] * 40),
+        (("content-type", "multipart/mixed; boundary=XX"),),
+    ),
     "a placeholder in a part": (parts(f'Content-Disposition: form-data; name="f"||{STAND_IN}'), (PARTS,)),
 }  # fmt: skip
 BENIGN: dict[str, tuple[bytes, tuple[tuple[str, str], ...]]] = {
@@ -151,7 +165,11 @@ def test_as_much_is_searched_as_the_gate_holds() -> None:
         b'"' * 400_000, b'{"' + b'\\"' * 200_000, b'{"a":"' + b"\\" * 400_000, b"{" + b'"a":' * 80_000, b"[" * 400_000, b"{" + b"a" * 400_000,
         b"{" + b" " * 400_000, b"{" + b"\\u0061" * 60_000, b'{"token":"' + b"x" * 400_000 + b'"', b"{\n" * 200_000,
         b"--XX\r\n" * 60_000, b"--XX\r\nContent-Disposition: form-data; " + b'name="a";' * 20_000, b"--XX\r\n" + b"\r\n" * 200_000,
-        b"--XX\r\n" + b"a:b\r\n\t" * 60_000, b"a=b&" * 90_000, b"&" * 400_000, b"{" + b"9" * 400_000, b"{" + b"a\"" * 200_000, b"a=;" * 90_000,
+        b"--XX\r\n" + b"a:b\r\n\t" * 60_000, b"a=b&" * 90_000, b"&" * 400_000, b"d:" * 200_000, b"d :" * 100_000, b":" + b"-" * 400_000, b": " * 200_000, b"d" + b" " * 400_000 + b":",
+        b"1\n" * 200_000, b"%" * 400_000 + b";", b"%41" * 100_000 + b";", b"a=" + b"+" * 400_000, b"--XX" * 100_000,
+        b"--XX\nContent-Disposition: a" + b";" * 400_000, b"--XX\nContent-Disposition: a;\"" + b";" * 7_000 + b"\n\n--XX",
+        b"--XX\n" + b"Content-Type: multipart/mixed; boundary=Y\n" * 150 + b"\n" + b"-" * 400_000, b"--XX\n" + b"Content-Disposition:\n" * 20_000,
+ b"{" + b"9" * 400_000, b"{" + b"a\"" * 200_000, b"a=;" * 90_000,
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("header", [FORM, JSON, PARTS])
@@ -160,6 +178,83 @@ def test_no_body_takes_long(body: bytes, header: tuple[str, str]) -> None:
     began = time.process_time()
     refused(body, header)
     assert time.process_time() - began < 3
+
+
+# The same as `bodies` says of JSON and of what is none, word by word: the oracle.
+STRING = re.compile(r'"((?:[^"\\]++|\\.)*+)(?:"(\s*+:)?|$)', re.DOTALL)
+WORD = re.compile(r"""(?<![\w.$-])([\w.$-]++)["']?\s*+:""")
+JSON_NAMES = CREDENTIAL_PARAMETERS - {"key", "sig", "signature", "sessionid"}
+
+
+def plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def names_one(text: str) -> bool:
+    """Whether one of the names in valid JSON is like a credential's."""
+    names = (json.loads(f'"{match[1]}"', strict=False) for match in STRING.finditer(text) if match[2])
+    return any(plain(name) in JSON_NAMES for name in names)
+
+
+def named_loosely(text: str, spared: frozenset[str]) -> str | None:
+    """The first name like a credential's in what is no JSON."""
+    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text)
+    return next((match[1] for match in WORD.finditer(text) if plain(match[1]) in JSON_NAMES - spared), None)
+
+
+TEXTS = st.lists(
+    st.sampled_from(
+        ['"', "'", ":", " :", "\\", "\\u", "\\u0061", "\\u003A", "\\u00e9", "{", "}", ",", "\n", "\u2028", "\xa0", ".", "-", "_", "$", "1", "\u0301", "\ud835", "{{"]
+        + ["token", "api_key", "Pa", "ssword", "pa\xdfword", "aut\u1e96", "\u0130d", "\u0390", "to\u212aen", "\ufb06", "a.u-t_h", '"pwd" :', "\u017fecret:", '{"token":1}']
+    )
+    | st.text(max_size=3),
+    max_size=20,
+).map("".join)  # fmt: skip
+VALUES = st.recursive(
+    st.none() | st.integers() | st.text(max_size=4) | st.sampled_from(["token", '"token":', "\\", f"x {PLACEHOLDER}"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["token", "a", "pa\xdfword", "", "api-key", '"pwd":']) | st.text(max_size=4), inner, max_size=3)
+    ),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(VALUES, max_size=3), st.sampled_from([None, 1]), st.booleans())
+def test_in_json_names_are_found_as_word_by_word(documents: list[Any], indent: int | None, ascii_only: bool) -> None:
+    texts = [json.dumps(document, indent=indent, ensure_ascii=ascii_only) for document in documents]
+    expected = [text for text in texts if PLACEHOLDER in text or names_one(text)]
+    assert bodies._documents(f" {text}\r\n" for text in texts) == [json.loads(text, object_pairs_hook=bodies._Pairs) for text in expected]
+
+
+@settings(deadline=None, max_examples=300)
+@given(TEXTS, st.sampled_from([frozenset(), frozenset(["token", "auth"])]))
+def test_in_what_is_no_json_names_are_found_as_word_by_word(text: str, spared: frozenset[str]) -> None:
+    expected = named_loosely(text, spared)
+    try:
+        bodies._lenient(text, spared)
+    except bodies.Found as found:
+        assert expected is not None
+        if plain(expected) == expected.lower():
+            assert f"names a field {expected!a}" in str(found)
+    else:
+        assert expected is None
+
+
+def test_every_letter_that_is_another_in_ascii_is_known() -> None:
+    letters = (chr(number) for number in range(128, sys.maxunicode + 1) if chr(number).isalnum())
+    assert [letter for letter in letters if plain(letter).isascii()] == list(bodies._ODD)
+
+
+@given(
+    st.lists(
+        st.sampled_from(["%", "%4", "%41", "%zz", "%C3%9F", "%ff", "=", "=3D", "+", "\r", "\n", "\xe9", "_"]) | st.text(max_size=2),
+        max_size=12,
+    ).map("".join)
+)
+def test_escapes_are_undone_as_urllib_does(text: str) -> None:
+    alike = str.maketrans("%=", ",,")
+    assert bodies._unquoted(text).translate(alike) == unquote_plus(text).translate(alike)
 
 
 PIECES = st.sampled_from(

@@ -10,25 +10,29 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from urllib.parse import unquote_plus
+from binascii import a2b_qp
+from collections import deque
+from functools import lru_cache
 
 from stockade.checks.credentials import CREDENTIAL_HEADERS, CREDENTIAL_PARAMETERS
 from stockade.core.values import PLACEHOLDER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
 LARGEST = 32 << 20  # bytes that are read; the gate holds no more (gateway/config.py, MAX_BUFFERED)
-_PARTS = 1000  # parts of a multipart body
+_PARTS = 1000  # parts of a multipart body, and of those in it
+_HEAD = 8192  # bytes of the headers of a part
+_PARAMETERS = 100  # of a part's disposition
 _MANY = 100_000  # fields of a form
 # In JSON these mostly name other things: a session there is a conversation of the client's own (Codex sends one with every request).
 _JSON_NAMES = CREDENTIAL_PARAMETERS - {"key", "sig", "signature", "sessionid"}
-_STRING = re.compile(r'"((?:[^"\\]++|\\.)*+)(?:"(\s*+:)?|$)', re.DOTALL)  # in valid JSON, and whether it is a name; linear in the text
-_WORD = re.compile(r"""(?<![\w.$-])([\w.$-]++)["']?\s*+:""")  # begins where a word does: linear in the text
+_ODD = "\u00df\u0130\u017f\u01f0\u1e96\u1e97\u1e98\u1e99\u1e9e\u212a\ufb00\ufb01\ufb02\ufb03\ufb04\ufb05\ufb06"  # what `_plain` makes ASCII letters of, not being any
 _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
-_STAND_IN = re.compile(rf"\s*(?:\w+ )?{PLACEHOLDER}[\w.-]*\s*", re.IGNORECASE)
+_STAND_IN = re.compile(rf"\s*+(?:\w++ )?+{PLACEHOLDER}[\w.-]*+\s*+", re.IGNORECASE)
+_NO_LETTERS = bytes(number for number in range(128) if not chr(number).isalnum())
 _EMPTY_LINE = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")
 _FOLDED = re.compile(r"(?>\r\n|\r|\n)[ \t]+")
 _NAMED = re.compile(r"""(?<![\w*])name\s*=\s*(?:"([^"]*)"|([^\s;"]+))""", re.IGNORECASE)
@@ -79,17 +83,17 @@ def refused(headers: tuple[tuple[str, str], ...], length: int, start: bytes, bod
             _json(data, names)
         if "form" in found:
             _form(data.decode("latin-1"), names)
-        for value in (
-            value for name, value in headers if name.lower() == "content-type" and value.lower().lstrip().startswith("multipart/")
-        ):
-            _multipart(data, value, names, 0)
+        for name, value in headers:
+            if name.lower() == "content-type" and value.lower().lstrip().startswith("multipart/"):
+                _multipart(data, value, names)
     except Found as reason:
         return str(reason)
     return ""
 
 
 def _plain(name: str) -> str:
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
+    folded = name.casefold()
+    return folded.encode().translate(None, _NO_LETTERS).decode() if folded.isascii() else "".join(filter(str.isalnum, folded))
 
 
 def _field(name: str, value: str, spared: frozenset[str], names: frozenset[str], where: str) -> None:
@@ -119,9 +123,20 @@ def _decoded(headers: tuple[tuple[str, str], ...], body: bytes) -> bytes:
 def _form(text: str, spared: frozenset[str]) -> None:
     if text.count("&") + text.count(";") > _MANY:
         raise Found(f"the form has more than {_MANY} fields")
-    for part in [*text.split("&"), *(re.split("[&;]", text) if ";" in text else ())]:  # some servers also take `;` for what separates
+    for part in dict.fromkeys([*text.split("&"), *(re.split("[&;]", text) if ";" in text else ())]):  # some servers separate by `;` too
         name, _, value = part.partition("=")
-        _field(unquote_plus(name), unquote_plus(value), spared, CREDENTIAL_PARAMETERS, "form field")
+        _field(_unquoted(name), _unquoted(value), spared, CREDENTIAL_PARAMETERS, "form field")
+
+
+def _unquoted(text: str) -> str:
+    """As urllib's unquote_plus, but with "," for "=" and for a "%" that escapes nothing. It takes seconds for a large body; what C reads fast is
+    quoted-printable (RFC 2045, section 6.7), so that is made of it: there must be no "=" before another, or before the end of a line or of all.
+    """
+    data = text.replace("+", " ").encode()
+    if "%" in text:
+        data = data.replace(b"=", b",").replace(b"%\r", b",\r").replace(b"%\n", b",\n").replace(b"%%", b",%").replace(b"%%", b",%")
+        data = a2b_qp(data.replace(b"%", b"=") + b"\0")[:-1].replace(b"=", b",")
+    return data.decode("utf-8", "replace")
 
 
 def _json(data: bytes, spared: frozenset[str]) -> None:
@@ -129,37 +144,55 @@ def _json(data: bytes, spared: frozenset[str]) -> None:
         text = data.decode(json.detect_encoding(data)).removeprefix("\ufeff")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
-    for document in _documents(text):
-        if document is None:  # no JSON: somebody more lenient may read it, and who knows how
-            _lenient(text, spared)
-        else:
+    for lines in (False, True):
+        try:
+            documents = _documents(dict.fromkeys(text.splitlines()) if lines else (text,))
+        except (ValueError, RecursionError):
+            continue
+        for document in documents:
             for pairs in document if isinstance(document, list) and not isinstance(document, _Pairs) else (document,):
                 for name, value in _two_levels(pairs):
                     _field(name, value, spared, _JSON_NAMES, "field")
+        return
+    _lenient(text, spared)  # no JSON: somebody more lenient may read it, and who knows how
 
 
-def _documents(text: str) -> list[Any]:
-    """The JSON texts that may hold something: one, or one a line; [None] for what is no JSON. Most hold nothing, which is seen in linear time."""
-    for texts in ([text], text.splitlines()):
-        texts = [one for one in texts if one.strip()]
-        try:
-            for one in texts:
-                json.loads(one)
-            return [json.loads(one, object_pairs_hook=_Pairs) for one in texts if _suspicious(one)]
-        except (ValueError, RecursionError):
-            continue
-    return [None]
-
-
-def _suspicious(text: str) -> bool:
-    return PLACEHOLDER in text or any(match[2] and _plain(_unescaped(match[1])) in _JSON_NAMES for match in _STRING.finditer(text))
+def _documents(texts: Iterable[str]) -> list[Any]:
+    """Those that hold a name like a credential's, at whatever depth, or a placeholder. Raises ValueError, RecursionError: one of them is no JSON."""
+    found = []
+    names: dict[str, Any] = {}
+    read = json.JSONDecoder(object_pairs_hook=names.update).raw_decode  # keeps names, and no objects
+    for text in filter(str.strip, texts):
+        names.clear()
+        if read(text := text.strip(" \t\r\n"))[1] != len(text):
+            raise ValueError("something follows")
+        if PLACEHOLDER in text or not _JSON_NAMES.isdisjoint(map(_plain, names)):
+            found.append(json.loads(text, object_pairs_hook=_Pairs))
+    return found
 
 
 def _lenient(text: str, spared: frozenset[str]) -> None:
+    """Finds a name like a credential's in front of a colon, as `name:`, `"name" :` or `'name':`."""
     text = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text)
-    for match in _WORD.finditer(text):
-        if _plain(match[1]) in _JSON_NAMES - spared:
-            raise Found(f"the body is not JSON, and names a field {match[1]!a} that looks like a credential")
+    for odd in _ODD:
+        text = text.replace(odd, _plain(odd))
+    if last := deque(_backwards(_JSON_NAMES - spared).finditer(text.lower()[::-1]), 1):
+        name = text[len(text) - last[0].end(1) : len(text) - last[0].start(1)]
+        raise Found(f"the body is not JSON, and names a field {name[:60]!a} that looks like a credential")
+
+
+@lru_cache(16)
+def _backwards(names: frozenset[str]) -> re.Pattern[str]:
+    """Finds each of `names` in front of a colon, in lower-case text that is written backwards: there are few colons, and they are found fast.
+
+    Linear in the text: what a match reads holds no second colon. Other than ASCII letters, names hold only what `_plain` removes.
+    """
+
+    def one_of(words: set[str]) -> str:
+        ends = sorted({word[-1:] for word in words}, reverse=True)
+        return "|".join(end and f"{end}[.$_-]*+(?:{one_of({word[:-1] for word in words if word[-1:] == end})})" for end in ends)
+
+    return re.compile(rf""":\s*+["']?([.$_-]*+(?:{one_of({*names})}))(?![\w.$-])""")
 
 
 def _two_levels(pairs: Any) -> Iterator[tuple[str, str]]:
@@ -170,45 +203,54 @@ def _two_levels(pairs: Any) -> Iterator[tuple[str, str]]:
             yield from ((f"{inner}", text) for inner, text in value if isinstance(text, str))
 
 
-def _unescaped(name: str) -> str:
-    try:
-        return str(json.loads(f'"{name}"', strict=False)) if "\\" in name else name
-    except ValueError:
-        return name
-
-
-def _multipart(data: bytes, content_type: str, spared: frozenset[str], depth: int) -> None:
+def _multipart(data: bytes, content_type: str, spared: frozenset[str]) -> None:
     """RFC 2046, section 5.1, read as leniently as any server does: a delimiter counts wherever it begins a line."""
-    named = _BOUNDARY.findall(content_type)
-    if len(named) != 1 or content_type.lower().count("boundary") != 1 or depth > 3:
-        raise Found("the parts of the body cannot be read in one way")
-    pieces = re.split(rb"(?:^|[\r\n])--" + re.escape(named[0][1].encode()), data)
-    if len(pieces) > _PARTS:
-        raise Found(f"the body has more than {_PARTS} parts")
-    for piece in pieces[1:]:
-        end = _EMPTY_LINE.search(piece)
-        head, content = (piece[: end.start()], piece[end.end() :]) if end else (piece, b"")
-        for line in re.split(r"[\r\n]+", _FOLDED.sub(" ", head.decode("latin-1"))):
-            name, value = line.partition(":")[0].strip(" \t-").lower(), line.partition(":")[2].strip()
-            if name in CREDENTIAL_HEADERS:
-                raise Found(f"a part's header {name[:60]!a} carries a credential, and only the gate adds credentials")
-            if name == "content-disposition":
-                for field in _names(value):
-                    # Where the content begins, readers disagree after a line that is no header, so that it may be what looks empty here.
-                    content_text = content[:4096].strip(b"\r\n").decode("latin-1") or "?"
-                    _field(field, content_text, spared, CREDENTIAL_PARAMETERS, "field")
-            if name == "content-type" and value.lower().startswith("multipart/"):
-                _multipart(content, value, spared, depth + 1)
+    count, found = 0, [(data, content_type, 0)]
+    while found:
+        data, content_type, depth = found.pop()
+        named = _BOUNDARY.findall(content_type)
+        if len(named) != 1 or content_type.lower().count("boundary") != 1 or depth > 3:
+            raise Found("the parts of the body cannot be read in one way")
+        delimiter = re.escape(b"--" + named[0][1].encode())
+        # It is found first, which is fast, and then what is before it is looked at.
+        pieces = re.split(delimiter + rb"(?<![^\r\n]" + delimiter + rb")", data, maxsplit=_PARTS)
+        if (count := count + len(pieces)) > _PARTS:
+            raise Found(f"the body has more than {_PARTS} parts")
+        for piece in pieces[1:]:
+            end = _EMPTY_LINE.search(piece, 0, _HEAD)
+            if end is None and len(piece) > _HEAD:
+                raise Found(f"a part's headers are longer than {_HEAD} bytes")
+            head, content = (piece[: end.start()], piece[end.end() :]) if end else (piece, b"")
+            seen: set[str] = set()
+            for line in re.split(r"[\r\n]+", _FOLDED.sub(" ", head.decode("latin-1"))):
+                name, value = line.partition(":")[0].strip(" \t-").lower(), line.partition(":")[2].strip()
+                if name in CREDENTIAL_HEADERS:
+                    raise Found(f"a part's header {name[:60]!a} carries a credential, and only the gate adds credentials")
+                if name in seen:
+                    raise Found(f"a part has more than one {name}, and cannot be read in one way")
+                seen |= {name} & {"content-disposition", "content-type"}
+                if name == "content-disposition":
+                    for field in _names(value):
+                        # Where the content begins, readers disagree after a line that is no header, so that it may be what looks empty here.
+                        _field(field, content[:4096].strip(b"\r\n").decode("latin-1") or "?", spared, CREDENTIAL_PARAMETERS, "field")
+                elif name == "content-type" and value.lower().startswith("multipart/"):
+                    found.append((content, value, depth + 1))
 
 
-def _names(disposition: str) -> Iterator[str]:
+def _names(disposition: str) -> list[str]:
     """Every name that a Content-Disposition gives its part, in whatever form (RFC 7578, section 4.2; RFC 2231)."""
     from email.message import Message  # 26 ms that few sessions need
     from email.utils import collapse_rfc2231_value
 
+    if disposition.count(";") > _PARAMETERS:  # which `get_params` reads in quadratic time
+        raise Found(f"a part's disposition has more than {_PARAMETERS} parameters")
     part = Message()
     part["content-disposition"] = disposition
-    for name, value in part.get_params([], header="content-disposition"):
-        if name.lower().partition("*")[0] == "name":
-            yield collapse_rfc2231_value(value)
-    yield from (match[1] or match[2] or "" for match in _NAMED.finditer(disposition))  # also where something follows that is no parameter
+    try:
+        params = part.get_params([], header="content-disposition")
+        names = [collapse_rfc2231_value(value) for name, value in params if name.lower().partition("*")[0] == "name"]
+    except ValueError:  # a number or a character set that Python does not take
+        raise Found("a part's name cannot be read") from None
+    return names + [
+        match[1] or match[2] or "" for match in _NAMED.finditer(disposition)
+    ]  # also where something follows that is no parameter
