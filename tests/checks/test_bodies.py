@@ -10,7 +10,6 @@ import sys
 import time
 import zlib
 from typing import Any
-from urllib.parse import unquote_plus
 
 import pytest
 from hypothesis import example, given, settings
@@ -244,17 +243,6 @@ def test_in_what_is_no_json_names_are_found_as_word_by_word(text: str, spared: f
 def test_every_letter_that_is_another_in_ascii_is_known() -> None:
     letters = (chr(number) for number in range(128, sys.maxunicode + 1) if chr(number).isalnum())
     assert [letter for letter in letters if plain(letter).isascii()] == list(bodies._ODD)
-
-
-@given(
-    st.lists(
-        st.sampled_from(["%", "%4", "%41", "%zz", "%C3%9F", "%ff", "=", "=3D", "+", "\r", "\n", "\xe9", "_"]) | st.text(max_size=2),
-        max_size=12,
-    ).map("".join)
-)
-def test_escapes_are_undone_as_urllib_does(text: str) -> None:
-    alike = str.maketrans("%=", ",,")
-    assert bodies._unquoted(text).translate(alike) == unquote_plus(text).translate(alike)
 
 
 PIECES = st.sampled_from(
