@@ -75,6 +75,12 @@ class Judge:
     def taint(self) -> None:
         self._usage.tainted = True
 
+    def tainted(self) -> bool:
+        return self._usage.tainted
+
+    def secretive(self) -> bool:
+        return any(grant.secret for grant in self._given)
+
     def connect(self, host: str, port: int) -> Verdict:
         verdict = grants.decide_connect(host, port, self._grants)
         # To learn what would be asked of a host, its tunnel is opened to us: every request in it is still decided, and refused.

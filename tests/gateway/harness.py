@@ -380,6 +380,12 @@ def running(
         gate.close()
 
 
+def greeted(connection: socket.socket) -> bytes:
+    """The PROXY header that a connection begins with, and nothing that comes after it."""
+    head = connection.recv(16, socket.MSG_WAITALL)
+    return head + connection.recv(int.from_bytes(head[14:]), socket.MSG_WAITALL)
+
+
 def until(true: Callable[[], bool], seconds: float = 5.0) -> bool:
     """Whether it becomes true in this time: the engine's log comes a moment later."""
     deadline = time.monotonic() + seconds

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway.harness import greeted
 from stockade.gateway import engine
 from stockade.gateway.doorman import Doorman
 from stockade.gateway.proxy_protocol import proxy_header
-
-HEADER = 16 + 12 + 3 + 3  # signature and lengths, IPv4 addresses and ports, the TLV of the session "s-1"
 
 
 def test_header_is_what_the_specification_says() -> None:
@@ -72,7 +71,7 @@ class Between:
     def engine(self) -> socket.socket:
         connection, _ = self.engine_listener.accept()
         connection.settimeout(5)
-        assert len(connection.recv(HEADER, socket.MSG_WAITALL)) == HEADER
+        greeted(connection)
         return connection
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ CONFIG: dict[str, Any] = {
 }
 TUNNEL = {
     "session": "s-1", "connect": "CONNECT api.example.com:443", "sni": "api.example.com", "destination": "envoy://tunnel/", "length": "-",
-    "scheme": "https", "method": "GET", "way": "tunnel", "body": "shown",
+    "scheme": "https", "method": "GET", "way": "tunnel", "body": "shown", "connection": "1 HTTP/1.1",
 }  # fmt: skip
 STRAIGHT = {**TUNNEL, "connect": "", "destination": "198.18.0.1:443", "way": "https"}
 

@@ -36,7 +36,8 @@ PLANTED = "planted-4d1c9be0-string"
 )
 def test_the_doormans_header_is_read_back(name: str, session: str, address: str, port: int) -> None:
     written = address.removeprefix("::ffff:") if "." in address else address
-    assert read_header(proxy_header(session, (address, 1), (address, port), name)) == (session, name, written, port)
+    assert read_header(proxy_header(session, (address, 1), (address, port), name)) == (session, name, written, port, "")
+    assert read_header(proxy_header(session, (address, 1), (address, port), name, "17"))[4] == "17"
 
 
 @given(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.harness import Gate, Guest, Upstream, running
+from gateway.harness import Gate, Guest, Upstream, greeted, running
 from stockade.core.frozen import plain
 from stockade.core.values import Grant, Mount
 from stockade.gatehouse import Judge
@@ -31,7 +31,6 @@ from stockade.walls.watch import Watch
 
 SECRET = b"THE-SECRET-OF-THE-FILE"
 FILLER = b"x" * 997
-HEADER = 34  # of the proxy protocol: IPv4, and the session "s-1"
 
 
 class Yard:
@@ -72,7 +71,7 @@ class Yard:
         inner, _ = self.engine.accept()
         inner.settimeout(10)
         self._connections += client, inner
-        assert len(inner.recv(HEADER, socket.MSG_WAITALL)) == HEADER
+        greeted(inner)
         return client, inner
 
     def close(self) -> None:
@@ -187,7 +186,7 @@ def test_after_the_brain_knows_connections_pass_again(tmp_path: Path) -> None:
     with yard(tmp_path) as made:
         (made.folder / "key").read_bytes()
         assert refused(made)
-        made.order({"cut": "s-1"})  # an order to cut alone says nothing about the secret
+        made.order({"cut": "s-1", "spare": ""})  # an order to cut alone says nothing about the secret
         time.sleep(0.05)
         assert refused(made)
         made.order({"taint": "s-1"})

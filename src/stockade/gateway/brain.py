@@ -14,7 +14,7 @@ from typing import Any
 from stockade.core.frozen import replace
 from stockade.core.values import ALLOW, ASK, DENY, Grant, Verdict
 from stockade.gateway.apart import Apart
-from stockade.gateway.config import MAX_BUFFERED, NOWHERE, READ, UPSTREAM
+from stockade.gateway.config import CONNECTION_FACT, MAX_BUFFERED, NOWHERE, READ, UPSTREAM
 from stockade.gateway.flow import Asked, Flow, Judge, Leaving, Outcome, Synthetic, refusal_text
 from stockade.gateway.line import Line, NoReceipt
 from stockade.gateway.meter import ANNOUNCED, BOUNDS
@@ -34,8 +34,9 @@ Writer = Callable[[Leaving], list[tuple[str, str]]]
 
 class Brain:
     """Decides for one session. `secrets` maps a credential's name to what writes it into a request, as parts of our answer; `cut` ends every connection of the
-    session, and is told whether that is because of a secret; `named` is told which name an address was given out for; `rooms` are for the bodies that it reads, and
-    what takes long is decided `apart`; somebody has `patience` seconds to answer what has to be asked (0 = nobody is there to ask).
+    session, and is told whether that is because something secret was opened, and the number of one to spare ("" = none); `named` is told which name an address
+    was given out for; `rooms` are for the bodies that it reads, and what takes long is decided `apart`; somebody has `patience` seconds to answer what has to be
+    asked (0 = nobody is there to ask).
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Brain:
         judge: Judge,
         ledger: Line,
         secrets: dict[str, Writer],
-        cut: Callable[[bool], None],
+        cut: Callable[[bool, str], None],
         named: Callable[[str, str], None],
         rooms: Rooms,
         apart: Apart,
@@ -59,6 +60,8 @@ class Brain:
         self._flow = Flow(session, judge, self._addresses)
         self._resolver = Resolver()
         self._logged: set[tuple[str, ...]] = set()
+        self._secretive = judge.secretive()
+        self._used: set[str] = set()  # numbers of connections, by rules that do not hold after something secret
         self._next_sample = 0.0
         self._answerer: Any = None
         self._replies: dict[bytes, bytes] = {}  # by the query; both without the identifier
@@ -69,13 +72,13 @@ class Brain:
         self._judge.revoke(positions, tokens)
         self._replies.clear()
         self._revocations += 1
-        self._cut(False)
+        self._cut(False, "")
 
     def taint(self) -> None:
         """Something secret was opened: as if every grant that does not hold after that were taken back, now."""
         self._judge.taint()
         self._revocations += 1
-        self._cut(True)
+        self._cut(True, "")
 
     async def authorise(self, asked: Asked) -> Answer:
         """ext_authz over HTTP: 200 allows (with the address to use and the credential), anything else refuses."""
@@ -90,12 +93,13 @@ class Brain:
             outcome = self._flow.examine(asked)
         if outcome.tunnel and outcome.verdict.effect == ALLOW and not self._addresses.address(outcome.host):
             outcome = _changed(outcome, "too-many-names", "this session has asked for more names than any needs.")
-        return await self._settle(outcome, before)
+        return await self._settle(outcome, before, next((value for name, value in asked.headers if name == CONNECTION_FACT), ""))
 
-    async def raw(self, name: str, port: int) -> tuple[Grant, str] | None:
-        """May a raw connection to this name and port be opened? `name` is what its address was given out for. The grant and the address to use, or None."""
+    async def raw(self, name: str, port: int, connection: str) -> tuple[Grant, str] | None:
+        """May a raw connection to this name and port be opened? `name` is what its address was given out for, `connection` its number. The grant and the address
+        to use, or None."""
         outcome = self._flow.raw(name, port)
-        status, headers, _ = await self._settle(outcome, self._revocations)
+        status, headers, _ = await self._settle(outcome, self._revocations, connection)
         address = dict(headers).get(UPSTREAM, "")
         return (outcome.grant, address) if status == 200 and outcome.grant is not None and address else None
 
@@ -120,9 +124,9 @@ class Brain:
             pass  # it is closed all the same
         return False
 
-    async def _settle(self, outcome: Outcome, before: int) -> Answer:
+    async def _settle(self, outcome: Outcome, before: int, connection: str) -> Answer:
         """From a verdict to its effect: counted, asked about where somebody must be asked, the address found, and written down. `before`: how often something
-        had been taken back when it was given."""
+        had been taken back when it was given; `connection`: the number of the one that it came on, and what is spoken on it, from the outside in."""
         if outcome.read:
             try:
                 room = await self._rooms.take(self._session, outcome.length if outcome.length > 0 else MAX_BUFFERED)
@@ -132,7 +136,10 @@ class Brain:
                 reason = "its body has to be read, and those of this session's other requests fill what may be held of them; try again."
                 outcome = _changed(outcome, "too-many-bodies", reason)
         # INVARIANT: counted before anything is awaited, so that requests at the same time cannot share what is left.
+        watched = self._secretive and not self._judge.tainted()
         take_back = self._judge.spend(outcome.grant, outcome.length) if outcome.grant else lambda: None
+        if outcome.grant and watched:
+            before += self._goes_out(outcome.grant, connection)
         address, extra = "", []
         if outcome.verdict.effect == ASK:
             outcome = await self._asked(outcome)
@@ -166,6 +173,21 @@ class Brain:
         # INVARIANT: a request that is allowed carries its address; without one Envoy would go where the client pointed (ORIGINAL_DST).
         return 200, [*([(UPSTREAM, address)] if address else []), *_bounds(outcome), *extra], b""
 
+    def _goes_out(self, grant: Grant, connection: str) -> bool:
+        """Whether something secret is about to come in for the first time. Then nothing that is under way by other rules goes on: every other connection ends
+        now, and this one as well if it carries more than this request and has been used by such a rule. What was decided meanwhile has to be asked again."""
+        number, *spoken = connection.split()
+        if not self._judge.tainted():
+            if not grant.after_secret and len(self._used) < _MOST_REMEMBERED:
+                self._used.add(number)
+            return False
+        one_at_a_time = all(protocol.startswith("HTTP/1") for protocol in spoken)
+        alone = one_at_a_time or (number not in self._used and len(self._used) < _MOST_REMEMBERED)
+        self._used.clear()
+        self._revocations += 1
+        self._cut(False, number if alone else "")
+        return True
+
     async def overrun(self, asked: Asked) -> Answer:
         """The engine has counted more than was granted, and holds the stream. What only announced too much it refuses itself; what is under way has to be cut."""
         try:
@@ -173,7 +195,7 @@ class Brain:
         except NoReceipt:
             pass  # a refusal does not wait for the ledger
         if all(name != ANNOUNCED for name, _ in asked.headers):
-            self._cut(False)
+            self._cut(False, "")
             await asyncio.sleep(_CUT_TIMEOUT)  # should the connection still be there then, the engine asks again
         return 200, [], b""
 

@@ -1,10 +1,10 @@
 """Envoy's bootstrap as a pure function (Envoy 1.40 API reference, v3). Nothing in it is secret, and nothing depends on grants or sessions: one serves any number.
 
-Listeners on Unix sockets, one for each way in (`proxy.sock`, `http.sock`, `https.sock`), take PROXY v2 from the doorman. A CONNECT tunnel re-enters
-through the internal listener `tunnel`, and all TLS is ended in the internal listener `tls`, which is reached only by connections whose SNI is the name that they
-may ask for: that of the tunnel, or the one for which the address they went to was given out. Every request asks the brain over `brain.sock` (leaves come over
-`certificates.sock`), and over `reader.sock` a second time where the brain wants to read the body first. Where a grant bounds what passes, it is counted (meter.py).
-The clusters that lead upstream (origins.py) go to the one address that the brain returned for that request.
+Listeners on Unix sockets, one for each way in (`proxy.sock`, `http.sock`, `https.sock`), take PROXY v2 from the doorman. A CONNECT tunnel re-enters through the
+internal listener `tunnel`, and all TLS is ended in the internal listener `tls`, which is reached only by connections whose SNI is the name that they may ask for:
+that of the tunnel, or the one for which the address they went to was given out. Every request asks the brain over `brain.sock` (leaves come over
+`certificates.sock`), and over `reader.sock` a second time where the brain wants to read the body first. Where a grant bounds what passes, it is counted
+(meter.py). The clusters that lead upstream (origins.py) go to the one address that the brain returned for that request.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import re
 from typing import Any
 
 from stockade.gateway import meter, origins, rooms
-from stockade.gateway.envoy import BEFORE, HERE, SESSION, Json, T, remember, typed
-from stockade.gateway.proxy_protocol import NAME_TLV, SESSION_TLV
+from stockade.gateway.envoy import BEFORE, CONNECTION, HERE, SESSION, Json, T, remember, typed
+from stockade.gateway.proxy_protocol import CONNECTION_TLV, NAME_TLV, SESSION_TLV
 from stockade.gateway.sni import check_sni
 from stockade.gateway.target import TARGET, retarget
 
 # Facts that the brain needs and a client must not be able to say.
 # INVARIANT: every one is overwritten before the brain is asked, and removed before anything goes upstream.
-SESSION_FACT = "x-stockade-session"
+SESSION_FACT, CONNECTION_FACT = "x-stockade-session", "x-stockade-connection"
 FACTS = {
     SESSION_FACT: "%FILTER_STATE(stockade.session:PLAIN)%",
     "x-stockade-connect": "%FILTER_STATE(stockade.connect:PLAIN)%",
     "x-stockade-sni": "%REQUESTED_SERVER_NAME%",
+    CONNECTION_FACT: "",  # what the doorman calls it, and what is spoken on it and in it, filled in by each listener
     "x-stockade-destination": "",  # where the connection went, filled in by each listener
     "x-stockade-length": "%REQ(content-length)%",
     "x-stockade-scheme": "%REQ(:SCHEME)%",
@@ -37,10 +38,10 @@ READ = "x-stockade-read"  # the brain's answer: read the body, then ask again; a
 NOWHERE = "0.0.0.0:1"
 ENGINE_HEADERS = (":", "content-", "x-envoy-", "x-stockade-")  # beginnings of headers in answers to questions that are not for upstream
 MAX_BUFFERED = 32 << 20  # bytes of a body that the brain reads; more is refused with 413
-MAX_HEAP = 2 << 30  # bytes of the engine's memory
 SHOWN_FIRST = 64 << 10  # bytes of a body that come with the first question: if fewer came, they are all of it
 MAX_HEADERS_KIB = 64
 IDLE = "1800s"  # a model may think for minutes before its first byte
+_TLVS = ((SESSION_TLV, "session"), (NAME_TLV, "name"), (CONNECTION_TLV, "connection"))
 _RUNTIME = {
     "re2.max_program_size.error_level": 1000,
     # An internal listener that closes after its answer (Connection: close) would look like a reset to the one before it, which then drops the answer.
@@ -71,31 +72,8 @@ def bootstrap(*, directory: str, upstream_ca: str) -> Json:
         },
         "bootstrap_extensions": [typed("envoy.bootstrap.internal_listener", "extensions.bootstrap.internal_listener.v3.InternalListener")],
         "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
-        "overload_manager": _overload(),
+        "overload_manager": rooms.overload(),
         "stats_config": {"stats_matcher": {"reject_all": True}},
-    }
-
-
-def _overload() -> Json:
-    """Before memory runs out the streams that hold most of it are reset, so that whoever fills it harms himself first; near its end nothing new is taken."""
-    heap = "envoy.resource_monitors.fixed_heap"
-    monitor = typed(heap, "extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=MAX_HEAP)
-
-    def at(threshold: float) -> list[Json]:
-        return [{"name": heap, "threshold": {"value": threshold}}]
-
-    return {
-        "refresh_interval": "0.1s",
-        "resource_monitors": [monitor],
-        "buffer_factory_config": {"minimum_account_to_track_power_of_two": 20},
-        "actions": [
-            {"name": "envoy.overload_actions.shrink_heap", "triggers": at(0.7)},
-            {
-                "name": "envoy.overload_actions.reset_high_memory_stream",
-                "triggers": [{"name": heap, "scaled": {"scaling_threshold": 0.7, "saturation_threshold": 0.9}}],
-            },
-            {"name": "envoy.overload_actions.stop_accepting_requests", "triggers": at(0.95)},
-        ],
     }
 
 
@@ -104,7 +82,7 @@ def _listener(way: str, directory: str, chain: Json, log: Json | None = None) ->
         "envoy.filters.listener.proxy_protocol",
         "extensions.filters.listener.proxy_protocol.v3.ProxyProtocol",
         tlv_location="FILTER_STATE",
-        rules=[{"tlv_type": tlv, "on_tlv_present": {"key": key}} for tlv, key in ((SESSION_TLV, "session"), (NAME_TLV, "name"))],
+        rules=[{"tlv_type": tlv, "on_tlv_present": {"key": key}} for tlv, key in _TLVS],
     )
     filters = [proxy_protocol, _tls_inspector()] if "filter_chain_match" in chain else [proxy_protocol]
     return {
@@ -195,8 +173,9 @@ def _leaves() -> Json:
 
 def _manager(way: str, destination: str, routes: list[Json], *, proxy: bool = False, inner: bool = False) -> Json:
     filters = [] if inner else [_identity(proxy)]
+    connection = "%FILTER_STATE(stockade.connection:PLAIN)%" if inner else CONNECTION
     filters += [
-        _facts({"x-stockade-way": way, "x-stockade-destination": destination}),
+        _facts({"x-stockade-way": way, "x-stockade-destination": destination, CONNECTION_FACT: f"{connection} %PROTOCOL%"}),
         *([_ask_connect()] if proxy else []),
         _authorise("brain"),
         _authorise("reader"),
@@ -242,6 +221,7 @@ def _identity(proxy: bool) -> Json:
     if proxy:
         states["stockade.connect"] = "%REQ(:METHOD)% %REQ(:AUTHORITY)%"
         states["stockade.destination"] = HERE
+        states["stockade.connection"] = f"{CONNECTION} %PROTOCOL%"
     return typed("identity", "extensions.filters.http.set_filter_state.v3.Config", on_request_headers=remember(states))
 
 

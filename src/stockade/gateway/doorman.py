@@ -29,6 +29,8 @@ MOST_LISTENERS = 64  # of one session
 class _Pair:
     """One connection: two sockets, a pipe for each direction, and how many bytes are in each pipe."""
 
+    number = ""  # what the brain knows it by
+
     def __init__(self, inside: socket.socket, outside: socket.socket) -> None:
         self.sockets = (inside, outside)
         self.pipes = (os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC), os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC))
@@ -177,7 +179,7 @@ class _Guest:
 class Doorman:
     """Serves the doors of any number of sessions. `most` bounds the connections of all; `orders` is the brain's end of a pair (SOCK_SEQPACKET), on which it
     says {"open": session, "paths": [...], "watch": n} with a listening descriptor for each path and then n of its watch, {"name": host, "address": what was
-    given out for it, "session": ...}, {"cut": session}, {"taint": session} (cut, and decided by narrower rules from now on), and {"close": session}.
+    given out for it, "session": ...}, {"cut": session, "spare": connection or ""}, {"taint": session} (cut, and decided by narrower rules from now on), and {"close": session}.
     """
 
     def __init__(self, orders: socket.socket, most: int) -> None:
@@ -190,7 +192,7 @@ class Doorman:
         self._pairs: dict[int, tuple[_Guest, _Pair]] = {}
         self._busy: dict[_Pair, _Guest] = {}
         self._waiting: set[_Guest] = set()  # sessions whose connections wait in the listen queue
-        self._free = most
+        self._free, self._last = most, 0
         self._epoll.register(orders.fileno(), 1)  # EPOLLIN
 
     def turn(self) -> None:
@@ -230,8 +232,8 @@ class Doorman:
                 self._open(name, {fd: (socket.socket(fileno=fd), path) for fd, path in zip(doors, paths, strict=True)}, watch)
             case {"name": str(host), "address": str(address), "session": str(name)} if name in self._guests:
                 self._guests[name].names[address] = host
-            case {"cut": str(name)} if name in self._guests:
-                self._cut(self._guests[name])
+            case {"cut": str(name), "spare": str(number)} if name in self._guests:
+                self._cut(self._guests[name], number)
             case {"taint": str(name)} if name in self._guests:
                 self._cut(self._guests[name])
                 self._guests[name].unwatch()
@@ -257,10 +259,11 @@ class Doorman:
         self._cut(guest)
         guest.unwatch()
 
-    def _cut(self, guest: _Guest) -> None:
-        """End every connection of a session at once; what is in the pipes goes nowhere."""
+    def _cut(self, guest: _Guest, spare: str = "") -> None:
+        """End every connection of a session at once, but the one of this number; what is in the pipes goes nowhere."""
         for pair in [*guest.pairs]:
-            self._drop(guest, pair)
+            if not spare or pair.number != spare:
+                self._drop(guest, pair)
 
     def _admit(self, guest: _Guest, wanted: bool = True) -> None:
         """Accept a session's connections, or leave them waiting."""
@@ -319,11 +322,14 @@ class Doorman:
             outside.setblocking(False)
             outside.connect(path)
             wanted = inside.getsockname()[:2]
-            header = proxy_header(guest.name, source[:2], wanted, guest.names.get(wanted[0].removeprefix("::ffff:"), ""))
+            self._last += 1
+            number = str(self._last)
+            header = proxy_header(guest.name, source[:2], wanted, guest.names.get(wanted[0].removeprefix("::ffff:"), ""), number)
             if outside.send(header) != len(header):
                 raise OSError("short write")
             inside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             pair = _WatchedPair(inside, outside, guest.rung) if guest.watched else _Pair(inside, outside)
+            pair.number = number
         except OSError:  # the engine is gone or full, or the client is: closed, never sent elsewhere
             inside.close()
             outside.close()

@@ -8,6 +8,7 @@ Json = dict[str, Any]
 
 SESSION = "%FILTER_STATE(envoy.network.proxy_protocol.tlv:FIELD:session)%"
 NAME = "%FILTER_STATE(envoy.network.proxy_protocol.tlv:FIELD:name)%"
+CONNECTION = "%FILTER_STATE(envoy.network.proxy_protocol.tlv:FIELD:connection)%"
 HERE = "%DOWNSTREAM_LOCAL_ADDRESS%"
 BEFORE = "%FILTER_STATE(stockade.destination:PLAIN)%"  # as the listener before this one saw it
 T = "type.googleapis.com/envoy."

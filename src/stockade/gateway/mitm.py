@@ -110,11 +110,11 @@ class Engine:
         """One connection, to its end. It begins with the doorman's word on whose it is and where it wanted to go."""
         try:
             async with asyncio.timeout(_GREETING):
-                session, name, address, port = await greeting(reader)
+                session, name, address, port, number = await greeting(reader)
         except (OSError, ValueError, KeyError, asyncio.IncompleteReadError):  # TimeoutError is an OSError
             writer.transport.abort()
             return
-        connection = Connection(self, reader, writer, way, session, name, (address, port))
+        connection = Connection(self, reader, writer, way, session, name, (address, port), number)
         patience = asyncio.get_running_loop().call_later(_FIRST, connection.hurry)
         try:
             await connection.handle_client()
@@ -200,7 +200,8 @@ def _refusal(status: int, headers: list[tuple[str, str]], body: bytes) -> Respon
 
 
 class Connection(server.LiveConnectionHandler):
-    """One connection of a session, and those upstream that it causes. `destination` is where it wanted to go, `name` what that was given out for."""
+    """One connection of a session, and those upstream that it causes. `destination` is where it wanted to go, `name` what that was given out for, `number` what
+    the doorman calls it."""
 
     def __init__(
         self,
@@ -211,12 +212,14 @@ class Connection(server.LiveConnectionHandler):
         session: str,
         name: str,
         destination: tuple[str, int],
+        number: str,
     ) -> None:
         super().__init__(reader, writer, carrying.options, mode_specs.ProxyMode.parse("regular"))
         self.client.peername, self.client.sockname = ("127.0.0.1", 0), destination  # for mitmproxy's messages, which nobody reads
         self._engine, self._way, self._session, self._name, self._destination = carrying, way, session, name, destination
         self.permitted: set[tuple[tuple[str, int], bool]] = set()  # addresses that the brain returned, and whether with TLS
         self._ended = self._spoken = False
+        self._number = number
         self.room = ""  # that the body of the request on it takes
         self._deciding = 0
         self._ahead = 0
@@ -236,6 +239,7 @@ class Connection(server.LiveConnectionHandler):
             ("x-stockade-connect", f"CONNECT {connect}" if connect else "-"),
             ("x-stockade-sni", self.client.sni or "-"),
             ("x-stockade-destination", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"),
+            ("x-stockade-connection", f"{self._number} HTTP/1.1"),
             ("x-stockade-length", str(length) if length is not None else "-"),
             ("x-stockade-body", "shown"),  # a body in chunks is asked about when all of it is there
             ("x-stockade-scheme", scheme),

@@ -34,9 +34,9 @@ class Raw:
         ends = [writer]
         try:
             async with asyncio.timeout(_PATIENCE):
-                session, name, _, port = await greeting(reader)
+                session, name, _, port, connection = await greeting(reader)
             brain = self._sessions.brain(session)
-            found = await brain.raw(name, port) if brain is not None else None
+            found = await brain.raw(name, port, connection) if brain is not None else None
             if brain is None or found is None:
                 return
             grant, address = found

@@ -12,7 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
 
-TOTAL = 1 << 30  # bytes; half of what the engine may have (config.py, MAX_HEAP)
+MAX_HEAP = 2 << 30  # bytes of the engine's memory
+TOTAL = MAX_HEAP // 2  # bytes
 MOST = 128 << 20  # bytes for one session
 MOST_WAITING = 32  # requests of one session
 PATIENCE = 10.0  # seconds that a request waits for room; the engine waits twice as long for an answer
@@ -99,3 +100,26 @@ def ended(answers: str, key: str) -> Json:
     line = {"room": f"%DYNAMIC_METADATA({answers}:{key})%"}
     log = typed("envoy.access_loggers.stdout", "extensions.access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": line})
     return {**log, "filter": {"metadata_filter": {"matcher": had, "match_if_key_not_found": False}}}
+
+
+def overload() -> Json:
+    """Before memory runs out the streams that hold most of it are reset, so that whoever fills it harms himself first; near its end nothing new is taken."""
+    heap = "envoy.resource_monitors.fixed_heap"
+    monitor = typed(heap, "extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=MAX_HEAP)
+
+    def at(threshold: float) -> list[Json]:
+        return [{"name": heap, "threshold": {"value": threshold}}]
+
+    return {
+        "refresh_interval": "0.1s",
+        "resource_monitors": [monitor],
+        "buffer_factory_config": {"minimum_account_to_track_power_of_two": 20},
+        "actions": [
+            {"name": "envoy.overload_actions.shrink_heap", "triggers": at(0.7)},
+            {
+                "name": "envoy.overload_actions.reset_high_memory_stream",
+                "triggers": [{"name": heap, "scaled": {"scaling_threshold": 0.7, "saturation_threshold": 0.9}}],
+            },
+            {"name": "envoy.overload_actions.stop_accepting_requests", "triggers": at(0.95)},
+        ],
+    }

@@ -107,7 +107,7 @@ class Sessions:
             self._judge(config),
             session.line,
             secrets,
-            lambda secret: self._cut(session, secret),
+            lambda secret, spare: self._cut(session, secret, spare),
             lambda address, host: self._order({"name": host, "address": address, "session": name}),
             self._rooms,
             self._apart,
@@ -163,10 +163,10 @@ class Sessions:
                 self._order({"close": session.name})
             self._changed(len(self._sessions))
 
-    def _cut(self, session: _Session, secret: bool) -> None:
-        """End every connection of a session. `secret`: and let the doorman watch no more, since the narrower rules are in force."""
+    def _cut(self, session: _Session, secret: bool, spare: str) -> None:
+        """End every connection of a session but `spare`. `secret`: all, and let the doorman watch no more, since the narrower rules are in force."""
         if session.opened:
-            self._order({"taint" if secret else "cut": session.name})
+            self._order({"taint": session.name} if secret else {"cut": session.name, "spare": spare})
         elif secret:  # before that there is nothing to cut, and then nothing to watch
             session.unwatch()
 

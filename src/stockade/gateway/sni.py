@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stockade.gateway.envoy import HERE, NAME, SESSION, Json, remember, typed
+from stockade.gateway.envoy import CONNECTION, HERE, NAME, SESSION, Json, remember, typed
 
 
 def check_sni(way: str) -> tuple[Json, Json]:
@@ -15,6 +15,7 @@ def check_sni(way: str) -> tuple[Json, Json]:
     if way == "https":
         states["stockade.session"] = SESSION
         states["stockade.destination"] = HERE
+        states["stockade.connection"] = CONNECTION
         states["stockade.connect"] = "-"
         condition = _call("_==_", _select("connection", "requested_server_name"), _state("stockade.expected"))
     else:
