@@ -9,6 +9,7 @@ headers and credential are checked on every request. Uses the harness of the gat
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import http.client
 import json
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 SIZE = 32 << 20  # bytes of a large download or upload
+IMAGE = 8 << 20  # bytes of a request to a model with an image, which the gate searches for credentials
 HOST = "api.localhost"
 
 
@@ -40,7 +42,7 @@ class Route:
     def __init__(self, name: str, ca: Path, port: int, proxy_port: int = 0, key: str = "") -> None:
         self.name, self.port, self.proxy_port = name, port, proxy_port
         self.context = ssl.create_default_context(cafile=str(ca))
-        self.headers = {"x-api-key": key, "content-type": "application/json"}
+        self.headers = {"x-api-key": key}
 
     def connect(self) -> http.client.HTTPSConnection:
         connection = http.client.HTTPSConnection(HOST, self.port, timeout=30, context=self.context)
@@ -54,8 +56,8 @@ class Route:
             connection.sock = self.context.wrap_socket(plain, server_hostname=HOST)
         return connection
 
-    def ask(self, connection: http.client.HTTPSConnection, method: str, path: str, body: bytes | None = None) -> None:
-        connection.request(method, path, body=body, headers=self.headers)
+    def ask(self, connection: http.client.HTTPSConnection, method: str, path: str, body: bytes | None = None, kind: str = "") -> None:
+        connection.request(method, path, body=body, headers=self.headers | ({"content-type": kind} if kind else {}))
         answer = connection.getresponse()
         got = len(answer.read())
         if answer.status != 200:
@@ -84,25 +86,33 @@ def fresh(route: Route) -> float:
     return took * 1000
 
 
-def moved(method: str) -> Callable[[Route], float]:
-    """Megabytes a second of one large body."""
+def moved(method: str, path: str, make: Callable[[], bytes | None] = lambda: None, kind: str = "") -> Callable[[Route], float]:
+    """Megabytes a second of one large body: what `make` makes, of this kind, or SIZE bytes that come back."""
 
     def measure(route: Route) -> float:
-        connection = route.connect()
+        connection, body = route.connect(), make()
         began = time.perf_counter()
-        route.ask(connection, method, f"/v1/big/{SIZE}" if method == "GET" else "/v1/put", None if method == "GET" else bytes(SIZE))
+        route.ask(connection, method, path, body, kind)
         took = time.perf_counter() - began
         connection.close()
-        return SIZE / took / 1e6
+        return (SIZE if body is None else len(body)) / took / 1e6
 
     return measure
+
+
+def image() -> bytes:
+    """A request to a model, of about IMAGE bytes, nearly all of them one image."""
+    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(random.randbytes(IMAGE * 3 // 4)).decode()}
+    content = [{"type": "image", "source": source}, {"type": "text", "text": "What is this?"}]
+    return json.dumps({"model": "m", "max_tokens": 1024, "messages": [{"role": "user", "content": content}]}).encode()
 
 
 KINDS: dict[str, tuple[Callable[[Route], float], int]] = {  # measure, and every how many rounds
     "request on an open connection, ms": (kept, 1),
     "request on a new connection, ms": (fresh, 1),
-    "download, MB/s": (moved("GET"), 5),
-    "upload, MB/s": (moved("PUT"), 5),
+    "download, MB/s": (moved("GET", f"/v1/big/{SIZE}"), 5),
+    "upload, MB/s": (moved("PUT", "/v1/put", lambda: bytes(SIZE), "application/octet-stream"), 5),
+    "upload of JSON, MB/s": (moved("POST", "/v1/messages", image, "application/json"), 5),
 }
 
 
