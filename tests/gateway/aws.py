@@ -6,15 +6,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import http.server
 import re
-import ssl
-import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote
 
+from gateway.harness import Quiet, Served, certified
 from stockade.gateway.certs import Authority
 
 ALGORITHM = "AWS4-HMAC-SHA256"
@@ -86,9 +83,7 @@ class Aws:
         self.got: list[Got] = []
         aws = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(Quiet):
             def do_GET(self) -> None:
                 if self.headers.get("expect"):
                     self.send_response_only(100)
@@ -113,34 +108,5 @@ class Aws:
 
             do_POST = do_PUT = do_HEAD = do_DELETE = do_GET
 
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        class Server(http.server.ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                pass
-
-        contexts = {}
-        for host in hosts:
-            files = directory / f"{host}.pem"
-            files.write_text(authority.leaf(host) + authority.leaf_key)
-            contexts[host] = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            contexts[host].load_cert_chain(files)
-
-        def by_name(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
-            if name in contexts:
-                connection.context = contexts[name]
-
-        outer = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        outer.load_cert_chain(directory / f"{hosts[0]}.pem")
-        outer.sni_callback = by_name
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.server.socket = outer.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-        self.port = self.server.server_port
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self.server = Served(Handler, certified(authority, directory, *hosts))
+        self.port, self.close = self.server.server_port, self.server.close

@@ -29,6 +29,52 @@ CREDENTIAL = {"header": "x-api-key", "template": "{}", "user": "", "secret": SEC
 NAMES = ("api.localhost", "open.localhost", "other.localhost")
 
 
+class Quiet(http.server.BaseHTTPRequestHandler):
+    """HTTP/1.1, and nothing on standard error."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class Served(http.server.ThreadingHTTPServer):
+    """Serves on a port of 127.0.0.1 from the start, over TLS if there is a context, until `close`."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, handler: type[http.server.BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+        if tls:
+            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+def certified(authority: Authority, directory: Path, *names: str) -> ssl.SSLContext:
+    """A server's side of TLS with a certificate for each of these names, and the first one's for whoever asks for another. Writes into `directory`."""
+    contexts = {}
+    for name in names:
+        files = directory / f"{name}.pem"
+        files.write_text(authority.leaf(name) + authority.leaf_key)
+        contexts[name] = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        contexts[name].load_cert_chain(files)
+
+    def by_name(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        if name in contexts:
+            connection.context = contexts[name]
+
+    contexts[names[0]].sni_callback = by_name
+    return contexts[names[0]]
+
+
 class Upstream:
     """HTTPS and HTTP servers on 127.0.0.1 that remember what arrived. `requests` holds (method, path, headers, body length)."""
 
@@ -40,8 +86,7 @@ class Upstream:
         self.connections = 0
         upstream = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+        class Handler(Quiet):
             disable_nagle_algorithm = True
             wbufsize = 1 << 16
 
@@ -99,39 +144,12 @@ class Upstream:
                 for _ in range(size // len(block)):
                     self.wfile.write(block)
 
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        class Server(http.server.ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                pass
-
-        self.plain, self.tls = (Server(("127.0.0.1", 0), Handler) for _ in range(2))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        named = {}
-        for name in NAMES:
-            files = directory / f"{name}.pem"
-            files.write_text(authority.leaf(name) + authority.leaf_key)
-            named[name] = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            named[name].load_cert_chain(files)
-        context.load_cert_chain(directory / f"{NAMES[0]}.pem")
-
-        def by_name(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
-            if name in named:
-                connection.context = named[name]
-
-        context.sni_callback = by_name
-        self.tls.socket = context.wrap_socket(self.tls.socket, server_side=True, do_handshake_on_connect=False)
-        for server in (self.plain, self.tls):
-            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        self.plain, self.tls = Served(Handler), Served(Handler, certified(authority, directory, *NAMES))
         self.port, self.plain_port = self.tls.server_port, self.plain.server_port
 
     def close(self) -> None:
-        for server in (self.plain, self.tls):
-            server.shutdown()
-            server.server_close()
+        self.plain.close()
+        self.tls.close()
 
 
 def grants_for(upstream: Upstream) -> tuple[Grant, ...]:

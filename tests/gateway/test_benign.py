@@ -22,11 +22,10 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from gateway.harness import PLACEHOLDER, Gate, running
+from gateway.harness import PLACEHOLDER, Gate, Quiet, Served, certified, running
 from policy.support import Places
 from stockade.core.values import Grant
 from stockade.gateway.certs import Authority
@@ -52,9 +51,7 @@ class Site:
         with self.zeros.open("wb") as file:
             file.truncate(GIB)
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(Quiet):
             def do_GET(self) -> None:
                 site.asked.append((self.command, self.path))
                 if self.path == "/zeros":
@@ -90,33 +87,13 @@ class Site:
                 with site.zeros.open("rb") as file:
                     self.connection.sendfile(file)
 
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        class Server(http.server.ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                pass
-
-        self._servers, ports = [], []
-        for name in (HOST, MODEL, ""):
-            server = Server(("127.0.0.1", 0), Handler)
-            if name:
-                (directory / f"{name}.pem").write_text(authority.leaf(name) + authority.leaf_key)
-                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-                context.load_cert_chain(directory / f"{name}.pem")
-                server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-            self._servers.append(server)
-            ports.append(server.server_port)
-        self.port, self.model, self.plain = ports
+        self._servers = [Served(Handler, certified(authority, directory, name)) for name in (HOST, MODEL)] + [Served(Handler)]
+        self.port, self.model, self.plain = (server.server_port for server in self._servers)
         self.url = f"https://{HOST}:{self.port}"
 
     def close(self) -> None:
         for server in self._servers:
-            server.shutdown()
-            server.server_close()
+            server.close()
 
 
 @pytest.fixture(scope="module")

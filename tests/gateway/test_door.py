@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
@@ -22,15 +23,32 @@ from stockade.walls import door
 pytestmark = pytest.mark.wall
 
 
-@pytest.fixture(scope="module")
-def opened(carrier: str, upstream: Upstream) -> Iterator[door.Door]:
+@contextlib.contextmanager
+def made(*ports: int) -> Iterator[door.Door]:
+    """A door with listeners on these ports, where the machine has any."""
     try:
-        made = door.make((door.PROXY, door.HTTP, door.HTTPS, door.DNS, upstream.port, upstream.plain_port))
+        opened = door.make(ports)
     except StockadeError as error:
         unavailable("door", error.message)
-    yield made
-    os.close(made.network)
-    os.close(made.user)
+    yield opened
+    os.close(opened.network)
+    os.close(opened.user)
+
+
+def entering(opened: door.Door) -> Callable[[], None]:
+    """What a child does first to be inside."""
+
+    def join() -> None:
+        os.setns(opened.user, os.CLONE_NEWUSER)
+        os.setns(opened.network, os.CLONE_NEWNET)
+
+    return join
+
+
+@pytest.fixture(scope="module")
+def opened(carrier: str, upstream: Upstream) -> Iterator[door.Door]:
+    with made(door.PROXY, door.HTTP, door.HTTPS, door.DNS, upstream.port, upstream.plain_port) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +69,7 @@ def gate(carrier: str, upstream: Upstream, opened: door.Door, tmp_path_factory: 
 
 @pytest.fixture
 def enter(opened: door.Door) -> Callable[[], None]:
-    def join() -> None:
-        os.setns(opened.user, os.CLONE_NEWUSER)
-        os.setns(opened.network, os.CLONE_NEWNET)
-
-    return join
+    return entering(opened)
 
 
 def ask(enter: Callable[[], None], packet: bytes, stream: bool = False) -> bytes:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import base64
-import http.server
 import os
-import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import unavailable
-from gateway.harness import Gate, running
+from gateway.harness import Gate, Quiet, Served, certified, running
 from policy.support import Places
 from stockade.core.frozen import replace
 from stockade.gateway.certs import Authority
@@ -60,9 +57,7 @@ class Forge:
             (self.root / name).symlink_to(f"{Path(name).name}.git")
         forge = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(Quiet):
             def do_GET(self) -> None:
                 forge.keys.append(self.headers.get("authorization", ""))
                 length = int(self.headers.get("content-length", "0"))
@@ -99,25 +94,12 @@ class Forge:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        pem = directory / "leaf.pem"
-        pem.write_text(authority.leaf(HOST) + authority.leaf_key)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(pem)
-        self.server.socket = context.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
-        self.port = self.server.server_port
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        self.server = Served(Handler, certified(authority, directory, HOST))
+        self.port, self.close = self.server.server_port, self.server.close
 
     def refs(self, name: str) -> dict[str, str]:
         rows = git(self.root / f"{name}.git", "for-each-ref", "--format=%(refname) %(objectname)").split("\n")
         return dict(row.split() for row in rows if row)
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import socketserver
 import subprocess
@@ -15,10 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import unavailable
 from gateway.harness import Gate, Upstream, running, until
-from gateway.test_door import lookup
-from stockade.core.errors import StockadeError
+from gateway.test_door import entering, lookup, made
 from stockade.core.values import Grant, Policy
 from stockade.gateway.asking import sent
 from stockade.gateway.proxy_protocol import proxy_header, read_header
@@ -78,13 +75,8 @@ def echo() -> Iterator[Echo]:
 
 @pytest.fixture(scope="module")
 def opened(echo: Echo) -> Iterator[door.Door]:
-    try:
-        made = door.make((*door.PORTS, echo.server_address[1], 9999))
-    except StockadeError as error:
-        unavailable("door", error.message)
-    yield made
-    os.close(made.network)
-    os.close(made.user)
+    with made(*door.PORTS, echo.server_address[1], 9999) as opened:
+        yield opened
 
 
 def granted(port: int) -> tuple[Grant, ...]:
@@ -116,11 +108,7 @@ def gate(engine_binary: str, upstream: Upstream, opened: door.Door, echo: Echo, 
 
 @pytest.fixture
 def enter(opened: door.Door) -> Callable[[], None]:
-    def join() -> None:
-        os.setns(opened.user, os.CLONE_NEWUSER)
-        os.setns(opened.network, os.CLONE_NEWNET)
-
-    return join
+    return entering(opened)
 
 
 TALK = """
@@ -231,29 +219,20 @@ def test_a_planted_string_does_not_leave(gate: Gate, enter: Callable[[], None], 
 
 
 def test_taking_the_grant_back_cuts_it(engine_binary: str, upstream: Upstream, echo: Echo, tmp_path: Path) -> None:
-    try:
-        made = door.make((door.DNS, echo.server_address[1]))
-    except StockadeError as error:
-        unavailable("door", error.message)
-    listeners = [("dns-tcp" if port == door.DNS else "tcp", socket.socket(fileno=fd)) for port, fd in made.listeners.items()]
-    listeners.append(("dns-udp", socket.socket(fileno=made.dns)))
     grant = Grant("db.localhost", echo.server_address[1], "tcp", (), (), private=True)
-
-    def join() -> None:
-        os.setns(made.user, os.CLONE_NEWUSER)
-        os.setns(made.network, os.CLONE_NEWNET)
-
-    with running(tmp_path, upstream, (grant,), listeners) as gate:
-        address = address_of(join, "db.localhost")
-        program = (
-            f"import socket\ns=socket.create_connection(({address!r},{echo.server_address[1]}),5)\ns.sendall(b'a'); print(s.recv(1), flush=True)\n"
-            "s.settimeout(10)\ntry: print(s.recv(1))\nexcept ConnectionResetError: print(b'')"
-        )
-        with subprocess.Popen([sys.executable, "-I", "-S", "-c", program], stdout=subprocess.PIPE, text=True, preexec_fn=join) as run:
-            assert run.stdout is not None and run.stdout.readline() == "b'a'\n"
-            assert gate.revoke(0) < 1
-            assert run.stdout.readline() == "b''\n"
-        assert talk(join, address, echo.server_address[1]) in ("closed", "reset")
-        assert until(lambda: gate.events[-1]["rule"] == "host-not-granted")
-    os.close(made.network)
-    os.close(made.user)
+    with made(door.DNS, echo.server_address[1]) as opened:
+        listeners = [("dns-tcp" if port == door.DNS else "tcp", socket.socket(fileno=fd)) for port, fd in opened.listeners.items()]
+        listeners.append(("dns-udp", socket.socket(fileno=opened.dns)))
+        join = entering(opened)
+        with running(tmp_path, upstream, (grant,), listeners) as gate:
+            address = address_of(join, "db.localhost")
+            program = (
+                f"import socket\ns=socket.create_connection(({address!r},{echo.server_address[1]}),5)\ns.sendall(b'a'); print(s.recv(1), flush=True)\n"
+                "s.settimeout(10)\ntry: print(s.recv(1))\nexcept ConnectionResetError: print(b'')"
+            )
+            with subprocess.Popen([sys.executable, "-I", "-S", "-c", program], stdout=subprocess.PIPE, text=True, preexec_fn=join) as run:
+                assert run.stdout is not None and run.stdout.readline() == "b'a'\n"
+                assert gate.revoke(0) < 1
+                assert run.stdout.readline() == "b''\n"
+            assert talk(join, address, echo.server_address[1]) in ("closed", "reset")
+            assert until(lambda: gate.events[-1]["rule"] == "host-not-granted")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 from biscuit_auth import Biscuit, BlockBuilder, PublicKey
 
 from conftest import unavailable
+from gateway.harness import Quiet, Served
 from session.supervised import Place
 from stockade.core.errors import CannotEnforce
 from stockade.core.values import Credential, Grant, Policy
@@ -37,29 +36,23 @@ done
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Any]:
-    class Handler(http.server.BaseHTTPRequestHandler):
+    seen: list[str | None] = []
+
+    class Handler(Quiet):
         def do_GET(self) -> None:
-            served.seen.append(self.headers.get("x-key"))
+            seen.append(self.headers.get("x-key"))
             self.send_response(200)
             self.send_header("content-length", "0")
             self.end_headers()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    class Server(http.server.ThreadingHTTPServer):
-        seen: list[str | None]
 
     try:
         engine.find()
     except CannotEnforce as error:
         unavailable("envoy", error.message)
-    served = Server(("127.0.0.1", 0), Handler)
-    served.seen = []
-    threading.Thread(target=served.serve_forever, args=(0.05,), daemon=True).start()
+    served: Any = Served(Handler)
+    served.seen = seen
     yield served
-    served.shutdown()
-    served.server_close()
+    served.close()
 
 
 def policy(server: Any) -> Policy:

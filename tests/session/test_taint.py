@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import http.server
 import json
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import unavailable
+from gateway.harness import Quiet, Served
 from session.supervised import Place
 from stockade.core.errors import CannotEnforce
 from stockade.core.values import Grant, Mount, Policy, Workspace
@@ -30,9 +29,11 @@ SECRET = "the-secret-in-the-file-5d1c"
 def server() -> Iterator[Any]:
     """Takes whatever is sent, as it comes: `bodies` by path, also of requests that never ended."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    bodies: dict[str, bytearray] = {}
+
+    class Handler(Quiet):
         def do_POST(self) -> None:
-            body = served.bodies[self.path] = bytearray()
+            body = bodies[self.path] = bytearray()
             left = int(self.headers["content-length"])
             while left and (piece := self.rfile.read1(left)):
                 body += piece
@@ -41,26 +42,14 @@ def server() -> Iterator[Any]:
             self.send_header("content-length", "0")
             self.end_headers()
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    class Server(http.server.ThreadingHTTPServer):
-        bodies: dict[str, bytearray]
-        request_queue_size = 64
-
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            pass
-
     try:
         engine.find()
     except CannotEnforce as error:
         unavailable("envoy", error.message)
-    served = Server(("127.0.0.1", 0), Handler)
-    served.bodies = {}
-    threading.Thread(target=served.serve_forever, args=(0.05,), daemon=True).start()
+    served: Any = Served(Handler)
+    served.bodies = bodies
     yield served
-    served.shutdown()
-    served.server_close()
+    served.close()
 
 
 @pytest.fixture
