@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,8 @@ from conftest import unavailable
 from gateway.harness import Quiet, Served
 from session.supervised import Place
 from stockade.core.errors import CannotEnforce
-from stockade.core.values import Grant, Mount, Policy, Workspace
+from stockade.core.frozen import replace
+from stockade.core.values import Grant, Mount, Origin, Policy, Workspace
 from stockade.gateway import engine
 from stockade.session import live
 from walls.boxes import PYTHON, PYTHON_MOUNTS, own_places, require, until
@@ -116,6 +119,31 @@ def test_read_before_the_gate_runs(place: Place, server: Any, crm: Path) -> None
     assert b"after-secret" in done.stdout and not server.bodies
     kinds = [event["kind"] for event in place.ledger()]
     assert kinds.index("taint") < kinds.index("gate.start")
+
+
+@pytest.mark.parametrize("how", ["a file", "a host"])
+def test_what_does_not_hold_any_more_is_shown(place: Place, server: Any, crm: Path, how: str) -> None:
+    named = policy(server, crm)
+    source = replace(named.grants[0], paths=("/source/**",), secret=True, origin=Origin("user", "source"))
+    read = "cat /crm/customers/key" if how == "a file" else post(server, "/source/x", "note").rstrip("; ")
+    run = place.start(
+        "sh", "-c", f"{read}; touch read; until [ -e go ]; do sleep 0.1; done", policy=replace(named, grants=(*named.grants, source))
+    )
+    try:
+        assert until((place.work / "read").exists, 20)
+
+        def listed(*words: str) -> str:
+            argv = [sys.executable, "-m", "stockade", "session", "grants", place.ledger()[-1]["session"], *words]
+            return subprocess.run(argv, env=place.env, capture_output=True, text=True, timeout=60).stdout
+
+        assert until(lambda: "has come in" in listed(), 20)
+        assert [one["off"] for one in json.loads(listed("--json"))] == [True, False, False]
+    finally:
+        (place.work / "go").touch()
+        _, err = run.communicate(timeout=30)
+    assert err.decode().count("which is secret" if how == "a file" else "open.localhost was asked, whose answers are secret") == 1
+    if how == "a host":
+        assert [event.get("secret") for event in place.ledger() if event["kind"] == "egress"] == [1]
 
 
 # Opens many uploads, waits until they flow, then reads the secret and sends it on all of them at once.

@@ -115,8 +115,10 @@ def _grants(options: argparse.Namespace) -> int:
         grant = one["grant"]
         what = f"{','.join(grant['methods']) or 'raw'} {grant['scheme']}://{grant['host']}:{grant['port']} {' '.join(grant['paths'])}"
         with_key = f" with {grant['credential']}" if grant["credential"] else ""
-        state = "revoked" if one["revoked"] else grant["effect"]
+        state = "revoked" if one["revoked"] else "off" if one["off"] else grant["effect"]
         print(f"{one['rule']:>3}  {state:<8}{what}{with_key}  ({one['from']})")
+    if any(one["off"] for one in found):
+        print("Something secret has come in: rules that are off do not hold after that.")
     if signing:
         what = f"{', '.join(signing['signing']['namespaces'])} with the key {signing['signing']['fingerprint']}"
         print(f"  -  {'revoked' if signing['revoked'] else 'sign':<8}{what}  ({signing['from']})")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _LONGEST = 1 << 16  # bytes of a line
 _FIELDS = {
-    "egress": ("effect", "rule", "way", "scheme", "method", "host", "port", "path", "query", "length", "credential", "canary"),
+    "egress": ("effect", "rule", "way", "scheme", "method", "host", "port", "path", "query", "length", "credential", "canary", "secret"),
     "dns": ("effect", "name", "type", "canary"),
     "connect": ("effect", "rule", "host"),
     "credential": ("name",),

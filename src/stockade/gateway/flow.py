@@ -173,7 +173,9 @@ class Flow:
         else:
             reason = "the connection was to an address that was given out for no name."
             verdict, grant = Verdict(DENY, "bare-ip", (reason,)), None
-        return Outcome(verdict, self._event(known, verdict, host=name, port=port, scheme="tcp", method="TCP", path=""), name, port, grant)
+        secret = {"secret": 1} if grant and grant.secret else {}
+        event = self._event(known, verdict, host=name, port=port, scheme="tcp", method="TCP", path="", **secret)
+        return Outcome(verdict, event, name, port, grant)
 
     def _connect(self, asked: Asked, known: dict[str, str]) -> Outcome:
         if known["way"] != "proxy":
@@ -253,6 +255,8 @@ class Flow:
                 event = {**event, "effect": DENY, "rule": verdict.rule}
         if verdict.effect == DENY:
             grant = None
+        if grant and grant.secret:
+            event["secret"] = 1  # what is answered is
         leaving = None
         if grant and grant.credential:
             event["credential"] = grant.credential

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 KINDS = {3128: "http-proxy", 80: "http", 443: "https", 53: "dns-tcp"}  # any other port of a door is raw TCP
 LEARNED = 10_000  # requests that are kept to learn from
+NARROWED = 'only rules with "secret" or "after_secret" hold from now on'
 OBEY = 2.0  # seconds in which a gate must have taken back a grant; then it is ended
 
 
@@ -141,9 +142,15 @@ class GateKeeper:
                 raise ValueError("it is of no known kind")
 
     def grants(self) -> list[dict[str, Any]]:
-        """The session's grants, numbered from 1 as its policy lists them."""
+        """The session's grants, numbered from 1 as its policy lists them. `off`: it does not hold any more, since something secret has come in."""
         return [
-            {"rule": number + 1, "revoked": number in self._revoked, "from": str(grant.origin), "grant": plain(grant)}
+            {
+                "rule": number + 1,
+                "revoked": number in self._revoked,
+                "off": self._tainted and not (grant.secret or grant.after_secret or grant.effect == DENY),
+                "from": str(grant.origin),
+                "grant": plain(grant),
+            }
             for number, grant in enumerate(self._session.policy.grants)
         ]
 
@@ -215,7 +222,7 @@ class GateKeeper:
         self._tainted = True
         where = watch.seen()
         self._session.record("taint", mount=where)
-        self._say(f'{where} was opened, which is secret: only rules with "secret" or "after_secret" hold from now on')
+        self._say(f"{where} was opened, which is secret: {NARROWED}")
         if control is not None:
             self._order(control.taint, lambda: None)
 
@@ -267,6 +274,9 @@ class GateKeeper:
                         self.learned.append({"kind": kind, **event})
                     if kind == "egress":
                         effect = str(event.get("effect"))
+                        if event.get("secret") and not self._tainted:
+                            self._tainted = True
+                            self._say(f"{event['host']} was asked, whose answers are secret: {NARROWED}")
                         self.decisions[effect] = self.decisions.get(effect, 0) + 1
                     self._session.record(kind, **event)
                     control.acknowledge(message[1])
