@@ -93,7 +93,8 @@ class Brain:
             outcome = self._flow.examine(asked)
         if outcome.tunnel and outcome.verdict.effect == ALLOW and not self._addresses.address(outcome.host):
             outcome = _changed(outcome, "too-many-names", "this session has asked for more names than any needs.")
-        return await self._settle(outcome, before, next((value for name, value in asked.headers if name == CONNECTION_FACT), ""))
+        connection = next((value for name, value in asked.headers if name == CONNECTION_FACT), "") if self._secretive else ""
+        return await self._settle(outcome, before, connection)
 
     async def raw(self, name: str, port: int, connection: str) -> tuple[Grant, str] | None:
         """May a raw connection to this name and port be opened? `name` is what its address was given out for, `connection` its number. The grant and the address

@@ -91,7 +91,7 @@ class Control:
 
     def acknowledge(self, number: int) -> None:
         """Tell the gate that an event is in the ledger. Until then it lets nothing happen."""
-        self._send({"id": number})
+        self._put(b'{"id":%d}\n' % number)  # for every request
 
     def answer(self, number: int, allow: bool) -> None:
         """Tell the gate what was said to something it asked about."""
@@ -151,7 +151,10 @@ class Control:
     def _send(self, message: dict[str, object]) -> None:
         import json
 
-        self._outgoing += json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        self._put(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+
+    def _put(self, line: bytes) -> None:
+        self._outgoing += line
         if len(self._outgoing) > _MOST_WAITING:
             raise _broken("it does not read what it is told")
         self.flush()
