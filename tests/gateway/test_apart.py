@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import os
+import socket
 import statistics
 import threading
 import time
@@ -200,6 +201,26 @@ def test_what_is_left_is_not_shared_by_two_that_are_decided_at_once(gate: Gate, 
         answers = list(pool.map(lambda _: ask(gate, upstream, "/budget", body), range(4)))
     assert sorted(status for status, _ in answers) == [200, 403, 403, 403]
     assert all(b"upload-budget-spent" in text for status, text in answers if status == 403)
+
+
+@pytest.mark.wall
+def test_what_nobody_waits_for_any_more_is_not_decided(gate: Gate, upstream: Upstream) -> None:
+    """Else whoever asks and goes away would have the brain keep bodies, and work, without end."""
+    body = b"[" + b'{"a":0},' * (4 * MIB // 8) + b"0]"
+    began = time.monotonic()
+    assert ask(gate, upstream, "/public/x", body)[0] == 200
+    alone = time.monotonic() - began
+    head = f"POST http://open.localhost:{upstream.plain_port}/public/x HTTP/1.1\r\nhost: open.localhost:{upstream.plain_port}\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    connections = [socket.create_connection(("127.0.0.1", gate.ports["http-proxy"]), 10) for _ in range(20)]
+    for connection in connections:
+        connection.sendall(head.encode() + body)
+    time.sleep(alone)  # they have been asked about, and wait for one another
+    for connection in connections:
+        connection.close()
+    began = time.monotonic()
+    assert ask(gate, upstream, "/public/x", body)[0] == 200
+    assert time.monotonic() - began < 6 * alone
 
 
 @pytest.mark.wall

@@ -222,6 +222,7 @@ class Connection(server.LiveConnectionHandler):
         self._number = number
         self.room = ""  # that the body of the request on it takes
         self._deciding = 0
+        self._asking: asyncio.Future[Answer] | None = None
         self._ahead = 0
         self._decided = asyncio.Event()
         context = self.layer.context
@@ -265,7 +266,8 @@ class Connection(server.LiveConnectionHandler):
                 self._deciding += 1
                 self._decided.clear()
                 try:
-                    hook.stream.answer = await self._engine.decide(hook, self)
+                    self._asking = asyncio.ensure_future(self._engine.decide(hook, self))
+                    hook.stream.answer = await self._asking
                 finally:
                     self._deciding -= 1
                     if not self._deciding:
@@ -342,6 +344,8 @@ class Connection(server.LiveConnectionHandler):
         """Nothing happens any more after a cut, and whoever reports something ends."""
         if self._ended:
             raise asyncio.CancelledError
+        if isinstance(event, events.ConnectionClosed) and event.connection is self.client and self._asking is not None:
+            self._asking.cancel()  # nobody waits for it
         if self._deciding and isinstance(event, events.DataReceived) and event.connection is self.client:
             self._ahead += len(event.data)
         await super().server_event(event)

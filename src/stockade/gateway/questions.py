@@ -63,7 +63,9 @@ class Question(Buffered):
         self._transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The engine keeps a connection on which it has heard an answer, unless we close it."""
+        """Nobody waits for what is being decided. The engine keeps a connection on which it has heard an answer, unless we close it."""
+        if self._task is not None:
+            self._task.cancel()
         if self._unheard is not None and self._last is not None and not self._closing:
             self._unheard(self._last)
 
