@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stockade.gateway.flow import Asked
 
 _LARGE = 512 << 10  # bytes of a body that takes longer to read than another process to make
-_LARGE_WITH_CANARIES = 8 << 10  # bytes of headers and body, of which every layer is undone
+_LARGE_WITH_CANARIES = 2 << 10  # bytes of headers and body, of which every layer is undone
 
 
 class Judge:
