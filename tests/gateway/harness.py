@@ -323,6 +323,16 @@ class Gate(Guest):
         """Another session at the same gate. The caller closes it."""
         return Guest(self.introductions, self.directory, grants, session=session, **named)
 
+    @contextlib.contextmanager
+    def visited(self, session: str, grants: tuple[Grant, ...], **named: Any) -> Iterator[Guest]:
+        """The same, ready to be used, and closed afterwards."""
+        guest = self.visit(session, grants, **named)
+        try:
+            assert guest.ready.wait(10), guest.failure
+            yield guest
+        finally:
+            guest.close()
+
     def hang_up(self) -> None:
         """What the end of a supervisor with a gate of its own looks like from there."""
         super().hang_up()

@@ -166,12 +166,8 @@ def gate(carrier: str, upstream: Upstream, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def other(gate: Gate, upstream: Upstream) -> Iterator[Guest]:
-    guest = gate.visit("s-other", granted(upstream))
-    try:
-        assert guest.ready.wait(10), guest.failure
+    with gate.visited("s-other", granted(upstream)) as guest:
         yield guest
-    finally:
-        guest.close()
 
 
 def ask(guest: Guest, upstream: Upstream, path: str, body: bytes | None = None) -> tuple[int, bytes]:

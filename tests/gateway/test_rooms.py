@@ -103,12 +103,8 @@ def gate(carrier: str, upstream: Upstream, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def hog(gate: Gate, upstream: Upstream) -> Iterator[Guest]:
-    guest = gate.visit("s-hog", granted(upstream))
-    try:
-        assert guest.ready.wait(10), guest.failure
+    with gate.visited("s-hog", granted(upstream)) as guest:
         yield guest
-    finally:
-        guest.close()
 
 
 def granted(upstream: Upstream) -> tuple[Grant, ...]:

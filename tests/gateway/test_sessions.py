@@ -42,12 +42,8 @@ def granted(upstream: Upstream, *hosts: str) -> tuple[Grant, ...]:
 @contextlib.contextmanager
 def visiting(gate: Gate, upstream: Upstream, session: str, **named: object) -> Iterator[Guest]:
     hosts = ("api.localhost", "other.localhost")
-    guest = gate.visit(session, granted(upstream, *hosts), **{"credentials": {"own": OTHER}, **named})
-    try:
-        assert guest.ready.wait(10), guest.failure
+    with gate.visited(session, granted(upstream, *hosts), **{"credentials": {"own": OTHER}, **named}) as guest:
         yield guest
-    finally:
-        guest.close()
 
 
 def test_each_gets_its_own_secret_and_its_own_events(gate: Gate, other: Guest, upstream: Upstream) -> None:
