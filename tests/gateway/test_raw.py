@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import socket
 import socketserver
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.harness import Gate, Upstream, running, until
-from gateway.test_door import entering, lookup, made
+from gateway.test_door import Inside, lookup, made
 from stockade.core.values import Grant, Policy
 from stockade.gateway.asking import sent
 from stockade.gateway.proxy_protocol import proxy_header, read_header
@@ -107,8 +106,8 @@ def gate(engine_binary: str, upstream: Upstream, opened: door.Door, echo: Echo, 
 
 
 @pytest.fixture
-def enter(opened: door.Door) -> Callable[[], None]:
-    return entering(opened)
+def inside(opened: door.Door) -> Inside:
+    return Inside(opened)
 
 
 TALK = """
@@ -127,34 +126,33 @@ with socket.create_connection((address, port), 5) as sock:
 """
 
 
-def talk(enter: Callable[[], None], address: str, port: int, size: int = 5, *text: str) -> str:
-    argv = [sys.executable, "-I", "-S", "-c", TALK, address, str(port), str(size), *text]
-    return subprocess.run(argv, capture_output=True, text=True, preexec_fn=enter, timeout=30).stdout.strip()
+def talk(inside: Inside, address: str, port: int, size: int = 5, *text: str) -> str:
+    return inside.python(TALK, address, str(port), str(size), *text).decode().strip()
 
 
-def address_of(enter: Callable[[], None], name: str) -> str:
-    return lookup(enter, name).answer[0][0].to_text()
+def address_of(inside: Inside, name: str) -> str:
+    return lookup(inside, name).answer[0][0].to_text()
 
 
 pytestmark = pytest.mark.wall
 
 
-def test_a_granted_name_and_port(gate: Gate, enter: Callable[[], None], echo: Echo) -> None:
-    port, address = echo.server_address[1], address_of(enter, "db.localhost")
-    assert talk(enter, address, port) == "xxxxx|5"
-    assert talk(enter, address, port, 500_000).endswith("|500000")  # half-closed, and more than any buffer
+def test_a_granted_name_and_port(gate: Gate, inside: Inside, echo: Echo) -> None:
+    port, address = echo.server_address[1], address_of(inside, "db.localhost")
+    assert talk(inside, address, port) == "xxxxx|5"
+    assert talk(inside, address, port, 500_000).endswith("|500000")  # half-closed, and more than any buffer
     wanted = {"kind": "egress", "effect": "allow", "scheme": "tcp", "host": "db.localhost", "port": port}.items()
     assert any(wanted <= event.items() for event in gate.events)
 
 
-def test_nothing_else(gate: Gate, enter: Callable[[], None], echo: Echo) -> None:
+def test_nothing_else(gate: Gate, inside: Inside, echo: Echo) -> None:
     port, before = echo.server_address[1], echo.received
-    db = address_of(enter, "db.localhost")
-    assert talk(enter, "127.0.0.1", port) in ("closed", "reset")  # an address that was given out for no name
-    assert talk(enter, "198.18.200.1", port) in ("closed", "reset")
-    assert talk(enter, address_of(enter, "web.localhost"), port) in ("closed", "reset")  # granted for HTTP only
-    assert talk(enter, address_of(enter, "denied.localhost"), port) in ("closed", "reset")
-    assert talk(enter, db, 9999) in ("closed", "reset")  # its address is private, and the grant does not say that it may be
+    db = address_of(inside, "db.localhost")
+    assert talk(inside, "127.0.0.1", port) in ("closed", "reset")  # an address that was given out for no name
+    assert talk(inside, "198.18.200.1", port) in ("closed", "reset")
+    assert talk(inside, address_of(inside, "web.localhost"), port) in ("closed", "reset")  # granted for HTTP only
+    assert talk(inside, address_of(inside, "denied.localhost"), port) in ("closed", "reset")
+    assert talk(inside, db, 9999) in ("closed", "reset")  # its address is private, and the grant does not say that it may be
     assert echo.received == before
     rules = {(event["host"], event["rule"]) for event in gate.events if event.get("way") == "raw" and event["effect"] == "deny"}
     assert {
@@ -166,55 +164,54 @@ def test_nothing_else(gate: Gate, enter: Callable[[], None], echo: Echo) -> None
 
 
 @pytest.mark.parametrize("name", ["db", "web", "denied", "none"])
-def test_it_was_foreseen(gate: Gate, enter: Callable[[], None], echo: Echo, name: str) -> None:
+def test_it_was_foreseen(gate: Gate, inside: Inside, echo: Echo, name: str) -> None:
     port = echo.server_address[1]
     rules = Rules(Policy(grants=granted(port), canaries=(("one", PLANTED),)), {})
     foreseen = predict(rules, sent("GET", f"tcp://{name}.localhost:{port}"))
     before = len(gate.events)
     if name == "none":  # a name without an address: nobody is asked
-        assert not foreseen.named and not lookup(enter, "none.localhost").answer
+        assert not foreseen.named and not lookup(inside, "none.localhost").answer
         assert (foreseen.effect, foreseen.event) == ("deny", {})
         return
-    answered = talk(enter, address_of(enter, f"{name}.localhost"), port) == "xxxxx|5"
+    answered = talk(inside, address_of(inside, f"{name}.localhost"), port) == "xxxxx|5"
     (seen,) = [event for event in gate.events[before:] if event.get("way") == "raw"]
     assert {**foreseen.event, "session": seen["session"]} == seen
     assert (foreseen.effect == "allow") == answered and foreseen.verdict.rule == seen["rule"]
 
 
-def test_a_tunnel_does_not_lead_there(gate: Gate, enter: Callable[[], None], echo: Echo) -> None:
+def test_a_tunnel_does_not_lead_there(gate: Gate, inside: Inside, echo: Echo) -> None:
     program = (
         "import socket\ns=socket.create_connection(('127.0.0.1',3128),5)\n"
         f"s.sendall(b'CONNECT db.localhost:{echo.server_address[1]} HTTP/1.1\\r\\nHost: db.localhost:{echo.server_address[1]}\\r\\n\\r\\n')\nprint(s.recv(100)[:12])"
     )
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, preexec_fn=enter, timeout=20)
-    assert done.stdout == "b'HTTP/1.1 403'\n"
+    assert inside.python(program) == b"b'HTTP/1.1 403'\n"
 
 
-def test_bytes_are_bounded_as_they_pass(gate: Gate, enter: Callable[[], None], echo: Echo) -> None:
+def test_bytes_are_bounded_as_they_pass(gate: Gate, inside: Inside, echo: Echo) -> None:
     port = echo.server_address[1]
-    small, budget = address_of(enter, "small.localhost"), address_of(enter, "budget.localhost")
-    assert talk(enter, small, port, 1000).endswith("|1000")
+    small, budget = address_of(inside, "small.localhost"), address_of(inside, "budget.localhost")
+    assert talk(inside, small, port, 1000).endswith("|1000")
     before = echo.received
-    assert talk(enter, small, port, 100_000) in ("closed", "reset") and echo.received <= before + 1000
-    assert talk(enter, budget, port, 800).endswith("|800")
+    assert talk(inside, small, port, 100_000) in ("closed", "reset") and echo.received <= before + 1000
+    assert talk(inside, budget, port, 800).endswith("|800")
     before = echo.received
-    assert talk(enter, budget, port, 300) in ("closed", "reset") and echo.received == before
-    assert talk(enter, budget, port, 200).endswith("|200")
+    assert talk(inside, budget, port, 300) in ("closed", "reset") and echo.received == before
+    assert talk(inside, budget, port, 200).endswith("|200")
     assert {"upload-too-large", "upload-budget-spent"} <= {event["rule"] for event in gate.events if event.get("way") == "raw"}
 
 
-def test_uses_are_connections(gate: Gate, enter: Callable[[], None], echo: Echo) -> None:
-    address = address_of(enter, "once.localhost")
-    assert talk(enter, address, echo.server_address[1]) == "xxxxx|5"
-    assert talk(enter, address, echo.server_address[1]) in ("closed", "reset")
+def test_uses_are_connections(gate: Gate, inside: Inside, echo: Echo) -> None:
+    address = address_of(inside, "once.localhost")
+    assert talk(inside, address, echo.server_address[1]) == "xxxxx|5"
+    assert talk(inside, address, echo.server_address[1]) in ("closed", "reset")
 
 
-def test_a_planted_string_does_not_leave(gate: Gate, enter: Callable[[], None], echo: Echo) -> None:
-    address, port = address_of(enter, "db.localhost"), echo.server_address[1]
+def test_a_planted_string_does_not_leave(gate: Gate, inside: Inside, echo: Echo) -> None:
+    address, port = address_of(inside, "db.localhost"), echo.server_address[1]
     before = echo.received
-    assert talk(enter, address, port, 0, f"insert into t values ('{PLANTED}')") in ("closed", "reset")
+    assert talk(inside, address, port, 0, f"insert into t values ('{PLANTED}')") in ("closed", "reset")
     assert echo.received == before
-    assert talk(enter, address, port, 0, "insert into t values ('something else')").endswith("|39")
+    assert talk(inside, address, port, 0, "insert into t values ('something else')").endswith("|39")
     assert any(event.get("canary") == "the canary one" for event in gate.events)
 
 
@@ -223,16 +220,16 @@ def test_taking_the_grant_back_cuts_it(engine_binary: str, upstream: Upstream, e
     with made(door.DNS, echo.server_address[1]) as opened:
         listeners = [("dns-tcp" if port == door.DNS else "tcp", socket.socket(fileno=fd)) for port, fd in opened.listeners.items()]
         listeners.append(("dns-udp", socket.socket(fileno=opened.dns)))
-        join = entering(opened)
+        inside = Inside(opened)
         with running(tmp_path, upstream, (grant,), listeners) as gate:
-            address = address_of(join, "db.localhost")
+            address = address_of(inside, "db.localhost")
             program = (
                 f"import socket\ns=socket.create_connection(({address!r},{echo.server_address[1]}),5)\ns.sendall(b'a'); print(s.recv(1), flush=True)\n"
                 "s.settimeout(10)\ntry: print(s.recv(1))\nexcept ConnectionResetError: print(b'')"
             )
-            with subprocess.Popen([sys.executable, "-I", "-S", "-c", program], stdout=subprocess.PIPE, text=True, preexec_fn=join) as run:
+            with inside.start([sys.executable, "-I", "-S", "-c", program]) as run:
                 assert run.stdout is not None and run.stdout.readline() == "b'a'\n"
                 assert gate.revoke(0) < 1
                 assert run.stdout.readline() == "b''\n"
-            assert talk(join, address, echo.server_address[1]) in ("closed", "reset")
+            assert talk(inside, address, echo.server_address[1]) in ("closed", "reset")
             assert until(lambda: gate.events[-1]["rule"] == "host-not-granted")
