@@ -19,6 +19,7 @@ from conftest import unavailable
 from stockade.cli import doctor
 from stockade.core.errors import StockadeError
 from stockade.gateway import engine
+from stockade.walls import bubblewrap, runsc
 from stockade.walls.probe import Check
 
 DOCTOR = [sys.executable, "-m", "stockade", "doctor"]
@@ -138,11 +139,132 @@ def test_without_envoy_it_says_that_the_fallback_is_slower(tmp_path: Path) -> No
     assert done.returncode == 1 and "stockade[gate]" in done.stdout and "stockade[mitm]" in done.stdout
 
 
-@pytest.mark.parametrize("wall", ["gvisor", "vm"])
-def test_walls_that_are_not_here_claim_nothing(tmp_path: Path, wall: str) -> None:
-    done = run(tmp_path, "--wall", wall)
+def test_a_wall_that_is_not_here_claims_nothing(tmp_path: Path) -> None:
+    done = run(tmp_path, "--wall", "vm")
     assert done.returncode == 1 and done.stdout.count("not part of this version") == 2
-    assert json.loads(run(tmp_path, "--wall", wall, "--json").stdout)["parts"][wall]["status"] == "absent"
+    assert json.loads(run(tmp_path, "--wall", "vm", "--json").stdout)["parts"]["vm"]["status"] == "absent"
+
+
+# ---- the gVisor wall: tried by booting, and mended from Debian's own archive --------------------------------------------------------
+
+SOURCES = """Types: deb
+URIs: http://mirror.test/odd/place/
+Suites: bookworm bookworm-updates
+Components: main contrib
+"""
+
+
+def machine(tmp_path: Path, *, release: str = "bookworm", offered: str = "0.0~20221219.0-2+b3", fails: str = "never") -> tuple[str, ...]:
+    """A Debian without runsc around the doctor: /etc/apt is a folder of the test, and the package manager a stand-in that installs nothing.
+
+    It writes what it is called with to `ran`, and fails when that holds `fails`.
+    """
+    etc, tools = tmp_path / "apt", tmp_path / "tools"
+    for folder in (etc / "sources.list.d", etc / "preferences.d", tools):
+        folder.mkdir(parents=True)
+    (etc / "sources.list.d/debian.sources").write_text(SOURCES.replace("bookworm", release))
+    (tmp_path / "os-release").write_text(f"ID=debian\nPRETTY_NAME='Debian of the test'\nVERSION_CODENAME={release}\n")
+    stand_ins = {
+        "apt-get": f'echo noise; echo "apt-get $*" >>{tmp_path}/ran; case "$*" in *{fails}*) exit 100;; esac',
+        "apt-cache": f'printf "runsc:\\n  Installed: (none)\\n  Candidate: {offered}\\n"',
+        "sudo": 'exec "$@"',
+    }
+    for name, script in stand_ins.items():
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    hidden = [word for path in runsc.PROGRAMS if os.path.exists(path) for word in ("--bind", "/dev/null", path)]
+    own = ("--bind", str(etc), "/etc/apt", "--ro-bind", str(tmp_path / "os-release"), os.path.realpath("/etc/os-release"))
+    return (*inside_another_sandbox(*hidden, *own), "env", f"PATH={tools}:{os.environ['PATH']}")
+
+
+def asked(tmp_path: Path) -> list[str]:
+    """What the package manager was called with."""
+    return (tmp_path / "ran").read_text().splitlines() if (tmp_path / "ran").exists() else []
+
+
+def left(tmp_path: Path) -> list[str]:
+    """Files in /etc/apt."""
+    return sorted(str(path.relative_to(tmp_path / "apt")) for path in (tmp_path / "apt").rglob("*") if path.is_file())
+
+
+@pytest.mark.wall
+def test_the_gvisor_wall_is_tried_by_booting(tmp_path: Path) -> None:
+    done = run(tmp_path, "--wall", "gvisor", "--json")
+    found = json.loads(done.stdout)
+    if not found["ok"]:
+        unavailable("gvisor", done.stdout)
+    said = checks(found, "gvisor")
+    assert done.returncode == 0 and found["parts"]["gvisor"]["status"] in ("ok", "degraded")
+    assert [check["status"] for name, check in said.items() if name != "platform"] == ["ok"] * 5
+    assert said["boot"]["seen"].startswith("ran `true` in a guest on platform ") and said["boot"]["seen"].endswith(" ms")
+
+
+@pytest.mark.wall
+def test_without_runsc_it_names_the_command_that_installs_it(tmp_path: Path) -> None:
+    done = run(tmp_path, "--wall", "gvisor", "--json", before=machine(tmp_path))
+    said = checks(json.loads(done.stdout), "gvisor")
+    assert done.returncode == 1 and said["runsc"]["status"] == "missing" and said["runsc"]["fix"] == runsc.MEND
+    assert said["boot"]["seen"] == "not tried: it needs runsc"
+    assert not asked(tmp_path) and left(tmp_path) == ["sources.list.d/debian.sources"], "without --fix nothing is installed or written"
+
+
+@pytest.mark.wall
+def test_where_user_namespaces_are_off_the_gvisor_wall_is_not_blamed_on_runsc(tmp_path: Path) -> None:
+    done = run(tmp_path, "--wall", "gvisor", "--json", before=inside_another_sandbox("--unshare-user", "--disable-userns"))
+    said = checks(json.loads(done.stdout), "gvisor")
+    assert done.returncode == 1 and said["runsc"]["seen"] == "not tried: it needs user namespaces" and "boot" not in said
+
+
+@pytest.mark.wall
+def test_fix_takes_runsc_alone_from_the_backports_of_this_machines_own_mirror(tmp_path: Path) -> None:
+    done = run(tmp_path, "--wall", "gvisor", "--fix", "--json", before=machine(tmp_path))
+    assert json.loads(done.stdout)["ok"] is False, "nothing but the findings is on standard output"
+    assert left(tmp_path) == ["preferences.d/stockade-runsc", "sources.list.d/debian.sources", "sources.list.d/stockade-runsc.sources"]
+    stanza, pins = (
+        (tmp_path / "apt" / name).read_text() for name in ("sources.list.d/stockade-runsc.sources", "preferences.d/stockade-runsc")
+    )
+    assert stanza.splitlines()[1:] == [
+        "Types: deb",
+        "URIs: http://mirror.test/odd/place/",
+        "Suites: bookworm-backports",
+        "Components: main",
+    ]
+    assert "Package: *\nPin: release n=bookworm-backports\nPin-Priority: -1\n" in pins and "Package: runsc\n" in pins
+    update, install = asked(tmp_path)
+    assert update.startswith(
+        "apt-get update -o Dir::Etc::sourcelist=/etc/apt/sources.list.d/stockade-runsc.sources -o Dir::Etc::sourceparts=- "
+    )
+    assert install == "apt-get install -y --no-install-recommends runsc/bookworm-backports"
+    for what in (stanza, pins):  # said before, as it was then done
+        assert "".join(f"    {line}\n" for line in what.splitlines()) in done.stderr
+    assert update in done.stderr and install in done.stderr
+    assert done.returncode == 1, "the stand-in has installed nothing"
+
+
+@pytest.mark.wall
+@pytest.mark.parametrize("fails", ["update", "install"])
+def test_a_fix_that_fails_leaves_no_file_behind(tmp_path: Path, fails: str) -> None:
+    done = run(tmp_path, "--wall", "gvisor", "--fix", before=machine(tmp_path, fails=fails))
+    assert done.returncode == 125 and "status 100" in done.stderr
+    assert left(tmp_path) == ["sources.list.d/debian.sources"]
+
+
+@pytest.mark.wall
+def test_fix_takes_the_machines_own_package_where_that_is_good(tmp_path: Path) -> None:
+    run(tmp_path, "--wall", "gvisor", "--fix", before=machine(tmp_path, release="trixie", offered="0.0~20240729.0-5"))
+    assert asked(tmp_path) == ["apt-get install -y --no-install-recommends runsc"] and left(tmp_path) == ["sources.list.d/debian.sources"]
+
+
+@pytest.mark.wall
+def test_where_there_is_no_good_package_fix_says_what_to_do_and_mends_the_rest(tmp_path: Path) -> None:
+    around = machine(tmp_path, release="bullseye", offered="0.0~20201208.0-1")
+    done = run(tmp_path, "--wall", "gvisor", "--fix", before=around)
+    assert done.returncode == 1 and not asked(tmp_path) and left(tmp_path) == ["sources.list.d/debian.sources"]
+    assert "Debian of the test" in done.stderr and "20201208, too old" in done.stderr and "gVisor publishes" in done.stderr
+    at = around.index("--bind")
+    hidden = [word for path in bubblewrap.PROGRAMS if os.path.exists(path) for word in ("--bind", "/dev/null", path)]
+    run(tmp_path, "--fix", before=(*around[:at], *hidden, *around[at:]))
+    assert asked(tmp_path) == ["apt-get install -y --no-install-recommends bubblewrap"]
 
 
 def test_a_ledger_that_was_tampered_with_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

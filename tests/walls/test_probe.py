@@ -84,12 +84,12 @@ def test_the_install_command_is_whole(monkeypatch: pytest.MonkeyPatch, tmp_path:
         (tools / name).write_text("#!/bin/sh\n")
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tools))
-    command = programs.install_command(["bubblewrap"])
-    assert command[-5:] == ["apt-get", "install", "-y", "--no-install-recommends", "bubblewrap"]
+    command = programs.install(["bubblewrap"]).command
+    assert command[-5:] == ("apt-get", "install", "-y", "--no-install-recommends", "bubblewrap")
     assert (command[0] == "sudo") == (os.geteuid() != 0)
     (tools / "apt-get").unlink()
     with pytest.raises(StockadeError, match="apt-get"):
-        programs.install_command(["bubblewrap"])
+        programs.install(["bubblewrap"])
 
 
 @pytest.mark.wall

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from stockade.core import places
 from stockade.core.errors import StockadeError, Tampered
-from stockade.walls import others, probe, programs
+from stockade.walls import debian, others, probe, probe_gvisor, programs
 from stockade.walls.probe import Check
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--wall", choices=tuple(PARTS), metavar="NAME", help=f"only this one: {', '.join(PARTS)}")
     parser.add_argument(
-        "--fix", action="store_true", help="install what is missing as Debian packages (says first what it will run; uses sudo unless root)"
+        "--fix",
+        action="store_true",
+        help="install what is missing as Debian packages (says first what it will write and run; uses sudo unless root)",
     )
     return parser
 
@@ -117,7 +119,7 @@ PARTS: dict[str, Callable[[], Iterator[Check]]] = {
     "gate": gate,
     "ledger": ledger,
     "sessions": sessions,
-    "gvisor": others.gvisor_wall,
+    "gvisor": probe_gvisor.gvisor_wall,
     "vm": others.vm_wall,
 }
 TITLES = {
@@ -133,7 +135,7 @@ TITLES = {
 def status_of(part: str, checks: Sequence[Check]) -> str:
     """One word for a part: "missing" beats "degraded" beats "ok"; "absent" for a wall that this version does not have."""
     found = {check.status for check in checks}
-    if part in ("gvisor", "vm"):
+    if part == "vm":
         return "absent"
     return next((word for word in ("missing", "degraded") if word in found), "ok")
 
@@ -181,7 +183,7 @@ def line(check: Check) -> str:
 
 def verdict(part: str, checks: Sequence[Check], ok: bool) -> str:
     """The last line."""
-    if part in ("gvisor", "vm"):
+    if part == "vm":
         return f"\nThe {part} wall is not part of this version."
     if not ok:
         return f"\n{TITLES[part]}: does not work here. Nothing falls back to less: what needs it is refused until this is mended."
@@ -209,20 +211,26 @@ def plain(found: dict[str, list[Check]], judged: str, ok: bool) -> dict[str, obj
 
 
 def mend(found: dict[str, list[Check]], quiet: bool) -> bool:
-    """Install the Debian packages that mend something; true if anything was installed. What it says goes to standard error."""
+    """Install the Debian packages that mend something; true if anything was installed. What it says goes to standard error. Raises StockadeError."""
     wrong = [check for checks in found.values() for check in checks if not check.ok]
     packages = sorted({package for check in wrong for package in check.packages})
     if not packages:
         sys.stderr.write("stockade doctor --fix: no Debian package would mend anything here; see `mend:` above for the rest.\n")
         return False
-    command = programs.install_command(packages)
-    sys.stderr.write(f"stockade doctor --fix: running: {' '.join(command)}\n")
+    steps = [programs.install(usual)] if (usual := [package for package in packages if package != "runsc"]) else []
+    if "runsc" in packages:
+        try:
+            steps += debian.runsc_steps()
+        except StockadeError as error:  # said, and no more: what else is missing is mended all the same
+            sys.stderr.write(f"stockade doctor --fix: {error.message}. {error.hint}\n")
+    for step in steps:
+        content = "".join(f"    {row}\n" for row in step.content.splitlines())
+        what = f"writing {step.file}:\n{content}" if step.file else f"running: {' '.join(step.command)}\n"
+        sys.stderr.write(f"stockade doctor --fix: {what}")
     sys.stderr.flush()
-    status = programs.install(command)
-    if status:
-        raise StockadeError(
-            f"{' '.join(command)}: status {status}", code="doctor.fix", hint="If the package lists are old: apt-get update, then again."
-        )
+    if not steps:
+        return False
+    programs.carry_out(steps)
     if not quiet:
         print()
     return True

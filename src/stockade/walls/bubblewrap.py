@@ -63,18 +63,21 @@ class Plan:
     enforced: tuple[Enforced, ...]
 
 
+def program() -> str:
+    """Where bubblewrap is. Raises CannotEnforce (`bubblewrap.missing`) with the command that installs it."""
+    for found in PROGRAMS:
+        if os.access(found, os.X_OK):
+            return found
+    raise CannotEnforce(
+        f"bubblewrap is not installed (looked for {', '.join(PROGRAMS)})",
+        code="bubblewrap.missing",
+        hint="Debian: sudo apt install bubblewrap",
+    )
+
+
 def look(home: str) -> Host:
     """Find bubblewrap and the host's layout. Raises CannotEnforce (`bubblewrap.missing`) with the command that installs it."""
-    for program in PROGRAMS:
-        if os.access(program, os.X_OK):
-            break
-    else:
-        raise CannotEnforce(
-            f"bubblewrap is not installed (looked for {', '.join(PROGRAMS)})",
-            code="bubblewrap.missing",
-            hint="Debian: sudo apt install bubblewrap",
-        )
-    return Host(program, system.links(), system.etc(home), tuple(path for path in MASKED if os.access(path, os.R_OK)))
+    return Host(program(), system.links(), system.etc(home), tuple(path for path in MASKED if os.access(path, os.R_OK)))
 
 
 def plan(wanted: Confinement, host: Host, *, stage: str = "", dangerously_share_host_network: bool = False) -> Plan:

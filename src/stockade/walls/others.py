@@ -1,4 +1,4 @@
-"""The walls that this version does not have: what of them is on this machine, as information. Claims nothing."""
+"""The wall that this version does not have: what of it is on this machine, as information. Claims nothing."""
 
 from __future__ import annotations
 
@@ -7,17 +7,9 @@ import shutil
 from typing import TYPE_CHECKING
 
 from stockade.walls.probe import Check
-from stockade.walls.programs import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-def gvisor_wall() -> Iterator[Check]:
-    """What of gVisor is here; claims nothing."""
-    found = shutil.which("runsc")
-    seen = f"not part of this version; runsc: {run([found, '--version'])[1].splitlines()[0] if found else 'not found'}"
-    yield Check("gvisor", False, seen, "containers with a kernel of their own", "Use the bubblewrap wall.", "information")
 
 
 def vm_wall() -> Iterator[Check]:

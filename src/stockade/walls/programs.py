@@ -8,6 +8,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from stockade.core.errors import StockadeError
+from stockade.core.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,20 +34,62 @@ def printable(said: bytes) -> str:
     return "".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in said.decode("utf-8", "replace")).strip()
 
 
-def install_command(packages: Sequence[str]) -> list[str]:
-    """The command that installs Debian packages here. Raises StockadeError (`doctor.fix`) where there is no way."""
+@frozen
+class Step:
+    """One command of a repair. One that writes a file does so from its standard input: `file` is the path, `content` the whole of it."""
+
+    command: tuple[str, ...]
+    file: str = ""
+    content: str = ""
+
+
+def install(packages: Sequence[str]) -> Step:
+    """The step that installs Debian packages here. Raises StockadeError (`doctor.fix`) where there is no way."""
     if not shutil.which("apt-get"):
         raise StockadeError(
             "this machine has no apt-get", code="doctor.fix", hint=f"Install with its own package manager: {' '.join(packages)}"
         )
-    command = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
+    return Step(as_root("apt-get", "install", "-y", "--no-install-recommends", *packages))
+
+
+def write(file: str, content: str) -> Step:
+    """The step that writes a file which everybody may read. Raises StockadeError (`doctor.fix`) where there is no way."""
+    return Step(as_root("install", "-D", "-m", "644", "/dev/stdin", file), file, content)
+
+
+def as_root(*command: str) -> tuple[str, ...]:
+    """`command` as root runs it. Raises StockadeError (`doctor.fix`) where there is no way to become root."""
     if os.geteuid() == 0:
         return command
     if not shutil.which("sudo"):
-        raise StockadeError("this needs root, and there is no sudo", code="doctor.fix", hint=f"As root: {' '.join(command)}")
-    return ["sudo", *command]
+        raise StockadeError("this needs root, and there is no sudo", code="doctor.fix", hint="Run `stockade doctor --fix` again as root.")
+    return ("sudo", *command)
 
 
-def install(command: Sequence[str]) -> int:
-    """Carry out what `install_command` said, its output shown; its status."""
-    return subprocess.run(command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, check=False).returncode
+def carry_out(steps: Sequence[Step]) -> None:
+    """Carry out a repair, what its commands say shown. If a step fails, the files that were written are removed: half of it would only be in the way.
+
+    Raises StockadeError (`doctor.fix`).
+    """
+    written: list[str] = []
+    whole = False
+    try:
+        for step in steps:
+            if step.file:
+                written.append(step.file)
+            status = _shown(step.command, step.content)
+            if status:
+                hint = "If the package lists are old: apt-get update, then again."
+                raise StockadeError(f"{' '.join(step.command)}: status {status}", code="doctor.fix", hint=hint)
+        whole = True
+    finally:
+        if written and not whole:
+            _shown(as_root("rm", "-f", *written), "")
+
+
+def _shown(command: Sequence[str], content: str) -> int:
+    surroundings = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    given = content.encode() if content else None
+    return subprocess.run(
+        command, env=surroundings, input=given, stdout=2, check=False
+    ).returncode  # standard output is for the doctor's findings
