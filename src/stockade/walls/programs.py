@@ -79,7 +79,8 @@ def carry_out(steps: Sequence[Step]) -> None:
                 written.append(step.file)
             status = _shown(step.command, step.content)
             if status:
-                hint = "If the package lists are old: apt-get update, then again."
+                undone = "What was written is removed again. " if written else ""
+                hint = f"{undone}If the package lists are old: apt-get update, then again."
                 raise StockadeError(f"{' '.join(step.command)}: status {status}", code="doctor.fix", hint=hint)
         whole = True
     finally:
