@@ -57,6 +57,7 @@ HOT = [
     "stockade.record.ledger",
     "stockade.walls.door",
     "stockade.walls.bubblewrap",
+    "stockade.walls.gvisor",
     "stockade.walls.runsc",
     "stockade.session",
     "stockade.session.signing",  # in sessions that sign

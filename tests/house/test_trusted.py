@@ -13,7 +13,8 @@ from house.tree import ROOT, text
 PAGE, SOURCES = ROOT / "docs/trusted-code.md", ROOT / "src/stockade"
 # Lines of code that each row may grow to, by the first module in it. To raise one is a decision: could a tested primitive do it instead?
 BOUNDS = {
-    "walls/native/step.c": 600,
+    "walls/native/step.c": 700,
+    "walls/gvisor.py": 450,
     "walls/bubblewrap.py": 1000,
     "walls/watch.py": 250,
     "walls/box.py": 350,

@@ -422,7 +422,7 @@ def test_what_cannot_be_opened_leaves_nothing(folder: Path, tmp_path: Path) -> N
             raise AssertionError("it opened")
 
     for policy in (
-        Policy(wall="gvisor"),
+        Policy(wall="vm"),
         Policy(workspace=Workspace(path="missing")),
         Policy(mounts=(Mount(str(folder), "/proc/here"),)),
         Policy(mounts=(Mount("/", "/mnt/all"),)),

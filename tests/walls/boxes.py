@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from conftest import unavailable
 from stockade.core.errors import CannotEnforce
 from stockade.core.values import Confinement, Limits, Mount
 from stockade.walls import bubblewrap, door, native, seccomp
 from stockade.walls.box import Box, Child
-from stockade.walls.bubblewrap import Plan
+
+if TYPE_CHECKING:
+    from stockade.walls.contract import Wall
 
 HOME = "/home/user"
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": HOME, "LANG": "C.UTF-8"}
@@ -70,7 +73,7 @@ def own_places() -> Iterator[str]:
                 os.environ[name] = value
 
 
-def require() -> None:
+def require(wall: Wall = bubblewrap) -> None:
     """Skip, or fail where it must work, when a part of the wall is not here."""
     if not os.path.exists(native.STEP):
         unavailable("cc", "the native helper was not built")
@@ -84,12 +87,17 @@ def require() -> None:
                 os.close(fd)
         except CannotEnforce as error:
             unavailable("seccomp", str(error))
+        if wall is not bubblewrap:
+            try:
+                wall.look(HOME)
+            except CannotEnforce as error:
+                unavailable(wall.NAME, str(error))
 
 
 class Inside:
     """A box with the convenience that tests want: run to the end and collect."""
 
-    def __init__(self, box: Box, plan: Plan, made: door.Door | None) -> None:
+    def __init__(self, box: Box, plan: Any, made: door.Door | None) -> None:
         self.box, self.plan, self.door = box, plan, made
 
     def run(
@@ -142,16 +150,17 @@ def inside(
     limits: Limits = SMALL,
     home: str = HOME,
     ports: tuple[int, ...] = door.PORTS,
-    change: Callable[[Plan], Plan] = lambda plan: plan,
+    change: Callable[[Any], Any] = lambda plan: plan,
     cgroups: Sequence[int] = (),
+    wall: Wall = bubblewrap,
 ) -> Iterator[Inside]:
     """A live box with these mounts; `change` may alter the plan, to show what a part of it is good for."""
-    made = door.make(ports) if network == "door" else None
+    made = wall.make_door(ports) if network == "door" else None
     try:
         with own_places():
             wanted = Confinement(mounts=(*PYTHON_MOUNTS, *mounts), network="door" if made else "none", limits=limits, home=home)
-            plan = change(bubblewrap.plan(wanted, bubblewrap.look(home)))
-            box = bubblewrap.open_box(plan, made, cgroups)
+            plan = change(wall.plan(wanted, wall.look(home)))
+            box = wall.open_box(plan, made, cgroups)
         try:
             yield Inside(box, plan, made)
         finally:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import replace
 from stockade.core.values import Confinement, Limits, Mount, Overlay
-from stockade.walls.bubblewrap import RESERVED, Host, Plan, check_target, plan, rlimits
+from stockade.walls.bubblewrap import Host, Plan, plan, rlimits
+from stockade.walls.view import RESERVED, check_target
 
 HOST = Host(
     bwrap="/usr/bin/bwrap",

@@ -9,14 +9,18 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from stockade.core.errors import StockadeError, WallFailed
 from stockade.core.frozen import replace
 from stockade.core.values import Mount
-from stockade.walls import system
+from stockade.walls import bubblewrap, gvisor, system
 from walls.boxes import HOME, PYTHON, PYTHON_MOUNTS, Inside, inside, require, unconfined_python, until
+
+if TYPE_CHECKING:
+    from stockade.walls.contract import Wall
 
 walls = pytest.mark.wall
 
@@ -295,6 +299,53 @@ def test_orphans_are_reaped(box: Inside) -> None:
 # ---- privileges -------------------------------------------------------------------------------------------------------------------
 
 
+MARK = """
+import os, sys
+place = sys.argv[1]
+def attempt(name, call):
+    try: call(f"{place}/{name}")
+    except OSError: pass
+for bits in (0o4755, 0o2755):
+    attempt(f"open{bits}", lambda path: os.close(os.open(path, os.O_CREAT | os.O_WRONLY, bits)))
+    attempt(f"mknod{bits}", lambda path: os.mknod(path, 0o100000 | bits))
+    def changed(path):
+        open(path, "w").close()
+        os.chmod(path, bits)
+    attempt(f"chmod{bits}", changed)
+    def by_descriptor(path):
+        fd = os.open(path, os.O_CREAT | os.O_WRONLY, 0o755)
+        os.fchmod(fd, bits)
+    attempt(f"fchmod{bits}", by_descriptor)
+    def by_name(path):
+        fd = os.open(place, os.O_TMPFILE | os.O_WRONLY, bits)
+        os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+    attempt(f"tmpfile{bits}", by_name)
+os.umask(0)
+os.close(os.open(f"{place}/benign", os.O_CREAT | os.O_WRONLY, 0o644))
+os.chmod(f"{place}/benign", 0o1775)
+print("benign")
+"""
+
+
+def marked(place: Path) -> set[str]:
+    return {path.name for path in place.iterdir() if path.stat().st_mode & (stat.S_ISUID | stat.S_ISGID)}
+
+
+@walls
+@pytest.mark.parametrize("wall", [bubblewrap, gvisor], ids=lambda wall: str(wall.NAME))
+def test_no_program_that_lends_its_owners_identity_is_left_in_a_mount(tmp_path: Path, wall: Wall) -> None:
+    """On the host it would be executed as whoever owns it: the user, or root."""
+    require(wall)
+    loose, held = tmp_path / "loose", tmp_path / "held"
+    loose.mkdir()
+    held.mkdir()
+    assert unconfined_python(MARK, str(loose)).text == "benign"
+    assert {"".join(filter(str.isalpha, name)) for name in marked(loose)} == {"open", "mknod", "chmod", "fchmod", "tmpfile"}
+    with inside(Mount(str(held), "/work", "rw"), wall=wall) as made:
+        assert made.python(MARK, "/work").text == "benign"
+    assert marked(held) == set() and (held / "benign").exists()
+
+
 @walls
 def test_set_user_id_programs_gain_nothing(tmp_path: Path) -> None:
     require()
@@ -304,8 +355,7 @@ def test_set_user_id_programs_gain_nothing(tmp_path: Path) -> None:
         for program in ("/usr/bin/su", "/usr/bin/passwd", "/usr/bin/mount", "/usr/bin/newgrp", "/usr/bin/sudo"):
             if os.path.exists(program):
                 assert made.run(program, "-c", "id").text != "uid=0(root)" or os.getuid() == 0
-        assert made.sh(f"cp {PYTHON} /tmp/p && chmod 6755 /tmp/p").code == 0
-        assert made.run("/tmp/p", "-I", "-S", "-c", code).text == mine
+        assert made.python(code).text == mine
         done = made.python(
             "import os\nfor f in (os.setuid, os.setgid):\n  try: f(12345)\n  except OSError as e: print(e.errno)\nos.setgroups([0])"
         )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # (option, metavar or "" for a flag, key of the override handed to the policy or "" for one of ours, help)
 OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--policy", "FILE", "", "use this policy file on top of the user's and the administrator's"),
-    ("--wall", "WALL", "wall", "bubblewrap (gvisor and vm are not part of this version)"),
+    ("--wall", "WALL", "wall", "bubblewrap or gvisor (vm is not part of this version)"),
     ("--workspace", "DIR", "workspace.path", "the folder to work in (default: the current one)"),
     ("--mode", "MODE", "workspace.mode", "how the workspace is mounted: rw, ro or rw-no-delete"),
     ("--ro", "PATH[:AT]", "mount.ro", "also show PATH, read-only (may be repeated)"),

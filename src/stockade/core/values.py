@@ -113,6 +113,7 @@ class Confinement:
     `held` are paths inside, "rw:PATH" for one that can be neither renamed nor removed, "ro:PATH" for one in which nothing can be written either;
     absolute, without symbolic links, parents before children. They cost far less than mounts.
     `network` is "none" (a namespace with nothing listening) or "door" (listeners of the door, no route).
+    `sockets` are targets of mounts that are Unix sockets and have to answer inside. Others in mounts may or may not, as the wall says.
     """
 
     mounts: tuple[Mount, ...] = ()
@@ -124,6 +125,7 @@ class Confinement:
     cwd: str = "/"
     home: str = "/home/user"
     workspace: str = ""  # the target of the mount that is the workspace, "" = none
+    sockets: tuple[str, ...] = ()
 
 
 @frozen

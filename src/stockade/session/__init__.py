@@ -13,6 +13,7 @@ import time
 from stockade.core import places
 from stockade.core.errors import CannotEnforce, StockadeError, WallFailed
 from stockade.core.frozen import plain
+from stockade.core.values import DENY
 from stockade.session import confine
 
 TYPE_CHECKING = False
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
     from stockade.session.bundle import Bundle
     from stockade.session.signing import Signer
     from stockade.walls.box import Box
-    from stockade.walls.bubblewrap import Plan
+    from stockade.walls.contract import Plan, Wall
     from stockade.walls.door import Door
     from stockade.walls.limits import Groups
     from stockade.walls.watch import Watch
     from stockade.walls.workspace import View
+
+READY = 20.0  # seconds that a sandbox may take to stand
 
 
 class Session:
@@ -46,6 +49,7 @@ class Session:
         self.directory = ""
         self.confinement: Confinement
         self.view: View
+        self.wall: Wall
         self.plan: Plan
         self.enforced: tuple[Enforced, ...] = ()
         self.box: Box
@@ -69,9 +73,9 @@ class Session:
 
     def open(self) -> None:
         """Set the sandbox going. Raises StockadeError and its kinds; nothing is left behind then."""
-        wall = wall_of(self.policy)
+        self.wall = wall_of(self.policy)
         try:
-            self._open(wall)
+            self._open()
         except OSError as error:  # a full or vanished disk, no descriptors left
             self.close()
             raise WallFailed(
@@ -83,12 +87,13 @@ class Session:
             self.close()
             raise
 
-    def _open(self, wall: str) -> None:
+    def _open(self) -> None:
         from stockade.session.bundle import Bundle
-        from stockade.walls import bubblewrap, door, limits
+        from stockade.walls import door, limits
         from stockade.walls.workspace import prepare
 
-        making = door.Making((*door.PORTS, *raw_ports(self.policy)))
+        wall = self.wall
+        making = door.Making((*door.PORTS, *raw_ports(self.policy)), wired=wall.OWN_KERNEL)
         self._closers.append(making.give_up)
         self.directory = places.private(f"{places.private(places.state('sessions'))}/.{self.id}")
         self.lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -97,39 +102,69 @@ class Session:
         os.rename(self.directory, ready)
         self.directory = ready
         self._closers.append(lambda: os.close(self.lock))
-        self.bundle = Bundle(f"{self.directory}/ca.pem")
+        self.bundle = Bundle(f"{self.directory}/ca.pem", lease=not wall.OWN_KERNEL)
         self._closers.append(self.bundle.close)
         variables = confine.stand_ins(self.policy, self.placeholders)
         if variables and self.token_key:
             variables["STOCKADE_TOKEN_KEY"] = self.token_key  # public: whoever narrows a token checks it by this
         workspace = confine.workspace_of(self.policy, self.cwd)
         self.view = prepare(self.policy.workspace, workspace, workspace, self.directory, self.id)
-        self.confinement = confine.confinement(self.policy, self.cwd, self.view, self.id, variables, self.bundle.path)
+        self.confinement = confine.confinement(self.policy, self.cwd, self.view, self.id, variables, self.bundle.path, wall)
         if self.policy.signing is not None:
             from stockade.session.signing import Signer
 
             self.signer = Signer(self.policy.signing, self)
             self._closers.append(self.signer.close)
             self.confinement = self.signer.shown(self.confinement)
-        host = bubblewrap.look(self.confinement.home)
-        plan = self.plan = bubblewrap.plan(self.confinement, host, stage=f"{self.directory}/stage")
+        host = wall.look(self.confinement.home)
+        plan = self.plan = wall.plan(self.confinement, host, stage=f"{self.directory}/stage")
         for stage in (os.path.dirname(plan.stages[0]), *plan.stages) if plan.stages else ():
             os.mkdir(stage, 0o700)
         self.door = making.done()
         self._closers.append(self.door.close)
-        self.groups = limits.join(f"stockade-{self.id}", self.policy.limits)
+        self.groups = limits.join(f"stockade-{self.id}", self.policy.limits, wall.OWN_KERNEL)
         self._closers.append(self.groups.close)
-        self.box = bubblewrap.open_box(plan, self.door, self.groups.descriptors)
+        self.box = wall.open_box(plan, self.door, self.groups.descriptors)
         self._closers.append(self.box.close)
-        self.enforced = plan.enforced + self.view.notes + limits.enforced(self.policy.limits, self.groups.held)
+        self.enforced = plan.enforced + self.view.notes + limits.enforced(self.policy.limits, self.groups.held, wall.OWN_KERNEL)
         if self.signer is not None:
             self.enforced += (self.signer.enforced(),)
         if any(mount.secret for mount in self.confinement.mounts):
             from stockade.walls.watch import Watch
 
+            if wall.OWN_KERNEL:
+                self._stand()  # its kernel opens every mount by itself before
             self.watch = Watch(self.confinement.mounts)  # nothing runs inside before it is asked for, which is later
             self._closers.append(self.watch.close)
             self.enforced += self.watch.enforced
+
+    def _stand(self) -> None:
+        """Wait until the sandbox stands. Raises WallFailed."""
+        import select
+
+        poll = select.poll()
+        poll.register(self.box.fileno(), select.POLLIN)
+        deadline = time.monotonic() + READY
+        while not self.box.ready:
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise slow()
+            self.box.step()
+
+    @property
+    def certificates_first(self) -> bool:
+        """Whether the gate's certificates have to be there before the command: nobody would notice who opens them, and somebody may need them."""
+        return not self.bundle.lazy and any(grant.scheme == "https" and grant.effect != DENY for grant in self.policy.grants)
+
+    def exceeded(self) -> str:
+        """Which limit the sandbox exceeds, as a sentence, or ""."""
+        from stockade.walls import limits
+
+        init = limits.init_of(self.box.pid)
+        return limits.exceeded(init, self.policy.limits, self.groups.held, self.wall.OWN_KERNEL) if init else ""
+
+    def died_of(self) -> str:
+        """Why a sandbox is gone that nobody ended, as a sentence, or "" if that is not known."""
+        return f"more than {self.policy.limits.memory >> 20} MiB of memory" if self.groups.killed() else ""
 
     @property
     def recording(self) -> bool:
@@ -156,7 +191,7 @@ class Session:
         self.start_receipt = self.record(
             "session.start",
             command=list(argv),
-            wall="bubblewrap",
+            wall=self.wall.NAME,
             workspace=wanted.workspace,
             policy=[list(source) for source in self.policy.sources],
             mounts=[[mount.source, mount.target, mount.mode] for mount in wanted.mounts],
@@ -194,7 +229,8 @@ class Session:
 
         self.box.close()
         lasted = time.time() - self.started
-        events = self.view.finish(lambda argv, stdout, seconds: confined(self.plan, self.door, self.confinement, argv, stdout, seconds))
+        again = (self.wall, self.plan, self.door, self.confinement)
+        events = self.view.finish(lambda argv, stdout, seconds: confined(*again, argv, stdout, seconds))
         # What could not be brought back stays in our directory until somebody looks after it (`stockade session`).
         self._keep = after.left_by(events) if events else ()
         for event in events:
@@ -254,24 +290,37 @@ class Session:
             after.sweep()
 
 
+def slow() -> WallFailed:
+    """The error for a sandbox that does not stand after `READY` seconds."""
+    return WallFailed(
+        f"the sandbox did not stand after {READY:g} s", code="wall.slow", hint="`stockade doctor` tries each part of the wall."
+    )
+
+
 def raw_ports(policy: Policy) -> tuple[int, ...]:
     """The ports on which raw TCP is granted: the door listens there too."""
     return tuple(sorted({grant.port for grant in policy.grants if grant.scheme == "tcp"}))
 
 
-def wall_of(policy: Policy) -> str:
-    """Which wall the policy means. Raises CannotEnforce (`wall.missing`) for one that this version does not have."""
+def wall_of(policy: Policy) -> Wall:
+    """The wall that the policy means. Raises CannotEnforce (`wall.missing`) for one that this version does not have."""
     wanted = policy.wall
     if wanted == "auto":
         wanted = "vm" if policy.oversight == "none" else "bubblewrap"
-    if wanted != "bubblewrap":
-        why = ' (wall = "auto" with oversight = "none" means the sealed VM)' if policy.wall == "auto" else ""
-        raise CannotEnforce(
-            f"the {wanted} wall is not part of this version{why}",
-            code="wall.missing",
-            hint='Nothing was run. The bubblewrap wall is here: wall = "bubblewrap" and oversight = "developer".',
-        )
-    return wanted
+    if wanted == "bubblewrap":
+        from stockade.walls import bubblewrap
+
+        return bubblewrap
+    if wanted == "gvisor":
+        from stockade.walls import gvisor
+
+        return gvisor
+    why = ' (wall = "auto" with oversight = "none" means the sealed VM)' if policy.wall == "auto" else ""
+    raise CannotEnforce(
+        f"the {wanted} wall is not part of this version{why}",
+        code="wall.missing",
+        hint='Nothing was run. These are here: wall = "bubblewrap" and wall = "gvisor", both with oversight = "developer".',
+    )
 
 
 __all__ = ["Session", "StockadeError", "wall_of"]

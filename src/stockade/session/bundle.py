@@ -13,17 +13,22 @@ import os
 
 
 class Bundle:
-    """The file at `path`. `lazy` says whether the lease holds; where the file system has none, the caller must fill before it starts anything."""
+    """The file at `path`. `lazy` says whether the lease holds; where there is none, the caller must fill before it starts anything.
 
-    def __init__(self, path: str) -> None:
+    A guest with a kernel of its own gets none: that kernel opens the file before anybody in there does, and does not wait for it.
+    """
+
+    def __init__(self, path: str, lease: bool = True) -> None:
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         self.filled = False
-        try:
-            fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-            self.lazy = True
-        except OSError:
-            self.lazy = False
+        self.lazy = False
+        if lease:
+            try:
+                fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+                self.lazy = True
+            except OSError:  # the file system has none
+                pass
 
     def fileno(self) -> int:
         """The descriptor that holds the lease."""

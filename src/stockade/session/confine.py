@@ -9,15 +9,16 @@ from stockade.core.errors import CannotEnforce, StockadeError
 from stockade.core.frozen import replace
 from stockade.core.values import Confinement, Mount
 from stockade.policy.paths import judge
+from stockade.walls import door
 from stockade.walls.system import CA_BUNDLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from stockade.core.values import Policy
+    from stockade.walls.contract import Wall
     from stockade.walls.workspace import View
 
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
-PROXY = "http://127.0.0.1:3128"
 # How clients are told of the gate's certificate; each of these is read by at least one common program.
 CA_VARIABLES = (
     "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO", "PIP_CERT", "AWS_CA_BUNDLE", "CARGO_HTTP_CAINFO",
@@ -47,7 +48,7 @@ def workspace_of(policy: Policy, cwd: str) -> str:
     return path
 
 
-def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders: dict[str, str], bundle: str) -> Confinement:
+def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders: dict[str, str], bundle: str, wall: Wall) -> Confinement:
     """What the sandbox of `policy` may see and use; `view` is its workspace, `bundle` the host file to show as the CA bundle."""
     workspace = str(view.facts["target"])
     mounts: list[Mount] = []
@@ -70,7 +71,7 @@ def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders
         top = str(view.facts["top"])
         watch.check(mounts, overlays, top)
         view.facts["secrets"] = [mount.source[len(top) + 1 :] for mount in mounts if mount.secret and mount.source.startswith(f"{top}/")]
-    environment = base_environment(session)
+    environment = base_environment(session, wall)
     for name in policy.environment.pass_names:
         for found in matching(name):
             environment[found] = os.environ[found]
@@ -130,9 +131,10 @@ def inside_home() -> str:
     )
 
 
-def base_environment(session: str) -> dict[str, str]:
+def base_environment(session: str, wall: Wall) -> dict[str, str]:
     """What every sandbox's environment holds."""
-    user = "root" if os.getuid() == 0 else "user"
+    user = "root" if (os.getuid() if wall.USER < 0 else wall.USER) == 0 else "user"
+    proxy = f"http://{wall.ADDRESS}:{door.PROXY}"
     values = {
         "PATH": PATH,
         "HOME": inside_home(),
@@ -142,7 +144,7 @@ def base_environment(session: str) -> dict[str, str]:
         "STOCKADE_SESSION": session,
         "NO_PROXY": NO_PROXY,
     }
-    values |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), PROXY)
+    values |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), proxy)
     values |= dict.fromkeys(CA_VARIABLES, CA_BUNDLE)
     values["no_proxy"] = NO_PROXY
     return values

@@ -10,19 +10,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stockade.core.values import Confinement
-    from stockade.walls.bubblewrap import Plan
+    from stockade.walls.contract import Plan, Wall
     from stockade.walls.door import Door
 
 
-def confined(plan: Plan, door: Door, wanted: Confinement, argv: Sequence[str], stdout: int, seconds: float) -> int:
+def confined(wall: Wall, plan: Plan, door: Door, wanted: Confinement, argv: Sequence[str], stdout: int, seconds: float) -> int:
     """Run `argv` in a new sandbox made by the session's own `plan` of `wanted`; its exit status, or 137 when `seconds` are over.
 
     The door is shut by then, so nothing answers there. Everything that was started is dead when this returns. Raises WallFailed.
     """
-    from stockade.walls import bubblewrap
-
     door.shut()
-    box = bubblewrap.open_box(plan, door)
+    box = wall.open_box(plan, door)
     try:
         child = box.spawn(argv, env=dict(wanted.environment), cwd=wanted.cwd, stdout=stdout)
         poll = select.poll()

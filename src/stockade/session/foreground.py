@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-from stockade.core.errors import EXIT_FAILED, StockadeError
+from stockade.core.errors import EXIT_FAILED, StockadeError, WallFailed
 from stockade.core.frozen import frozen
 from stockade.core.loop import READ, Loop
 from stockade.session import Session
@@ -56,11 +56,19 @@ class Foreground:
             self.tty = terminal.interactive()
         self._signals()
         session.record_start(argv)
-        child = self._spawn(argv)
-        self._watch()
-        from stockade.walls.workspace import scan  # noqa: F401 - needed at the end; loading it now costs nobody any time
-
         try:
+            if session.certificates_first:
+                self._watch()
+                self._await_certificates()
+                if self.outcome:
+                    session.box.close()
+                    return 128 + 9
+                child = self._spawn(argv)
+            else:
+                child = self._spawn(argv)
+                self._watch()
+            from stockade.walls.workspace import scan  # noqa: F401 - needed at the end; loading it now costs nobody any time
+
             return self._until_end(child)
         finally:
             self._restore()
@@ -71,8 +79,10 @@ class Foreground:
         session, wanted = self.session, self.session.confinement
         environment = dict(wanted.environment)
         if self.tty:
-            self.child = session.box.spawn(argv, env=environment, cwd=wanted.cwd, tty=True)
-            return self.child
+            child = self.child = session.box.spawn(argv, env=environment, cwd=wanted.cwd, tty=True)
+            if child.terminal >= 0:
+                self._attach_terminal(child)
+            return child
         stdin, inner_in = pipe(inner_reads=True)
         stdout, inner_out = pipe(inner_reads=False)
         stderr, inner_err = pipe(inner_reads=False)
@@ -89,12 +99,20 @@ class Foreground:
         ]
         return child
 
-    def _attach_terminal(self, master: int) -> None:
+    def _await_certificates(self) -> None:
+        """Until the gate has made them, or has failed and everything is refused."""
+        if self._gate is not None:
+            self._gate.start("certificates")
+        while self.session.bundle.fileno() >= 0 and not self.outcome:
+            self.loop.turn()
+
+    def _attach_terminal(self, child: Child) -> None:
         from stockade.walls import terminal
         from stockade.walls.streams import Pump
 
+        master = child.terminal
         os.set_blocking(master, False)
-        terminal.copy_size(0, master)
+        self.session.box.resize(child, 0)
         if os.isatty(0):
             self._raw = terminal.Raw(0)
         self._given.append(master)
@@ -110,8 +128,6 @@ class Foreground:
         self._gate.listen()
         if session.signer is not None:
             session.signer.listen(self.loop, say)
-        if not session.bundle.lazy:
-            self._gate.start("no lease")
         limits = session.policy.limits
         if limits.wall_time:
             self.loop.later(limits.wall_time, lambda: self._stop(f"wall time of {limits.wall_time} s is over", "wall_time"))
@@ -123,17 +139,24 @@ class Foreground:
         self.loop.later(INTERVAL, self._look)
 
     def _notes(self, _events: int) -> None:
-        box, child = self.session.box, self.child
-        if child is None:
-            return
+        box = self.session.box
         while not box.dead:
-            terminal = child.terminal
+            child = self.child
+            terminal = child.terminal if child is not None else -1
             try:
                 box.step(0x40)  # MSG_DONTWAIT
             except BlockingIOError:
                 break
+            except WallFailed:
+                why = self.session.died_of()
+                if not why:
+                    raise
+                self._stop(why, "memory")
+                break
+            if child is None:
+                continue
             if terminal < 0 <= child.terminal:
-                self._attach_terminal(child.terminal)
+                self._attach_terminal(child)
             if child.status is not None or child.error:
                 break
 
@@ -194,8 +217,7 @@ class Foreground:
 
         session = self.session
         if session.box.ready:
-            init = limits.init_of(session.box.pid)
-            why = limits.exceeded(init, session.policy.limits, session.groups.held) if init else ""
+            why = session.exceeded()
             if why:
                 self._stop(why, "watchdog")
                 return
@@ -223,12 +245,10 @@ class Foreground:
     def _signalled(self, _events: int) -> None:
         import _signal as signal
 
-        from stockade.walls import terminal
-
         for number in os.read(self._wake, 64):
             if number == signal.SIGWINCH:
-                if self.child and self.child.terminal >= 0 and self._given:
-                    terminal.copy_size(0, self._given[0])
+                if self.child and self._given:
+                    self.session.box.resize(self.child, 0)
             elif number == signal.SIGIO:
                 if self._gate and self.session.bundle.wanted():
                     self._gate.start("certificates")
@@ -236,6 +256,8 @@ class Foreground:
                 self.session.box.signal(self.child, number)
                 if number in (signal.SIGTERM, signal.SIGHUP):
                     self.loop.later(GRACE, lambda: self._stop("asked to end", "signal"))
+            elif number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+                self._stop("asked to end", "signal")  # before its command was started
 
     def _restore(self) -> None:
         import _signal as signal

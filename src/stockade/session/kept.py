@@ -83,14 +83,14 @@ def recover(name: str) -> list[dict[str, Any]]:
         home = confine.inside_home()
         wanted = Confinement(
             mounts=view.mounts, overlays=view.overlays, held=view.held, network="door", limits=Limits(), cwd=target, home=home, workspace=target,
-            environment=tuple(confine.base_environment(left.id).items()),
+            environment=tuple(confine.base_environment(left.id, bubblewrap).items()),
         )  # fmt: skip
         plan = bubblewrap.plan(wanted, bubblewrap.look(home), stage=f"{left.directory}/stage")
         for stage in plan.stages:
             os.makedirs(stage, 0o700, exist_ok=True)
         made = door.make()
         try:
-            events = view.finish(lambda argv, stdout, seconds: confined(plan, made, wanted, argv, stdout, seconds))
+            events = view.finish(lambda argv, stdout, seconds: confined(bubblewrap, plan, made, wanted, argv, stdout, seconds))
         finally:
             made.close()
         if facts["mode"] != "ro":

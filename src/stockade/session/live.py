@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from stockade.core.errors import EXIT_FAILED, StockadeError, WallFailed
 from stockade.core.loop import READ
-from stockade.session import Session
+from stockade.session import READY, Session, slow
 from stockade.session.after import MOMENT
 from stockade.session.command import Command, Piece, Result, SessionEnded
 from stockade.session.exchange import AsyncioLoop
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from stockade.core.values import Policy
     from stockade.walls.box import Child
 
-READY = 20.0  # seconds that a sandbox may take to stand
 OUTPUT = 64 << 20  # bytes kept of each stream of one `exec`
 ASKED = 64  # commands asked for and not answered yet; more would fill the socket to the sandbox's init
 LEASE = 0.02  # seconds between two looks whether somebody wants the certificates
@@ -132,16 +131,18 @@ class LiveSession:
         self._gate.listen()
         if session.signer is not None:
             session.signer.listen(self.loop)
-        if not session.bundle.lazy:
-            self._gate.start("no lease")
+        if session.certificates_first:
+            self._gate.start("certificates")
         if session.policy.limits.wall_time:
             seconds = session.policy.limits.wall_time
             self.loop.later(seconds, lambda: self._stop(f"wall time of {seconds} s is over", "wall_time"))
         self.loop.later(limits.INTERVAL, self._look)
         self.loop.later(MOMENT, session.scan)
-        late = self.loop.later(READY, lambda: self._broken(_slow()))
+        late = self.loop.later(READY, lambda: self._broken(slow()))
         await self._ready
         self.loop.cancel(late)
+        while session.certificates_first and session.bundle.fileno() >= 0 and self._end is None:
+            await asyncio.sleep(LEASE / 4)
 
     async def close(self) -> None:
         """End everything inside, bring commits back, and record it. May be called twice. Raises StockadeError when the end cannot be recorded."""
@@ -275,6 +276,12 @@ class LiveSession:
                 child = box.step(NO_WAIT)
             except BlockingIOError:
                 return
+            except WallFailed:
+                why = self._session.died_of()
+                if not why:
+                    raise
+                self._stop(why, "memory")
+                return
             if box.ready and not self._ready.done():
                 self._ready.set_result(None)
             command = self._commands.get(child.ident) if child is not None else None
@@ -296,8 +303,7 @@ class LiveSession:
 
     def _look(self) -> None:
         session = self._session
-        init = limits.init_of(session.box.pid)
-        why = limits.exceeded(init, session.policy.limits, session.groups.held) if init else ""
+        why = session.exceeded()
         if why:
             self._stop(why, "watchdog")
         else:
@@ -337,12 +343,6 @@ async def open_session(policy: Policy | None = None, *, cwd: str | None = None) 
         yield session
     finally:
         await session.close()
-
-
-def _slow() -> WallFailed:
-    return WallFailed(
-        f"the sandbox did not stand after {READY:g} s", code="wall.slow", hint="`stockade doctor` tries each part of the wall."
-    )
 
 
 def _plain(path: str) -> str:

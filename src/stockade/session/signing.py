@@ -110,7 +110,7 @@ class Signer:
             settings = {"gpg.format": "ssh", "user.signingKey": f"key::{self._key}", "commit.gpgSign": "true", "tag.gpgSign": "true"}
             _configure(environment, settings)
         mount = Mount(f"{self._session.directory}/{NAME}", INSIDE, "ro", self._wanted.origin)
-        return replace(wanted, mounts=(*wanted.mounts, mount), environment=tuple(environment.items()))
+        return replace(wanted, mounts=(*wanted.mounts, mount), environment=tuple(environment.items()), sockets=(INSIDE,))
 
     def enforced(self) -> Enforced:
         """The receipt's line."""

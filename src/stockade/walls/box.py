@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from stockade.core.errors import WallFailed
-from stockade.walls import native
+from stockade.walls import native, terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Child:
-    """A command in a box. `status` is None until it ended, then as of waitpid(2). `terminal` is the master of its PTY, or -1."""
+    """A command in a box. `status` is None until it ended, then as of waitpid(2). `terminal` is the master of its PTY, or a socket that stands for it, or -1."""
 
     def __init__(self, ident: int, tty: bool = False) -> None:
         self.ident = ident
@@ -36,6 +36,10 @@ class Child:
 
 class Box:
     """A live sandbox. Not thread-safe. `fileno()` is readable when `step()` has news; `close()` ends everything inside, at once."""
+
+    terminal_stays = (
+        False  # whether a terminal's master cannot be handed out of there (a guest with a kernel of its own): a socket stands for it then
+    )
 
     def __init__(self, sock: _socket.socket, pid: int, stderr: int) -> None:
         self._sock, self._stderr = sock, stderr
@@ -72,19 +76,41 @@ class Box:
         words = [cwd, str(len(argv)), *argv, str(len(env)), *(f"{name}={value}" for name, value in env.items())]
         blob = native.blob(b"".join(os.fsencode(word) + b"\0" for word in words))
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        child = Child(self._next, tty)
+        child, theirs = Child(self._next, tty), -1
         self._next += 1
         try:
-            standard = () if tty else tuple(fd if fd >= 0 else null for fd in (stdin, stdout, stderr))
-            native.request(self._sock, "X", child.ident, flags=native.TERMINAL if tty else 0, fds=(blob, *standard, *fds))
+            standard = tuple(fd if fd >= 0 else null for fd in (stdin, stdout, stderr))
+            flags = 0
+            if tty and self.terminal_stays:
+                child.terminal, theirs = native.stream_pair()
+                standard, flags = (theirs,), native.TERMINAL | native.STAYS
+            elif tty:
+                standard, flags = (), native.TERMINAL
+            native.request(self._sock, "X", child.ident, flags=flags, fds=(blob, *standard, *fds))
         except OSError as error:
             self._last_words()
             raise self.failure() from error
         finally:
             os.close(blob)
             os.close(null)
+            if theirs >= 0:
+                os.close(theirs)
         self._children[child.ident] = child
         return child
+
+    def resize(self, child: Child, source: int) -> None:
+        """Give the command's terminal the window size of the terminal `source`; nothing happens if either is none, or the command has ended."""
+        size = terminal.size_of(source)
+        if size is None or child.status is not None or child.error:
+            return
+        if not self.terminal_stays:
+            terminal.set_size(child.terminal, size)
+            return
+        rows, columns = size[:2]
+        try:
+            native.request(self._sock, "W", child.ident, min(rows, 0x7FFF) << 16 | columns)
+        except OSError:
+            self.dead = True
 
     def signal(self, child: Child, number: int) -> None:
         """Send a signal to the command's process group; nothing happens if it ended."""

@@ -14,13 +14,16 @@ from stockade.walls import native
 
 PROXY, HTTP, HTTPS, DNS = 3128, 80, 443, 53
 PORTS = (PROXY, HTTP, HTTPS, DNS)
+LOOPBACK, WIRE = "127.0.0.1", "192.0.0.1"  # where the listeners answer inside; step.c knows them too
 
 
 class Door:
-    """Descriptors of one door: TCP `listeners` by port (dual-stack, listening), `dns` (UDP, 127.0.0.1:53), and its two namespaces."""
+    """Descriptors of one door: TCP `listeners` by port (dual-stack, listening), `dns` (UDP, port 53), and two namespaces: the `network` that the sandbox
+    joins and the `user` that owns it. `far` keeps the namespace at the other end of a wire, -1 without one.
+    """
 
-    def __init__(self, listeners: dict[int, int], dns: int, network: int, user: int) -> None:
-        self.listeners, self.dns, self.network, self.user = listeners, dns, network, user
+    def __init__(self, listeners: dict[int, int], dns: int, network: int, user: int, far: int = -1) -> None:
+        self.listeners, self.dns, self.network, self.user, self.far = listeners, dns, network, user, far
 
     def sockets(self) -> list[int]:
         """The listening descriptors; empty once the door is shut."""
@@ -35,21 +38,25 @@ class Door:
     def close(self) -> None:
         """Close everything; may be called twice. What still runs inside has no network from then on."""
         self.shut()
-        for fd in (self.network, self.user):
+        for fd in (self.network, self.user, self.far):
             if fd >= 0:
                 os.close(fd)
-        self.network = self.user = -1
+        self.network = self.user = self.far = -1
 
 
 class Making:
     """A door on its way: the kernel works while the caller does something else, until `done`."""
 
-    def __init__(self, ports: tuple[int, ...] = PORTS) -> None:
-        """Start the helper. Raises WallFailed when it cannot be started."""
-        self._ports = ports
+    def __init__(self, ports: tuple[int, ...] = PORTS, *, wired: bool = False) -> None:
+        """Start the helper. `wired`: the listeners stay in a namespace of their own, and a veth pair leads to them from the one that the sandbox joins,
+        whose kernel has a network stack of its own. Raises WallFailed when it cannot be started.
+        """
+        self._ports, self._wired = ports, wired
         self._sock, theirs = native.pair()
         try:
-            self._pid = native.spawn(["door", str(theirs.fileno()), *map(str, ports)], [theirs.fileno()], stderr=2)
+            self._pid = native.spawn(
+                ["door", str(theirs.fileno()), *(["wire"] if wired else []), *map(str, ports)], [theirs.fileno()], stderr=2
+            )
         except BaseException:
             self._sock.close()
             raise
@@ -65,11 +72,12 @@ class Making:
         if note is None:
             raise WallFailed("the door's helper ended without a word", code="wall.setup", hint="`stockade doctor` tries each step.")
         kind, _, value, text, fds = note
-        if kind != "D" or len(fds) != len(self._ports) + 3:
+        count = len(self._ports)
+        if kind != "D" or len(fds) != count + 3 + self._wired:
             for fd in fds:
                 os.close(fd)
             raise native.failed(text or "door", value)
-        return Door(dict(zip(self._ports, fds, strict=False)), fds[-3], fds[-2], fds[-1])
+        return Door(dict(zip(self._ports, fds, strict=False)), *fds[count:])
 
     def give_up(self) -> None:
         """Let go of a door that nobody took; may be called twice."""
@@ -79,6 +87,6 @@ class Making:
             self._pid = 0
 
 
-def make(ports: tuple[int, ...] = PORTS) -> Door:
+def make(ports: tuple[int, ...] = PORTS, *, wired: bool = False) -> Door:
     """Make a door, without any privilege. Raises WallFailed as `Making` does."""
-    return Making(ports).done()
+    return Making(ports, wired=wired).done()

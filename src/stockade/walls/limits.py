@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 
-from stockade.core.frozen import frozen
+from stockade.core.frozen import frozen, replace
 from stockade.core.values import Enforced
 
 TYPE_CHECKING = False
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ROOT = "/sys/fs/cgroup"
 STALE = 60.0  # seconds after which an empty group of ours is what a killed supervisor left
 INTERVAL = 0.25  # seconds between two looks of the watchdog
+TASKS, KERNEL_TASKS = 2, 128  # what gVisor (systrap) makes of a process, and has itself: threads of the host; more than was seen
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -30,6 +31,18 @@ class Groups:
         self.directories: list[str] = []
         self.descriptors: list[int] = []
         self.held: set[str] = set()
+
+    def killed(self) -> bool:
+        """Whether the kernel has ended something because memory was used up (memory.events of v2, memory.oom_control of v1)."""
+        for directory in self.directories:
+            for name in ("memory.events", "memory.oom_control"):
+                try:
+                    with open(f"{directory}/{name}") as file:
+                        if any(line.startswith("oom_kill ") and int(line.split()[1]) for line in file):
+                            return True
+                except OSError:
+                    continue
+        return False
 
     def close(self) -> None:
         """Remove the groups; what is still inside must have ended."""
@@ -56,9 +69,13 @@ def _sweep(parent: str) -> None:
                 pass
 
 
-def join(name: str, limits: Limits) -> Groups:
-    """Make what cgroups we may make for a sandbox called `name`; `held` says which limits ("processes", "memory") they hold."""
+def join(name: str, limits: Limits, own_kernel: bool = False) -> Groups:
+    """Make what cgroups we may make for a sandbox called `name`; `held` says which limits ("processes", "memory") they hold.
+
+    With `own_kernel` the guest's kernel counts the guest's processes, and the group what that kernel makes of them here.
+    """
     groups = Groups()
+    most = guest_tasks(limits) if own_kernel else limits.processes
     wanted: list[tuple[str, tuple[tuple[str, str, int], ...]]] = []
     try:
         with open("/proc/self/cgroup") as file:
@@ -67,10 +84,10 @@ def join(name: str, limits: Limits) -> Groups:
         return groups
     if "" in ours and os.path.exists(f"{ROOT}/cgroup.controllers"):
         parent = os.path.dirname(f"{ROOT}{ours['']}")
-        wanted.append((parent, (("processes", "pids.max", limits.processes), ("memory", "memory.max", limits.memory))))
+        wanted.append((parent, (("processes", "pids.max", most), ("memory", "memory.max", limits.memory))))
     elif os.geteuid() == 0:
         # Below our own group, so that what holds us holds the sandbox too.
-        wanted.append((f"{ROOT}/pids{ours.get('pids', '')}", (("processes", "pids.max", limits.processes),)))
+        wanted.append((f"{ROOT}/pids{ours.get('pids', '')}", (("processes", "pids.max", most),)))
         wanted.append((f"{ROOT}/memory{ours.get('memory', '')}", (("memory", "memory.limit_in_bytes", limits.memory),)))
     for parent, files in wanted:
         directory = f"{parent}/{name}"
@@ -94,6 +111,11 @@ def join(name: str, limits: Limits) -> Groups:
         except OSError:
             os.rmdir(groups.directories.pop())
     return groups
+
+
+def guest_tasks(limits: Limits) -> int:
+    """How many threads of the host a guest's processes and its kernel may come to; 0 = no limit."""
+    return limits.processes and limits.processes * TASKS + KERNEL_TASKS
 
 
 @frozen
@@ -143,9 +165,13 @@ def _shared_out(pid: int) -> int:
         return _resident(pid)
 
 
-def exceeded(init: int, limits: Limits, held: set[str]) -> str:
-    """Look at the tree below `init` once; which limit it exceeds, as a sentence, or ""."""
-    used = usage(init, limits.processes)
+def exceeded(init: int, limits: Limits, held: set[str], own_kernel: bool = False) -> str:
+    """Look at the tree below `init` once; which limit it exceeds, as a sentence, or "". With `own_kernel` the guest's memory is memory that its kernel shares
+    with the guest's processes, and what counts is every page of it.
+    """
+    used = usage(init, 0 if own_kernel else limits.processes, precise=own_kernel and "memory" not in held)
+    if own_kernel:
+        return over(replace(limits, processes=0), used, held)
     if limits.memory and used.memory > limits.memory:
         used = usage(init, limits.processes, precise=True)
     return over(limits, used, held)
@@ -171,16 +197,33 @@ def over(limits: Limits, used: Usage, held: set[str]) -> str:
     return ""
 
 
-def enforced(limits: Limits, held: set[str]) -> tuple[Enforced, ...]:
+def enforced(limits: Limits, held: set[str], own_kernel: bool = False) -> tuple[Enforced, ...]:
     """The receipt's lines for the limits."""
     root = os.geteuid() == 0
     watchdog = f"watchdog every {INTERVAL:g} s"
+    if own_kernel:
+        return _lines(
+            limits,
+            ("RLIMIT_NPROC of the guest" + (", cgroup pids around its kernel" if "processes" in held else "")),
+            "cgroup memory" if "memory" in held else watchdog,
+            f"RLIMIT_CPU of the guest for each process + {watchdog}",
+            " of the guest",
+        )
+    return _lines(
+        limits,
+        "cgroup pids" if "processes" in held else watchdog if root else f"RLIMIT_NPROC + {watchdog}",
+        "cgroup memory" if "memory" in held else f"RLIMIT_DATA for each process + {watchdog}",
+        f"RLIMIT_CPU for each process + {watchdog}",
+    )
+
+
+def _lines(limits: Limits, processes: str, memory: str, cpu: str, whose: str = "") -> tuple[Enforced, ...]:
     rows = (
-        ("processes", limits.processes, "cgroup pids" if "processes" in held else watchdog if root else f"RLIMIT_NPROC + {watchdog}"),
-        ("memory", limits.memory, "cgroup memory" if "memory" in held else f"RLIMIT_DATA for each process + {watchdog}"),
-        ("cpu time", limits.cpu_time, f"RLIMIT_CPU for each process + {watchdog}"),
-        ("file size", limits.file_size, "RLIMIT_FSIZE"),
-        ("open files", limits.open_files, "RLIMIT_NOFILE for each process"),
+        ("processes", limits.processes, processes),
+        ("memory", limits.memory, memory),
+        ("cpu time", limits.cpu_time, cpu),
+        ("file size", limits.file_size, f"RLIMIT_FSIZE{whose}"),
+        ("open files", limits.open_files, f"RLIMIT_NOFILE{whose} for each process"),
         ("output", limits.output, "counted by the supervisor"),
         ("wall time", limits.wall_time, "supervisor's timer"),
         ("scratch", limits.scratch, "size of each private tmpfs"),

@@ -1,4 +1,4 @@
-"""The system calls a sandbox may make, as two stacked filters compiled by libseccomp and cached.
+"""The system calls a sandbox may make, as stacked filters compiled by libseccomp and cached.
 
 An allowlist in the spirit of the OCI runtimes' default profile, with what an agent's tools need and nothing that reaches namespaces, keyrings, modules,
 io_uring, bpf, userfaultfd or exotic socket families. A call that is not listed gets ENOSYS, so that libraries fall back to older ones;
@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 1  # of the lists below: part of the cache's key
+VERSION = 2  # of the lists below: part of the cache's key
 
 # Grouped by who needs them.
 ALLOWED: dict[str, str] = {
@@ -24,7 +24,7 @@ ALLOWED: dict[str, str] = {
     "files": (
         "access chdir chmod chown close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2 fadvise64 "
         "fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl fdatasync flock fstat fstatfs fsync ftruncate getcwd "
-        "getdents getdents64 lchown lseek lstat mkdir mkdirat newfstatat open openat openat2 pread64 preadv preadv2 pwrite64 "
+        "getdents getdents64 lchown lseek lstat mkdir mkdirat newfstatat open openat pread64 preadv preadv2 pwrite64 "
         "pwritev pwritev2 read readahead readlink readlinkat readv rename renameat renameat2 rmdir sendfile splice stat statfs "
         "statx symlink symlinkat sync sync_file_range syncfs tee truncate umask unlink unlinkat utime utimensat utimes "
         "futimesat vmsplice write writev link linkat mknod mknodat name_to_handle_at cachestat"
@@ -76,7 +76,7 @@ ALLOWED: dict[str, str] = {
     # the old interface; io_uring is not
     "asynchronous files": "io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit",
     "confining further": "landlock_add_rule landlock_create_ruleset landlock_restrict_self seccomp",
-    # narrowed by the second filter
+    # like some of the files' calls narrowed by the second filter
     "terminals and devices": "ioctl",
     "the rest": "getrandom sysinfo uname",
 }
@@ -92,29 +92,53 @@ REFUSED = (
 NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS|NEWCGROUP|NEWUTS|NEWIPC|NEWUSER|NEWPID|NEWNET of clone(2)
 FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6: no AF_VSOCK, AF_ALG, AF_PACKET, AF_TIPC ... (address_families(7))
 NETLINK_ROUTE = 0  # getifaddrs(3) and getaddrinfo(3) ask it which addresses exist
+# Calls that set a file's mode, and which argument it is; openat2(2) hides it in a structure. As systemd.exec(5), RestrictSUIDSGID=: a set-user-ID program in
+# a writable mount would lend the user's identity, or root's, to whoever finds it on the host. O_CREAT and O_TMPFILE alone make open(2) look at a mode.
+MODES = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2, "creat": 1, "mknod": 1, "mknodat": 2}
+OPENS = {"open": 1, "openat": 2}
+SET_ID = (0o4000, 0o2000)
+CREATING = (os.O_CREAT, os.O_TMPFILE & ~os.O_DIRECTORY)
+# What a kernel in user space never needs of the host's: refused to runsc as well, beside the filters that it sets itself.
+NEVER = (
+    "add_key bpf delete_module finit_module init_module io_uring_enter io_uring_register io_uring_setup kexec_file_load kexec_load keyctl lookup_dcookie "
+    "nfsservctl open_by_handle_at perf_event_open quotactl quotactl_fd reboot request_key settimeofday clock_settime clock_adjtime adjtimex swapoff "
+    "swapon syslog userfaultfd uselib acct fanotify_init fanotify_mark"
+)
+ATTRIBUTES = ALLOWED["extended attributes"]
 TERMINAL_INJECTION = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX of ioctl_tty(2)
 
 
-def filters() -> tuple[int, int]:
-    """Descriptors of the two compiled filters, positioned at their start. Compiles them on first use (about 50 ms), then reads the cache.
+def filters() -> tuple[int, ...]:
+    """Descriptors of the compiled filters of a command, positioned at their start. Compiles them on first use (about 50 ms), then reads the cache.
 
     Raises CannotEnforce (`seccomp.missing`) without libseccomp.
     """
+    return _opened(("calls", "arguments"))
+
+
+def kernel_filters() -> tuple[int, ...]:
+    """The same for a kernel of the guest's own, which calls the host's for it: what it must never be made to do."""
+    return _opened(("kernel", "arguments"))
+
+
+def _opened(names: tuple[str, ...]) -> tuple[int, ...]:
     directory = places.private(places.cache("seccomp"))
-    paths = [f"{directory}/v{VERSION}-{os.uname().machine}-{name}.bpf" for name in ("calls", "ioctls")]
-    try:
-        found = [os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW) for path in paths]
-    except FileNotFoundError:
-        _compile(directory, paths)
-        found = [os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW) for path in paths]
-    for fd, path in zip(found, paths, strict=True):
+    paths = {name: f"{directory}/v{VERSION}-{os.uname().machine}-{name}.bpf" for name in names}
+    found: list[int] = []
+    for name, path in paths.items():
+        try:
+            found.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+        except FileNotFoundError:
+            _compile(name, path)
+            found.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+    for fd, path in zip(found, paths.values(), strict=True):
         size = os.fstat(fd).st_size
         if not size or size % 8:  # struct sock_filter is 8 bytes
             raise CannotEnforce(f"{path} is not a seccomp filter", code="seccomp.cache", hint=f"Remove it and try again: rm -r {directory}")
-    return found[0], found[1]
+    return tuple(found)
 
 
-def _compile(directory: str, paths: list[str]) -> None:
+def _compile(name: str, path: str) -> None:
     try:
         import pyseccomp as lib
     except (ImportError, OSError, RuntimeError) as error:
@@ -123,32 +147,59 @@ def _compile(directory: str, paths: list[str]) -> None:
             code="seccomp.missing",
             hint="Install it (Debian: apt install libseccomp2) and run again.",
         ) from error
+    rules = {"calls": _calls, "arguments": _arguments, "kernel": _kernel}[name](lib)
+    temporary = f"{path}.{os.getpid()}"
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
+        rules.export_bpf(file)
+    os.rename(temporary, path)
 
-    def new(default: int) -> Any:
-        rules = lib.SyscallFilter(default)
-        rules.set_attr(lib.Attr.ACT_BADARCH, lib.KILL_PROCESS)
-        return rules
 
-    calls = new(lib.ERRNO(38))  # ENOSYS
-    calls.set_attr(lib.Attr.CTL_OPTIMIZE, 2)  # a binary tree: the cost of a call does not grow with the list
+def _new(lib: Any, default: int) -> Any:
+    rules = lib.SyscallFilter(default)
+    rules.set_attr(lib.Attr.ACT_BADARCH, lib.KILL_PROCESS)
+    return rules
+
+
+def _calls(lib: Any) -> Any:
+    rules = _new(lib, lib.ERRNO(38))  # ENOSYS
+    rules.set_attr(lib.Attr.CTL_OPTIMIZE, 2)  # a binary tree: the cost of a call does not grow with the list
     for name in REFUSED.split():
-        _rule(lib, calls, lib.ERRNO(1), name)
+        _rule(lib, rules, lib.ERRNO(1), name)
     for group in ALLOWED.values():
         for name in group.split():
-            _rule(lib, calls, lib.ALLOW, name)
-    _rule(lib, calls, lib.ALLOW, "clone", lib.Arg(0, lib.MASKED_EQ, NEW_NAMESPACES, 0))
+            _rule(lib, rules, lib.ALLOW, name)
+    _rule(lib, rules, lib.ALLOW, "clone", lib.Arg(0, lib.MASKED_EQ, NEW_NAMESPACES, 0))
     for family in FAMILIES:
-        _rule(lib, calls, lib.ALLOW, "socket", lib.Arg(0, lib.EQ, family))
-    _rule(lib, calls, lib.ALLOW, "socket", lib.Arg(0, lib.EQ, 16), lib.Arg(2, lib.EQ, NETLINK_ROUTE))
-    _rule(lib, calls, lib.ALLOW, "socketpair", lib.Arg(0, lib.EQ, 1))
-    ioctls = new(lib.ALLOW)
+        _rule(lib, rules, lib.ALLOW, "socket", lib.Arg(0, lib.EQ, family))
+    _rule(lib, rules, lib.ALLOW, "socket", lib.Arg(0, lib.EQ, 16), lib.Arg(2, lib.EQ, NETLINK_ROUTE))
+    _rule(lib, rules, lib.ALLOW, "socketpair", lib.Arg(0, lib.EQ, 1))
+    return rules
+
+
+def _arguments(lib: Any) -> Any:
+    rules = _new(lib, lib.ALLOW)
+    rules.set_attr(lib.Attr.CTL_OPTIMIZE, 2)
     for request in TERMINAL_INJECTION:  # the kernel looks at the low 32 bits only, and so must we
-        _rule(lib, ioctls, lib.ERRNO(1), "ioctl", lib.Arg(1, lib.MASKED_EQ, 0xFFFFFFFF, request))
-    for rules, path in zip((calls, ioctls), paths, strict=True):
-        temporary = f"{path}.{os.getpid()}"
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
-            rules.export_bpf(file)
-        os.rename(temporary, path)
+        _rule(lib, rules, lib.ERRNO(1), "ioctl", lib.Arg(1, lib.MASKED_EQ, 0xFFFFFFFF, request))
+    for bit in SET_ID:
+        for name, place in MODES.items():
+            _rule(lib, rules, lib.ERRNO(1), name, lib.Arg(place, lib.MASKED_EQ, bit, bit))
+        for name, place in OPENS.items():
+            for flag in CREATING:
+                creating = lib.Arg(place, lib.MASKED_EQ, flag, flag)
+                _rule(lib, rules, lib.ERRNO(1), name, creating, lib.Arg(place + 1, lib.MASKED_EQ, bit, bit))
+    _rule(lib, rules, lib.ERRNO(38), "openat2")  # ENOSYS: callers fall back to openat(2)
+    return rules
+
+
+def _kernel(lib: Any) -> Any:
+    rules = _new(lib, lib.ALLOW)
+    rules.set_attr(lib.Attr.CTL_OPTIMIZE, 2)
+    for name in NEVER.split():
+        _rule(lib, rules, lib.ERRNO(1), name)
+    for name in ATTRIBUTES.split():  # what it shows of a file on the host has none: for a symbolic link gVisor would answer with EBADF
+        _rule(lib, rules, lib.ERRNO(95), name)  # EOPNOTSUPP
+    return rules
 
 
 def _rule(lib: Any, rules: Any, action: int, name: str, *arguments: object) -> None:

@@ -37,9 +37,12 @@ def links() -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def etc(home: str) -> str:
-    """A directory to show as /etc, made again only when a source changed. Raises WallFailed (`system.etc`) when it cannot be made."""
-    stamp = [f"1 {os.getuid()} {os.getgid()} {home}"]
+def etc(home: str, guest: str = "") -> str:
+    """A directory to show as /etc, made again only when a source changed. For a guest with a kernel of its own `guest` is the door's address there, and root
+    its user. Raises WallFailed (`system.etc`) when it cannot be made.
+    """
+    uid, gid = (0, 0) if guest else (os.getuid(), os.getgid())
+    stamp = [f"1 {uid} {gid} {home}"]
     for name in COPIED:
         try:
             found = os.lstat(f"/etc/{name}")
@@ -47,7 +50,7 @@ def etc(home: str) -> str:
             continue
         stamp.append(f"{name} {found.st_mode} {found.st_ino} {found.st_mtime_ns} {found.st_size}")
     text = "\n".join(stamp).encode()
-    directory = places.cache("etc")
+    directory = places.cache("etc-guest" if guest else "etc")
     try:
         with open(f"{directory}/stamp", "rb", buffering=0) as file:
             current = file.read()
@@ -56,14 +59,14 @@ def etc(home: str) -> str:
     except (OSError, UnicodeDecodeError):
         pass
     try:
-        return _make(places.private(directory), text, home)
+        return _make(places.private(directory), text, home, uid, gid, guest or "127.0.0.1")
     except OSError as error:
         raise WallFailed(
             f"cannot prepare the sandbox's /etc in {directory}: {error}", code="system.etc", hint="Free some space there; nothing was run."
         ) from error
 
 
-def _make(directory: str, stamp: bytes, home: str) -> str:
+def _make(directory: str, stamp: bytes, home: str, uid: int, gid: int, server: str) -> str:
     import shutil
 
     # Earlier versions stay until the cache is cleared: a sandbox that is running may have one mounted.
@@ -79,7 +82,6 @@ def _make(directory: str, stamp: bytes, home: str) -> str:
             shutil.copytree(source, target, symlinks=True)
         elif os.path.isfile(source) and os.stat(source).st_mode & 0o004:  # world-readable only, whoever we are
             shutil.copy2(source, target)
-    uid, gid = os.getuid(), os.getgid()
     user = "root" if uid == 0 else "user"
     lines = {
         "passwd": f"{user}:x:{uid}:{gid}:{user}:{home}:/bin/bash\n"
@@ -89,7 +91,7 @@ def _make(directory: str, stamp: bytes, home: str) -> str:
         "hosts": f"127.0.0.1 localhost {HOSTNAME}\n::1 localhost ip6-localhost ip6-loopback\n",
         "hostname": f"{HOSTNAME}\n",
         "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\nprotocols: files\nservices: files\n",
-        "resolv.conf": "nameserver 127.0.0.1\noptions timeout:5 attempts:1\n",
+        "resolv.conf": f"nameserver {server}\noptions timeout:5 attempts:1\n",
         "ssl/certs/ca-certificates.crt": "",  # the gate's own certificate is mounted over it
     }
     for entry, content in lines.items():

@@ -38,13 +38,27 @@ class Raw:
             self._saved = None
 
 
-def copy_size(source: int, target: int) -> None:
-    """Give the terminal `target` the window size of `source`; the kernel signals SIGWINCH to its foreground group. A missing terminal is ignored."""
+def size_of(source: int) -> tuple[int, int, int, int] | None:
+    """The window size of a terminal: rows, columns, and both in pixels (ioctl_tty(2)). None where there is none."""
     import fcntl
+    import struct
     import termios
 
     try:
-        fcntl.ioctl(target, termios.TIOCSWINSZ, fcntl.ioctl(source, termios.TIOCGWINSZ, bytes(8)))
+        rows, columns, width, height = struct.unpack("4H", fcntl.ioctl(source, termios.TIOCGWINSZ, bytes(8)))
+    except OSError:
+        return None
+    return rows, columns, width, height
+
+
+def set_size(target: int, size: tuple[int, int, int, int]) -> None:
+    """Give the terminal `target` this size; the kernel signals SIGWINCH to its foreground group. A missing terminal is ignored."""
+    import fcntl
+    import struct
+    import termios
+
+    try:
+        fcntl.ioctl(target, termios.TIOCSWINSZ, struct.pack("4H", *size))
     except OSError:
         pass
 

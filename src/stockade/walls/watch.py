@@ -150,7 +150,7 @@ class Watch:
         self.enforced = tuple(lines)
 
     def _look(self, mount: Mount) -> None:
-        from stockade.walls.bubblewrap import pinned
+        from stockade.walls.launching import pinned
 
         fd = pinned(mount.source)
         try:

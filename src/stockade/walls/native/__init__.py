@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 STEP = f"{os.path.dirname(os.path.abspath(__file__))}/step"
 NOTE_SIZE = 64
 MAX_FDS = 64
-TERMINAL = 1  # flag of an exec request
+TERMINAL, STAYS = 1, 2  # flags of an exec request
 
 
 def pair() -> tuple[_socket.socket, _socket.socket]:

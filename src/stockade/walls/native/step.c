@@ -1,8 +1,10 @@
 /* The steps of a sandbox's life that no stock tool takes, as one static program of plain system calls:
  *
- *   step door SOCK PORT...              make a user and network namespace without any route, send its listening sockets over SOCK
+ *   step door SOCK [wire] PORT...       make a user and network namespace without any route, send its listening sockets over SOCK
  *   step launch OPTION... -- ARGV...    join a door, mount overlays, set limits, drop what must not be inherited, exec ARGV (bubblewrap)
+ *   step held HOLD ARGV...              between bubblewrap and a kernel of the guest's own: wait until paths are held, exec ARGV
  *   step inside SOCK ABI HOLD RULE...   in the sandbox, as its init: apply Landlock, then serve exec requests that arrive on SOCK
+ *   step inside SOCK 0 -1 guest         the same where the kernel is the guest's own
  *
  * INVARIANT: every failure ends the program before the next step; nothing is ever skipped or retried with less.
  * INVARIANT: `inside` runs with all of the sandbox's restrictions on, and what it says is not trusted outside.
@@ -12,18 +14,24 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/audit.h>
 #include <linux/close_range.h>
+#include <linux/filter.h>
 #include <linux/keyctl.h>
 #include <linux/landlock.h>
 #include <linux/netlink.h>
 #include <linux/openat2.h>
 #include <linux/rtnetlink.h>
+#include <linux/seccomp.h>
+#include <linux/veth.h>
 #include <net/if.h>
+#include <net/route.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,6 +52,7 @@
 #endif
 
 enum { MAX_FDS = 64, MAX_KEPT = 512, MAX_BLOB = 8 << 20, EXIT_STEP = 125 };
+#define LAST 0x7fffffffU /* for close_range(2); gVisor takes ~0U for -1 */
 
 /* One message from us to the host. Fixed size, host byte order. kind: D door made, R ready, S started, F exec failed, Q ended, E set-up failed. */
 struct note {
@@ -53,11 +62,12 @@ struct note {
 };
 _Static_assert(sizeof(struct note) == 64, "the host unpacks 64 bytes");
 
-/* One request from the host. kind: X exec (descriptors: blob, then 0, 1, 2, 3, ...), K signal (value) to the process group of id. */
+/* One request from the host. kind: X exec (descriptors: blob, then 0, 1, 2, 3, ...), K signal (value) to the process group of id, W window size of its
+ * terminal (value: rows << 16 | columns). */
 struct request {
     uint32_t kind, id;
     int32_t value;
-    uint32_t flags; /* X: 1 = give it a terminal (descriptors 0, 1, 2 are not sent) */
+    uint32_t flags; /* X: 1 = give it a terminal (descriptors 0, 1, 2 are not sent); 2 = the terminal's other end stays here, joined to descriptor 0 */
 };
 
 static int notes = -1; /* where failures are reported; -1: standard error */
@@ -114,6 +124,19 @@ static void write_file(const char *path, const char *format, ...) {
     if (fd < 0 || write(fd, text, (size_t)size) != size || close(fd)) fail(path);
 }
 
+static void netlink_do(int netlink, struct nlmsghdr *ask, const char *what) {
+    struct {
+        struct nlmsghdr header;
+        struct nlmsgerr error;
+        char rest[512];
+    } answer;
+    if (send(netlink, ask, ask->nlmsg_len, 0) != (ssize_t)ask->nlmsg_len) fail(what);
+    ssize_t size = recv(netlink, &answer, sizeof answer, 0);
+    if (size < (ssize_t)(sizeof answer.header + sizeof answer.error.error) || answer.header.nlmsg_type != NLMSG_ERROR) errno = EPROTO;
+    else errno = -answer.error.error;
+    if (errno) fail(what);
+}
+
 /* Add the route `local 0.0.0.0/0 dev lo` (or ::/0): every address becomes our own ("AnyIP", rtnetlink(7)). */
 static void any_ip(int netlink, unsigned char family) {
     struct {
@@ -128,30 +151,88 @@ static void any_ip(int netlink, unsigned char family) {
         .attribute = {.rta_len = sizeof(struct rtattr) + sizeof(uint32_t), .rta_type = RTA_OIF},
         .device = 1, /* lo is the first interface of every network namespace */
     };
-    struct {
-        struct nlmsghdr header;
-        struct nlmsgerr error;
-        char rest[256];
-    } answer;
-    if (send(netlink, &ask, sizeof ask, 0) != (ssize_t)sizeof ask) fail("route request");
-    ssize_t size = recv(netlink, &answer, sizeof answer, 0);
-    if (size < (ssize_t)(sizeof answer.header + sizeof answer.error.error) || answer.header.nlmsg_type != NLMSG_ERROR) {
-        errno = EPROTO;
-        fail("route answer");
-    }
-    if (answer.error.error) {
-        errno = -answer.error.error;
-        fail("route");
-    }
+    netlink_do(netlink, &ask.header, "route");
 }
 
-static int listener(int family, int type, uint16_t port) {
+/* ---- the wire: for a guest with a network stack of its own, which cannot sit in the door's namespace ---- */
+
+#define DOOR_ADDRESS 0xC0000001U  /* 192.0.0.1, and the guest's 192.0.0.2: of a range that is nobody's on the Internet (RFC 7335) */
+#define GUEST_ADDRESS 0xC0000002U
+#define WIRE_MASK 0xFFFFFFF8U
+
+struct link { /* an RTM_NEWLINK request with room for its attributes (rtnetlink(7)) */
+    struct nlmsghdr header;
+    struct ifinfomsg info;
+    char attributes[256];
+};
+
+static struct rtattr *attribute(struct link *link, unsigned short type, const void *data, size_t size) {
+    struct rtattr *made = (struct rtattr *)((char *)link + NLMSG_ALIGN(link->header.nlmsg_len));
+    made->rta_type = type;
+    made->rta_len = (unsigned short)RTA_LENGTH(size);
+    if (size) memcpy(RTA_DATA(made), data, size);
+    link->header.nlmsg_len = NLMSG_ALIGN(link->header.nlmsg_len) + (uint32_t)RTA_ALIGN(made->rta_len);
+    return made;
+}
+
+static void end_of(struct link *link, struct rtattr *nest) { nest->rta_len = (unsigned short)((char *)link + link->header.nlmsg_len - (char *)nest); }
+
+static struct sockaddr inet(uint32_t address) {
+    struct sockaddr_in four = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(address)};
+    struct sockaddr plain;
+    memcpy(&plain, &four, sizeof plain);
+    return plain;
+}
+
+static void up(int sock, const char *name, uint32_t address) {
+    struct ifreq ask = {0};
+    snprintf(ask.ifr_name, sizeof ask.ifr_name, "%s", name);
+    if (address) {
+        ask.ifr_addr = inet(address);
+        if (ioctl(sock, SIOCSIFADDR, &ask)) fail("address");
+        ask.ifr_netmask = inet(WIRE_MASK);
+        if (ioctl(sock, SIOCSIFNETMASK, &ask)) fail("netmask");
+    }
+    ask.ifr_flags = IFF_UP | IFF_RUNNING;
+    if (ioctl(sock, SIOCSIFFLAGS, &ask)) fail("interface up");
+}
+
+/* Make a second namespace, and a veth(4) pair from its `eth0` to the door, which is its only way. Gives the new namespace's descriptor. */
+static int wire(int door, int plain) {
+    if (unshare(CLONE_NEWNET)) fail("unshare the guest's network namespace");
+    int guest = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), inner = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    int netlink = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+    if (guest < 0 || inner < 0 || netlink < 0) fail("guest's sockets");
+    struct link link = {.header = {.nlmsg_len = NLMSG_LENGTH(sizeof link.info),
+                                   .nlmsg_type = RTM_NEWLINK,
+                                   .nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL,
+                                   .nlmsg_seq = 1}};
+    const struct ifinfomsg other = {0};
+    attribute(&link, IFLA_IFNAME, "eth0", sizeof "eth0");
+    struct rtattr *info = attribute(&link, IFLA_LINKINFO, NULL, 0);
+    attribute(&link, IFLA_INFO_KIND, "veth", sizeof "veth");
+    struct rtattr *data = attribute(&link, IFLA_INFO_DATA, NULL, 0), *peer = attribute(&link, VETH_INFO_PEER, &other, sizeof other);
+    attribute(&link, IFLA_IFNAME, "guest", sizeof "guest");
+    attribute(&link, IFLA_NET_NS_FD, &door, sizeof door);
+    end_of(&link, peer);
+    end_of(&link, data);
+    end_of(&link, info);
+    netlink_do(netlink, &link.header, "veth");
+    close(netlink);
+    up(plain, "guest", DOOR_ADDRESS);
+    up(inner, "lo", 0);
+    up(inner, "eth0", GUEST_ADDRESS);
+    struct rtentry route = {.rt_dst = inet(0), .rt_genmask = inet(0), .rt_gateway = inet(DOOR_ADDRESS), .rt_flags = RTF_UP | RTF_GATEWAY};
+    if (ioctl(inner, SIOCADDRT, &route)) fail("guest's route");
+    close(inner);
+    return guest;
+}
+
+static int listener(int family, int type, uint16_t port, uint32_t address) {
     int fd = socket(family, type | SOCK_CLOEXEC, 0), off = 0, on = 1;
     if (fd < 0) fail("socket");
     struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_addr = IN6ADDR_ANY_INIT};
-    struct sockaddr_in four = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_ANY)};
-    /* DNS over UDP answers on one address only: a reply from a wildcard socket could leave with another source address than was asked. */
-    if (type == SOCK_DGRAM) four.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    struct sockaddr_in four = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(address)};
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (family == AF_INET6 && setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off)) fail("IPV6_V6ONLY");
     if (family == AF_INET6 ? bind(fd, (struct sockaddr *)&six, sizeof six) : bind(fd, (struct sockaddr *)&four, sizeof four)) fail("bind");
@@ -162,12 +243,13 @@ static int listener(int family, int type, uint16_t port) {
 static int door(int argc, char **argv) {
     if (argc < 1) _exit(EXIT_STEP);
     notes = (int)number(argv[0]);
+    int wired = argc > 1 && !strcmp(argv[1], "wire");
     uid_t uid = geteuid();
     gid_t gid = getegid();
     if (unshare(CLONE_NEWUSER | CLONE_NEWNET)) fail("unshare user and network namespace");
     write_file("/proc/self/setgroups", "deny"); /* user_namespaces(7): needed before an unprivileged gid_map */
-    write_file("/proc/self/uid_map", "%u %u 1", uid, uid);
-    write_file("/proc/self/gid_map", "%u %u 1", gid, gid);
+    write_file("/proc/self/uid_map", "%u %u 1", wired ? 0 : uid, uid); /* a kernel of the guest's own wants to be root where it runs */
+    write_file("/proc/self/gid_map", "%u %u 1", wired ? 0 : gid, gid);
 
     int plain = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     struct ifreq lo = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_LOOPBACK | IFF_RUNNING};
@@ -182,11 +264,15 @@ static int door(int argc, char **argv) {
         any_ip(netlink, AF_INET6);
     }
     int fds[MAX_FDS], count = 0;
-    for (int i = 1; i < argc && count < MAX_FDS - 3; i++) fds[count++] = listener(family, SOCK_STREAM, (uint16_t)number(argv[i]));
-    fds[count++] = listener(AF_INET, SOCK_DGRAM, 53);
-    fds[count++] = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-    fds[count++] = open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC);
-    if (fds[count - 1] < 0 || fds[count - 2] < 0) fail("namespace descriptors");
+    for (int i = 1 + wired; i < argc && count < MAX_FDS - 4; i++)
+        fds[count++] = listener(family, SOCK_STREAM, (uint16_t)number(argv[i]), INADDR_ANY);
+    /* DNS over UDP answers on one address only: a reply from a wildcard socket could leave with another source address than was asked. */
+    fds[count++] = listener(AF_INET, SOCK_DGRAM, 53, wired ? DOOR_ADDRESS : INADDR_LOOPBACK);
+    int here = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+    if (here < 0) fail("network namespace");
+    fds[count++] = wired ? wire(here, plain) : here;
+    if ((fds[count++] = open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC)) < 0) fail("user namespace");
+    if (wired) fds[count++] = here; /* so that the wire's end answers, with refusals, when the listeners are closed */
     tell('D', 0, count, "", fds, count);
     return 0;
 }
@@ -282,9 +368,26 @@ static void holder(int blob, int sock, const int *keep, int kept) {
     _exit(write(sock, "", 1) == 1 ? 0 : EXIT_STEP);
 }
 
+/* The other side: say to the holder that the mounts stand, and go on once it has answered. */
+static void await(int holding) {
+    char byte;
+    if (write(holding, "", 1) == 1 && read(holding, &byte, 1) == 1) return;
+    errno = ECANCELED;
+    fail("hold paths in place");
+}
+
+static int held(int argc, char **argv) {
+    if (argc < 2) _exit(EXIT_STEP);
+    int holding = (int)number(argv[0]);
+    await(holding);
+    close(holding);
+    execv(argv[1], argv + 1);
+    fail("exec");
+}
+
 static int launch(int argc, char **argv) {
     int keep[MAX_KEPT], kept = 0, i = 0, mounts = 0, blob = -1, waiting = -1;
-    if (close_range(3, ~0U, CLOSE_RANGE_CLOEXEC)) fail("close_range");
+    if (close_range(3, LAST, CLOSE_RANGE_CLOEXEC)) fail("close_range");
     for (; i < argc && strcmp(argv[i], "--"); i++) {
         char *value = strchr(argv[i], '=');
         if (!value) fail("option");
@@ -380,10 +483,38 @@ static void landlock(int abi, int count, char **rules) {
     close(ruleset);
 }
 
+/* For a guest's own kernel: no user namespaces there either, in which any user is a root with every capability and reaches what the guest's root was not
+ * given. (runsc's own reading of such rules in the OCI configuration knows no ENOSYS, on which the C library falls back from clone3(2) to clone(2).) */
+static void guest_filter(void) {
+#if defined(__x86_64__)
+    const uint32_t machine = AUDIT_ARCH_X86_64;
+#elif defined(__aarch64__)
+    const uint32_t machine = AUDIT_ARCH_AARCH64;
+#endif
+    const struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, machine, 1, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone3, 6, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_setns, 6, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_unshare, 1, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 0, 2),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])), /* both machines have the low half first */
+        BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, CLONE_NEWUSER, 2, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+    };
+    const struct sock_fprog program = {sizeof code / sizeof *code, (struct sock_filter *)code};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) fail("seccomp");
+}
+
 enum { MAX_CHILDREN = 1024 };
 static struct {
     pid_t pid;
     uint32_t id;
+    int terminal; /* the master of its terminal, if that stays here; else -1 */
 } children[MAX_CHILDREN];
 
 /* The blob: NUL-terminated strings cwd, argc, argv..., envc, environment... */
@@ -434,7 +565,7 @@ static void __attribute__((noreturn)) child(int blob, const int *fds, int count,
     for (int i = 0; i < count && !error; i++)
         if (dup2(moved[i], first + i) < 0) error = errno;
     /* Everything else is ours and closes at exec: the control socket must never be the command's. */
-    if (!error && close_range((unsigned)(first + count), ~0U, CLOSE_RANGE_CLOEXEC)) error = errno;
+    if (!error && close_range((unsigned)(first + count), LAST, CLOSE_RANGE_CLOEXEC)) error = errno;
     if (!error && chdir(cwd)) error = -errno; /* not to be taken for a missing program */
     sigprocmask(SIG_SETMASK, &none, NULL);
     if (!error) {
@@ -445,21 +576,49 @@ static void __attribute__((noreturn)) child(int blob, const int *fds, int count,
     _exit(EXIT_STEP);
 }
 
+/* Copy until either end is closed, in a process of its own: one for each direction, since each may wait for the other. */
+static void copy(int from, int to) {
+    if (fork() != 0) return;
+    close(notes);
+    char data[1 << 16];
+    for (ssize_t size; (size = read(from, data, sizeof data)) > 0 || (size < 0 && errno == EINTR);)
+        for (ssize_t done = 0, more; done < size; done += more)
+            if ((more = write(to, data + done, (size_t)(size - done))) < 0) _exit(0);
+    shutdown(to, SHUT_WR); /* a terminal has no such thing, and needs none */
+    _exit(0);
+}
+
+static void resize(uint32_t id, int32_t value) {
+    struct winsize size = {.ws_row = (unsigned short)(value >> 16), .ws_col = (unsigned short)value};
+    for (int i = 0; i < MAX_CHILDREN; i++)
+        if (children[i].pid && children[i].id == id && children[i].terminal >= 0) ioctl(children[i].terminal, TIOCSWINSZ, &size);
+}
+
+/* The end of a terminal that a command gets: by the master itself, or by its number where the kernel cannot (gVisor). */
+static int slave(int master) {
+    int fd = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC), number;
+    char path[32];
+    if (fd >= 0 || (errno != ENOTTY && errno != EINVAL) || ioctl(master, TIOCGPTN, &number)) return fd;
+    snprintf(path, sizeof path, "/dev/pts/%d", number);
+    return open(path, O_RDWR | O_NOCTTY | O_CLOEXEC);
+}
+
 static void start(struct request request, int *fds, int count) {
+    int stays = request.flags & 2;
     int slot = 0, report[2], master = -1, terminal = -1, error = 0;
     while (slot < MAX_CHILDREN && children[slot].pid) slot++;
-    if (slot == MAX_CHILDREN || count < 1) error = EAGAIN;
+    if (slot == MAX_CHILDREN || count < 1 || (stays && count < 2)) error = EAGAIN;
     if (!error && (request.flags & 1)) { /* a terminal of the sandbox's own devpts: pty(7) */
         int unlock = 0;
         master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
         if (master < 0 || ioctl(master, TIOCSPTLCK, &unlock)) error = errno;
-        if (!error && (terminal = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC)) < 0) error = errno;
+        if (!error && (terminal = slave(master)) < 0) error = errno;
     }
     if (!error && pipe2(report, O_CLOEXEC)) error = errno;
     pid_t pid = -1;
     if (!error) {
         pid = fork();
-        if (pid == 0) child(fds[0], fds + 1, count - 1, terminal, report[1]);
+        if (pid == 0) child(fds[0], fds + 1 + !!stays, count - 1 - !!stays, terminal, report[1]);
         if (pid < 0) error = errno;
         close(report[1]);
         if (pid > 0) {
@@ -475,7 +634,11 @@ static void start(struct request request, int *fds, int count) {
     } else {
         children[slot].pid = pid;
         children[slot].id = request.id;
-        tell('S', request.id, pid, "", &master, master >= 0);
+        children[slot].terminal = stays ? fcntl(master, F_DUPFD_CLOEXEC, 3) : -1;
+        if (terminal >= 0) close(terminal);
+        terminal = -1;
+        if (stays) copy(fds[1], master), copy(master, fds[1]);
+        tell('S', request.id, pid, "", &master, master >= 0 && !stays);
     }
     if (terminal >= 0) close(terminal);
     if (master >= 0) close(master);
@@ -488,6 +651,8 @@ static void reap(void) {
             if (children[i].pid == pid) {
                 tell('Q', children[i].id, status, "", NULL, 0);
                 children[i].pid = 0;
+                if (children[i].terminal >= 0) close(children[i].terminal);
+                children[i].terminal = -1;
             }
 }
 
@@ -495,21 +660,16 @@ static int inside(int argc, char **argv) {
     if (argc < 3) _exit(EXIT_STEP);
     notes = (int)number(argv[0]);
     int wanted = (int)number(argv[1]), holding = (int)number(argv[2]), abi = landlock_abi();
-    if (holding >= 0) {
-        char byte;
-        if (write(holding, "", 1) != 1 || read(holding, &byte, 1) != 1) {
-            errno = ECANCELED;
-            fail("hold paths in place");
-        }
-    }
+    if (holding >= 0) await(holding);
     if (wanted && abi < wanted) {
         errno = EOPNOTSUPP;
         fail("landlock ABI");
     }
     if (notes > 3 && close_range(3, (unsigned)notes - 1, 0)) fail("descriptors");
-    if (fcntl(notes, F_SETFD, FD_CLOEXEC) || close_range((unsigned)notes + 1, ~0U, 0)) fail("descriptors");
+    if (fcntl(notes, F_SETFD, FD_CLOEXEC) || close_range((unsigned)notes + 1, LAST, 0)) fail("descriptors");
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) fail("dumpable"); /* /proc/1 tells the sandbox nothing, ptrace is refused */
     if (wanted) landlock(abi, argc - 3, argv + 3);
+    if (argc > 3 && !strcmp(argv[3], "guest")) guest_filter();
     sigset_t all;
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, NULL);
@@ -547,6 +707,8 @@ static int inside(int argc, char **argv) {
             }
         if (request.kind == 'X')
             start(request, fds, count);
+        else if (request.kind == 'W')
+            resize(request.id, request.value);
         else if (request.kind == 'K')
             for (int i = 0; i < MAX_CHILDREN; i++)
                 if (children[i].pid && children[i].id == request.id) kill(-children[i].pid, request.value);
@@ -557,6 +719,7 @@ static int inside(int argc, char **argv) {
 int main(int argc, char **argv) {
     if (argc >= 2 && !strcmp(argv[1], "door")) return door(argc - 2, argv + 2);
     if (argc >= 2 && !strcmp(argv[1], "launch")) return launch(argc - 2, argv + 2);
+    if (argc >= 2 && !strcmp(argv[1], "held")) return held(argc - 2, argv + 2);
     if (argc >= 2 && !strcmp(argv[1], "inside")) return inside(argc - 2, argv + 2);
     dprintf(2, "stockade: step: started by hand? it serves walls/native only\n");
     return EXIT_STEP;

@@ -1,0 +1,311 @@
+"""The gVisor wall: what `plan` makes is golden, and a real guest has a kernel, a process table and a network stack of its own (M4, M10, M14, M21, M24, M25)."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stockade.core.errors import CannotEnforce, WallFailed
+from stockade.core.frozen import replace
+from stockade.core.values import Confinement, Limits, Mount
+from stockade.walls import door, gvisor, limits
+from walls.boxes import ENVIRONMENT, HOME, SMALL, Inside, inside, require, unconfined, until
+from walls.test_plan import WANTED
+
+HOST = gvisor.Host(
+    bwrap="/usr/bin/bwrap",
+    runsc="/usr/bin/runsc",
+    platform="systrap",
+    cover_sys_net=True,
+    links=(("usr/bin", "/bin"), ("/lib64", "/lib64")),  # one merged, one a directory of its own
+    etc="/cache/etc/v1",
+    step="/lib/step",
+)
+
+
+def test_the_whole_argument_vector() -> None:
+    found = gvisor.plan(WANTED, HOST, stage="/state/stage")
+    assert found.arguments == (
+        *("--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"),
+        *("--cap-add", "ALL", "--as-pid-1", "--die-with-parent", "--clearenv", "--hostname", "stockade", "--proc", "/proc"),
+        *("--tmpfs", "/proc/sys/net", "--ro-bind-data", "=1", "/proc/meminfo", "--dev", "/dev", "--tmpfs", "/tmp"),
+        *("--perms", "0700", "--tmpfs", "/state", "--ro-bind", "/usr/bin/runsc", "/runsc", "--ro-bind-data", "=0", "/bundle/config.json"),
+        *("--perms", "0755", "--tmpfs", "/sandbox", "--ro-bind", "/usr", "/sandbox/usr", "--symlink", "usr/bin", "/sandbox/bin"),
+        *("--ro-bind", "/lib64", "/sandbox/lib64", "--ro-bind", "/cache/etc/v1", "/sandbox/etc"),
+        *("--perms", "0755", "--dir", "/sandbox/run", "--ro-bind", "/lib/step", "/sandbox/run/stockade-init"),
+        *("--dir", "/sandbox/proc", "--dir", "/sandbox/dev", "--dir", "/sandbox/sys", "--dir", "/sandbox/tmp", "--dir", "/sandbox/var/tmp"),
+        *("--dir", "/sandbox/home/ada", "--bind-fd", "@1", "/sandbox/work/project"),
+        *("--bind", "/state/stage/0", "/sandbox/work/project/.git", "--ro-bind-fd", "@0", "/sandbox/work/project/data"),
+        *("--ro-bind-fd", "@2", "/sandbox/etc/ssl/certs/ca-certificates.crt"),
+        *("--remount-ro", "/sandbox", "--remount-ro", "/", "--chdir", "/"),
+    )
+    assert found.command == (
+        *("/runsc", "--root=/state", "--platform=systrap", "--network=sandbox", "--ignore-cgroups", "--overlay2=none"),
+        *("run", "-bundle", "/bundle"),
+    )
+    assert found.paths == ("/data/sets", "/srv/project", "/cache/ca.pem")
+    assert (found.overlays, found.stages) == (WANTED.overlays, ("/state/stage/0",))
+    assert found.rlimits == ((4, 0), (6, 2 * 100 + 128))
+    assert (found.network, found.bwrap, found.data[1]) == ("door", "/usr/bin/bwrap", f"MemTotal: {1 << 20} kB\n")
+
+
+def test_the_whole_configuration() -> None:
+    def tmpfs(path: str, mode: str) -> dict[str, object]:
+        return {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", f"mode={mode}", "size=4096"]}
+
+    def bind(path: str, mode: str) -> dict[str, object]:
+        return {"destination": path, "type": "bind", "source": f"/sandbox{path}", "options": ["rbind", "nosuid", "nodev", mode]}
+
+    limit = {"RLIMIT_CORE": 0, "RLIMIT_CPU": 60, "RLIMIT_FSIZE": 1 << 20, "RLIMIT_DATA": 1 << 30, "RLIMIT_NPROC": 100, "RLIMIT_NOFILE": 512}
+    assert json.loads(gvisor.plan(WANTED, HOST, stage="/state/stage").data[0]) == {
+        "ociVersion": "1.0.0",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": ["/run/stockade-init", "inside", "3", "0", "-1", "guest"],
+            "env": [],
+            "cwd": "/",
+            "capabilities": {key: list(gvisor.CAPABILITIES) for key in ("bounding", "effective", "permitted")},
+            "noNewPrivileges": True,
+            "rlimits": [{"type": name, "hard": value, "soft": value} for name, value in limit.items()],
+        },
+        "root": {"path": "/sandbox", "readonly": True},
+        "hostname": "stockade",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            *(tmpfs("/tmp", "1777"), tmpfs("/var/tmp", "1777"), tmpfs("/dev/shm", "1777"), tmpfs("/home/ada", "0700")),
+            *(bind("/work/project", "rw"), bind("/work/project/.git", "rw"), bind("/work/project/data", "ro")),
+            bind("/etc/ssl/certs/ca-certificates.crt", "ro"),
+        ],
+        "linux": {
+            "namespaces": [
+                *({"type": name} for name in ("pid", "mount", "ipc", "uts")),
+                {"type": "network", "path": "/proc/self/ns/net"},
+            ]
+        },
+    }
+
+
+def test_what_is_left_out_where_it_is_not_needed() -> None:
+    bare = gvisor.plan(Confinement(limits=Limits(memory=0, processes=0)), replace(HOST, cover_sys_net=False))
+    assert "/proc/sys/net" not in bare.arguments and "/proc/meminfo" not in bare.arguments and len(bare.data) == 1
+    assert ("--unshare-user", "--uid", "0", "--gid", "0", "--unshare-net") == bare.arguments[4:10] and "--network=none" in bare.command
+    assert bare.rlimits == ((4, 0),)
+    assert "--host-uds=open" not in bare.command and "--host-uds=open" in gvisor.plan(Confinement(sockets=("/run/agent",)), HOST).command
+    assert "/dev/kvm" in gvisor.plan(Confinement(), replace(HOST, platform="kvm")).arguments
+
+
+@given(st.sampled_from(["ro", "rw"]), st.sampled_from(["/a", "/a/b", "/mnt/data", "/home/user/work"]))
+def test_a_mount_is_never_more_writable_than_was_said(mode: str, target: str) -> None:
+    found = gvisor.plan(Confinement(mounts=(Mount("/source", target, mode),)), HOST)  # type: ignore[arg-type]
+    at = found.arguments.index(f"/sandbox{target}", found.arguments.index("@0"))
+    assert found.arguments[at - 2 : at] == ("--ro-bind-fd" if mode == "ro" else "--bind-fd", "@0")
+    [bound] = [mount for mount in json.loads(found.data[0])["mounts"] if mount["destination"] == target]
+    assert bound["options"][-1] == mode
+
+
+def test_what_cannot_be_enforced_is_refused() -> None:
+    for wanted in (Confinement(mounts=(Mount("/a", "/b", "rw-no-delete"),)), Confinement(network="host")):  # type: ignore[arg-type]
+        with pytest.raises(CannotEnforce):
+            gvisor.plan(wanted, HOST)
+    with pytest.raises(CannotEnforce, match="belongs to the wall"):
+        gvisor.plan(Confinement(mounts=(Mount("/a", "/usr", "ro"),)), HOST)
+
+
+def tree(pid: int) -> list[int]:
+    """The processes below one of the host's."""
+    try:
+        found = [
+            int(word) for task in os.listdir(f"/proc/{pid}/task") for word in Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+        ]
+    except OSError:
+        return []
+    return [*found, *(below for child in found for below in tree(child))]
+
+
+# ---- real guests ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shared").resolve()
+    (path / "old").write_text("as before")
+    return path
+
+
+@pytest.fixture(scope="module")
+def box(shared: Path) -> Iterator[Inside]:
+    require(gvisor)
+    with inside(Mount(str(shared), "/work", "rw"), Mount(str(shared), "/look", "ro"), network="door", wall=gvisor) as made:
+        yield made
+
+
+@pytest.mark.wall
+def test_the_kernel_and_the_processes_are_the_guests_own(box: Inside) -> None:
+    assert "gVisor" in box.sh("dmesg").text and os.uname().release not in box.sh("uname -a; cat /proc/version").text
+    assert os.uname().release in unconfined("uname", "-a").text  # the control: any other sandbox shows the host's
+    pids = box.sh("echo /proc/[0-9]*").text.split()
+    assert len(pids) < 5 and "/proc/1" in pids
+    assert box.sh("head -1 /proc/meminfo").text.split()[1] == str(SMALL.memory >> 10)
+
+
+@pytest.mark.wall
+def test_the_guests_root_can_do_what_root_does_but_to_the_guest(box: Inside, shared: Path) -> None:
+    done = box.sh(
+        "id -u; echo 'n:x:7:7::/:/bin/sh' > /tmp/passwd; chown 7 /tmp/passwd && stat -c %u /tmp/passwd; mknod /tmp/null c 1 3 && echo made"
+    )
+    assert done.text.split() == ["0", "7", "made"]
+    for change in ("echo x > /usr/x", "echo x > /etc/passwd", "echo x > /x", "echo x > /look/old", "rm /look/old", "chmod 777 /look/old"):
+        assert box.sh(change).code != 0, change
+    assert box.sh("echo new > /work/new && cat /work/old").text == "as before"
+    assert (shared / "new").read_text() == "new\n" and (shared / "new").stat().st_uid == os.getuid()
+    assert (shared / "old").read_text() == "as before"
+
+
+@pytest.mark.wall
+def test_there_are_no_user_namespaces_in_the_guest(box: Inside) -> None:
+    assert box.sh("unshare --user true").code != 0 and box.sh("unshare --map-root-user --mount true").code != 0
+    assert box.sh("(sleep 0 &); true").code == 0  # processes there are
+    clone3 = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nlibc.syscall(435, None, 0)\nprint(ctypes.get_errno())"
+    assert box.python(clone3).text == "38"
+    assert unconfined("unshare", "--user", "true").code == 0
+
+
+@pytest.mark.wall
+def test_what_is_written_elsewhere_is_gone_with_the_guest() -> None:
+    require(gvisor)
+    with inside(wall=gvisor) as first:
+        assert first.sh(f"echo marker > /tmp/marker; echo marker > {HOME}/marker; cat /tmp/marker").text == "marker"
+    with inside(wall=gvisor) as second:
+        assert second.sh(f"ls /tmp {HOME}").text.split() == ["/home/user:", "/tmp:"]
+
+
+CONNECT = "import socket,sys\ntry: socket.create_connection((sys.argv[1], int(sys.argv[2])), 3); print('ok')\nexcept OSError as error: print(type(error).__name__)"
+
+
+@pytest.mark.wall
+@pytest.mark.parametrize("address", [door.WIRE, "93.184.216.34", "10.0.0.1", "169.254.169.254"])
+def test_every_address_leads_to_the_door(box: Inside, address: str) -> None:
+    assert box.door is not None
+    assert box.python(CONNECT, address, str(door.HTTP)).text == "ok"
+    with socket.socket(fileno=os.dup(box.door.listeners[door.HTTP])) as listener:
+        listener.settimeout(3)
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockname()[0] == f"::ffff:{address}"
+    assert box.python(CONNECT, address, "4444").text == "ConnectionRefusedError"
+
+
+@pytest.mark.wall
+def test_nothing_of_the_host_answers(box: Inside) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("::1", 0), family=socket.AF_INET6) as other:
+        assert box.python(CONNECT, "127.0.0.1", str(server.getsockname()[1])).text == "ConnectionRefusedError"
+        assert box.python(CONNECT, "::1", str(other.getsockname()[1])).text == "ConnectionRefusedError"
+        assert unconfined("/bin/bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{server.getsockname()[1]} && echo ok").text == "ok"
+    raw = "import socket\nfor family, kind in ((2, 3), (10, 3), (17, 3), (40, 1), (38, 5)):\n  try: socket.socket(family, kind, 1); print('ok')\n  except OSError: pass"
+    assert box.python(raw).text == ""
+    assert "eth0" in box.sh("cat /proc/net/dev").text  # the one wire
+
+
+@pytest.mark.wall
+def test_a_socket_in_a_mount_answers_only_where_that_was_asked_for(tmp_path: Path) -> None:
+    require(gvisor)
+    talk = "import socket\ns = socket.socket(socket.AF_UNIX)\ntry: s.connect('/mnt/s'); print('ok')\nexcept OSError as error: print(type(error).__name__)"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{tmp_path}/s")
+        server.listen()
+        with inside(Mount(str(tmp_path), "/mnt", "rw"), wall=gvisor) as closed:
+            assert closed.python(talk).text == "ConnectionRefusedError"
+        more = lambda plan: replace(plan, command=(*plan.command[:1], "--host-uds=open", *plan.command[1:]))  # noqa: E731 - said once, here
+        with inside(Mount(str(tmp_path), "/mnt", "rw"), wall=gvisor, change=more) as opened:
+            assert opened.python(talk).text == "ok"
+
+
+@pytest.mark.wall
+def test_a_terminal_of_the_guests_own(box: Inside) -> None:
+    child = box.box.spawn(["/bin/bash", "--norc"], env={**ENVIRONMENT, "PS1": "> "}, cwd="/tmp", tty=True)
+    outer, inner = pty.openpty()
+    try:
+        assert child.terminal >= 0
+        import fcntl
+        import termios
+
+        fcntl.ioctl(inner, termios.TIOCSWINSZ, b"\x21\x00\x63\x00\x00\x00\x00\x00")
+        box.box.resize(child, inner)
+        os.write(child.terminal, b"stty size; tty; test -t 0 && echo it''is; exit 5\n")
+        said = b""
+        assert box.box.wait(child) == 5
+        while piece := os.read(child.terminal, 4096):
+            said += piece
+        assert b"33 99" in said and b"/dev/pts/" in said and b"itis" in said
+    finally:
+        for fd in (child.terminal, outer, inner):
+            os.close(fd)
+
+
+@pytest.mark.wall
+def test_limits_are_held(tmp_path: Path) -> None:
+    require(gvisor)
+    few = Limits(processes=40, memory=256 << 20, file_size=1 << 20, open_files=64, scratch=8 << 20)
+    group = limits.join(f"stockade-test-{os.getpid()}", few, own_kernel=True)
+    try:
+        with inside(Mount(str(tmp_path), "/work", "rw"), limits=few, wall=gvisor, cgroups=group.descriptors) as made:
+            assert "forked" in made.sh("for i in $(seq 20); do sleep 3 & done; echo forked").text
+            assert made.sh("for i in $(seq 80); do sleep 1 & done; echo forked").code != 0
+            time.sleep(3.5)
+            assert made.sh("head -c 2000000 /dev/zero > /work/large").code != 0 and (tmp_path / "large").stat().st_size <= 1 << 20
+            assert made.sh("head -c 900000 /dev/zero > /work/small").code == 0
+            for _ in range(12):  # each as large as a file may be
+                made.sh("head -c 1000000 /dev/zero > $(mktemp /tmp/XXXXXX)")
+            assert made.sh("head -c 1000000 /dev/zero > /tmp/last").code != 0
+            assert made.python("import os; f = [os.open('/dev/null', 0) for _ in range(70)]").code != 0
+            assert made.python("import os; f = [os.open('/dev/null', 0) for _ in range(40)]").code == 0
+            if "memory" in group.held:
+                with pytest.raises(WallFailed):
+                    made.python("x = bytearray(600 << 20)")
+                assert group.killed()
+    finally:
+        group.close()
+
+
+@pytest.mark.wall
+def test_its_end_is_made_from_outside() -> None:
+    """Whatever root does to our init, nothing is left of the guest when the box is closed."""
+    require(gvisor)
+    with inside(wall=gvisor) as made:
+        assert made.sh("echo up").text == "up"
+        before = {made.box.pid, *tree(made.box.pid)}
+        assert len(before) > 1
+        made.start("/bin/sh", "-c", "trap '' TERM HUP INT; sleep 300 & kill -STOP 1; sleep 300")
+        time.sleep(0.3)
+        began = time.monotonic()
+        made.box.close()
+        assert time.monotonic() - began < 5
+        assert until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in before))
+
+
+@pytest.mark.wall
+@pytest.mark.parametrize("victim", ["runsc", "bubblewrap", "runsc-sandbox", "runsc-gofer"])
+def test_a_part_that_is_killed_ends_all_of_it(victim: str) -> None:
+    require(gvisor)
+    with inside(wall=gvisor) as made:
+        assert made.sh("echo up").text == "up"
+        outer = made.box.pid
+        first = limits.init_of(outer)
+        parts = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode() for pid in (first, *tree(first))}
+        named = {name: pid for pid, name in parts.items()}
+        os.kill({"runsc": first, "bubblewrap": outer}.get(victim) or named[victim], signal.SIGKILL)
+        with pytest.raises(WallFailed):
+            while True:
+                made.box.step()
+        made.box.close()
+        assert until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in parts))
