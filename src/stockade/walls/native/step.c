@@ -534,46 +534,52 @@ static char **list(char **at, char *end) {
     return items;
 }
 
-static void __attribute__((noreturn)) child(int blob, const int *fds, int count, int terminal, int report) {
-    int error = 0;
-    char *end = NULL, *at = text_of(blob, &end);
-    if (!at) {
-        error = E2BIG; /* as execve(2) says it */
-        if (write(report, &error, sizeof error) < 0) _exit(EXIT_STEP);
-        _exit(EXIT_STEP);
-    }
-    char *cwd = next(&at, end);
-    char **arguments = list(&at, end);
-    environ = list(&at, end);
+/* What a command is made of. */
+struct command {
+    char *cwd, **arguments, **environment;
+    const int *fds;
+    int count, terminal;
+};
+
+/* Become it; gives what went wrong as in errno(3), negative when it was the working directory. In memory that is shared with our parent: system calls only. */
+static int become(const struct command *command) {
     sigset_t none;
     sigemptyset(&none);
     setsid();
-    if (terminal >= 0) {
-        if (ioctl(terminal, TIOCSCTTY, 0)) error = errno;
-        for (int i = 0; i < 3 && !error; i++)
-            if (dup2(terminal, i) < 0) error = errno;
+    if (command->terminal >= 0) {
+        if (ioctl(command->terminal, TIOCSCTTY, 0)) return errno;
+        for (int i = 0; i < 3; i++)
+            if (dup2(command->terminal, i) < 0) return errno;
     }
-    /* First out of the way, then into place: a descriptor to be moved may sit where another belongs. */
-    int first = terminal >= 0 ? 3 : 0, moved[MAX_FDS];
-    int out = fcntl(report, F_DUPFD_CLOEXEC, first + count); /* low numbers: RLIMIT_NOFILE may be small */
-    if (out < 0) { /* a limit of open files so low that there is no room to move them */
-        error = errno;
-        out = report;
-    }
-    for (int i = 0; i < count && !error; i++)
-        if ((moved[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, first + count)) < 0) error = errno;
-    for (int i = 0; i < count && !error; i++)
-        if (dup2(moved[i], first + i) < 0) error = errno;
+    /* First out of the way, then into place: a descriptor to be moved may sit where another belongs. Low numbers: RLIMIT_NOFILE may be small. */
+    int first = command->terminal >= 0 ? 3 : 0, moved[MAX_FDS], count = command->count;
+    for (int i = 0; i < count; i++)
+        if ((moved[i] = fcntl(command->fds[i], F_DUPFD_CLOEXEC, first + count)) < 0) return errno;
+    for (int i = 0; i < count; i++)
+        if (dup2(moved[i], first + i) < 0) return errno;
     /* Everything else is ours and closes at exec: the control socket must never be the command's. */
-    if (!error && close_range((unsigned)(first + count), LAST, CLOSE_RANGE_CLOEXEC)) error = errno;
-    if (!error && chdir(cwd)) error = -errno; /* not to be taken for a missing program */
+    if (close_range((unsigned)(first + count), LAST, CLOSE_RANGE_CLOEXEC)) return errno;
+    if (chdir(command->cwd)) return -errno;
     sigprocmask(SIG_SETMASK, &none, NULL);
-    if (!error) {
-        execvp(arguments[0], arguments);
-        error = errno;
+    environ = command->environment; /* also where PATH is looked up */
+    execvp(command->arguments[0], command->arguments);
+    return errno;
+}
+
+/* Start a command; gives its number, -1 and errno when there can be no process, and 0 and `error` when it could not be executed. vfork(2): a process whose memory
+ * is copied first costs a guest's kernel as much again as the command itself. */
+static pid_t spawn(const struct command *command, volatile int *error) {
+    *error = 0;
+    pid_t pid = vfork();
+    if (pid == 0) {
+        *error = become(command);
+        _exit(EXIT_STEP);
     }
-    if (write(out, &error, sizeof error) < 0) _exit(EXIT_STEP);
-    _exit(EXIT_STEP);
+    static char *nothing[] = {NULL};
+    environ = nothing;
+    if (pid < 0 || !*error) return pid;
+    waitpid(pid, NULL, 0);
+    return 0;
 }
 
 /* Copy until either end is closed, in a process of its own: one for each direction, since each may wait for the other. */
@@ -605,7 +611,7 @@ static int slave(int master) {
 
 static void start(struct request request, int *fds, int count) {
     int stays = request.flags & 2;
-    int slot = 0, report[2], master = -1, terminal = -1, error = 0;
+    int slot = 0, master = -1, terminal = -1, error = 0;
     while (slot < MAX_CHILDREN && children[slot].pid) slot++;
     if (slot == MAX_CHILDREN || count < 1 || (stays && count < 2)) error = EAGAIN;
     if (!error && (request.flags & 1)) { /* a terminal of the sandbox's own devpts: pty(7) */
@@ -614,22 +620,22 @@ static void start(struct request request, int *fds, int count) {
         if (master < 0 || ioctl(master, TIOCSPTLCK, &unlock)) error = errno;
         if (!error && (terminal = slave(master)) < 0) error = errno;
     }
-    if (!error && pipe2(report, O_CLOEXEC)) error = errno;
+    char *end = NULL, *text = error ? NULL : text_of(fds[0], &end), *at = text;
+    if (!error && !text) error = E2BIG; /* as execve(2) says it */
     pid_t pid = -1;
     if (!error) {
-        pid = fork();
-        if (pid == 0) child(fds[0], fds + 1 + !!stays, count - 1 - !!stays, terminal, report[1]);
-        if (pid < 0) error = errno;
-        close(report[1]);
-        if (pid > 0) {
-            ssize_t size;
-            while ((size = read(report[0], &error, sizeof error)) < 0 && errno == EINTR) {}
-            if (size <= 0) error = 0; /* closed by exec */
-        }
-        close(report[0]);
+        struct command command = {.fds = fds + 1 + !!stays, .count = count - 1 - !!stays, .terminal = terminal};
+        command.cwd = next(&at, end);
+        command.arguments = list(&at, end);
+        command.environment = list(&at, end);
+        volatile int failed;
+        pid = spawn(&command, &failed);
+        error = pid < 0 ? errno : failed;
+        free(command.arguments);
+        free(command.environment);
     }
+    free(text);
     if (error) {
-        if (pid > 0) waitpid(pid, NULL, 0);
         tell('F', request.id, error, "", NULL, 0);
     } else {
         children[slot].pid = pid;
