@@ -42,6 +42,7 @@ bench: ## start-up and gateway cost against bare bubblewrap and against peers, w
 	$(BIN)/python bench/gate.py
 	$(BIN)/python bench/peers.py
 	$(BIN)/python bench/sessions.py
+	$(BIN)/python bench/gvisor.py
 
 fmt: ## format and sort imports
 	$(BIN)/ruff check --fix-only --quiet .

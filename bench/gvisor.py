@@ -1,0 +1,190 @@
+"""What the gVisor wall costs, beside runsc alone: a guest from nothing to the end of `true`, a command in one that stands, bytes out of it, memory.
+
+    python bench/gvisor.py [--rounds N] [--json]
+
+All take turns in every round, so that a busy moment of the machine hits all of them. Printed are medians and ratios of this run; absolute times depend on
+the machine and no test looks at them. `runsc` alone is `runsc run` and `runsc exec` of the same program from the same /usr, as root, with the same flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from stockade.core.values import Confinement, Limits
+from stockade.walls import gvisor, runsc
+from stockade.walls.box import Box
+
+TRUE, PATH = "/usr/bin/true", {"PATH": "/usr/bin:/bin"}
+STREAM = ["/usr/bin/dd", "if=/dev/zero", "bs=64K", "count=8192"]  # 512 MiB
+FLAGS = ["--network=none", "--ignore-cgroups", "--overlay2=none"]
+
+
+class Raw:
+    """runsc alone, with a bundle of its own."""
+
+    def __init__(self, scratch: str, found: runsc.Found) -> None:
+        self._command = [found.path, f"--root={scratch}/state", f"--platform={found.platform}", *FLAGS]
+        self._scratch, self._count = scratch, 0
+
+    def _bundle(self, argv: list[str]) -> tuple[str, str]:
+        self._count += 1
+        name = f"bench-{os.getpid()}-{self._count}"
+        folder = f"{self._scratch}/{name}"
+        os.mkdir(folder)
+        configuration = {
+            "ociVersion": "1.0.0",
+            "process": {"user": {"uid": 0, "gid": 0}, "args": argv, "env": ["PATH=/usr/bin:/bin"], "cwd": "/"},
+            "root": {"path": "/", "readonly": True},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
+            ],
+            "linux": {"namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network")]},
+        }
+        Path(folder, "config.json").write_text(json.dumps(configuration))
+        return folder, name
+
+    def start(self, argv: list[str], stdout: int | None = None) -> tuple[subprocess.Popen[bytes], str]:
+        """`runsc run` of a command: the process, and the guest's name."""
+        folder, name = self._bundle(argv)
+        return subprocess.Popen(
+            [*self._command, "run", "-bundle", folder, name], stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.DEVNULL
+        ), name
+
+    def exec(self, name: str) -> None:
+        subprocess.run([*self._command, "exec", name, TRUE], check=True, stdin=subprocess.DEVNULL)
+
+    def end(self, process: subprocess.Popen[bytes], name: str) -> None:
+        subprocess.run([*self._command, "kill", name, "KILL"], check=False, stderr=subprocess.DEVNULL)
+        process.wait()
+
+
+def opened(network: str = "none") -> Callable[[], None]:
+    """What is to be ended of a guest of ours that has run `true`; the time until then is the caller's to take."""
+    door = gvisor.make_door((80, 443, 3128, 53)) if network == "door" else None
+    wanted = Confinement(network="door" if door else "none", limits=Limits())
+    box = gvisor.open_box(gvisor.plan(wanted, gvisor.look("/home/user")), door)
+    box.wait(box.spawn([TRUE], env=PATH))
+
+    def end() -> None:
+        box.close()
+        if door is not None:
+            door.close()
+
+    return end
+
+
+def clock(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def rate(read: int) -> float:
+    """MB a second out of a descriptor until its end, from its first byte on."""
+    total, began = len(os.read(read, 1 << 20)), time.perf_counter()
+    while piece := os.read(read, 1 << 20):
+        total += len(piece)
+    return total / (time.perf_counter() - began) / 1e6
+
+
+def memory(pid: int) -> float:
+    """MB (Pss of proc(5)) of the processes below and with `pid`."""
+    total, waiting = 0, [pid]
+    while waiting:
+        each = waiting.pop()
+        rollup = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+        total += int(next(line for line in rollup if line.startswith("Pss:")).split()[1])
+        for task in os.listdir(f"/proc/{each}/task"):
+            waiting += map(int, Path(f"/proc/{each}/task/{task}/children").read_text().split())
+    return total / 1024
+
+
+def measure(raw: Raw, rounds: int) -> dict[str, list[float]]:
+    """Every round's figures by name: seconds, or MB a second."""
+    found: dict[str, list[float]] = {}
+    box = gvisor.open_box(gvisor.plan(Confinement(), gvisor.look("/home/user")))
+    beside, name = raw.start(["/usr/bin/sleep", "600"])
+    try:
+        box.wait(box.spawn([TRUE], env=PATH))
+        for number in range(rounds + 1):  # the first round only warms caches
+            took = {
+                "start: runsc run": clock(lambda: raw.start([TRUE])[0].wait()),
+                "exec: runsc exec": clock(lambda: raw.exec(name)),
+                "exec: ours": statistics.median(clock(lambda: box.wait(box.spawn([TRUE], env=PATH))) for _ in range(5)),
+                "stream: runsc run": _raw_stream(raw),
+                "stream: ours": _stream(box),
+            }
+            for label, network in (("start: ours, no network", "none"), ("start: ours, with a door", "door")):
+                began = time.perf_counter()
+                end = opened(network)
+                took[label] = time.perf_counter() - began
+                end()
+            for label, value in took.items() if number else ():
+                found.setdefault(label, []).append(value)
+        found["memory: runsc run"], found["memory: ours"] = [memory(beside.pid)], [memory(box.pid)]
+    finally:
+        box.close()
+        raw.end(beside, name)
+    return found
+
+
+def _raw_stream(raw: Raw) -> float:
+    process, _ = raw.start(STREAM, subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        found = rate(process.stdout.fileno())
+    process.wait()
+    return found
+
+
+def _stream(box: Box) -> float:
+    read, write = os.pipe()
+    try:
+        child = box.spawn(STREAM, env=PATH, stdout=write)
+    finally:
+        os.close(write)
+    found = rate(read)
+    os.close(read)
+    box.wait(child)
+    return found
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=10)
+    options.add_argument("--json", action="store_true")
+    given = options.parse_args()
+    if os.geteuid():
+        sys.stderr.write("bench/gvisor.py: runsc alone, which this compares with, needs root\n")
+        return 1
+    scratch = tempfile.mkdtemp(prefix="stockade-bench-")
+    try:
+        found = measure(Raw(scratch, runsc.find()), given.rounds)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    medians = {label: statistics.median(values) for label, values in found.items()}
+    if given.json:
+        print(json.dumps(medians, indent=2))
+        return 0
+    for label, value in medians.items():
+        kind, _, who = label.partition(": ")
+        bare = medians[next(name for name in medians if name.startswith(f"{kind}: runsc"))]
+        shown = f"{value * 1000:8.1f} ms" if kind in ("start", "exec") else f"{value:8.1f} {'MB/s' if kind == 'stream' else 'MB'}"
+        print(f"{kind:8} {who:22} {shown:>14}  {value / bare:5.2f} x")
+    print(f"medians of {given.rounds} rounds, taking turns")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
