@@ -164,6 +164,8 @@ class Foreground:
         session = self.session
         while child.status is None and not child.error and not self.outcome:
             self.loop.turn()
+        if session.wall.OWN_KERNEL and not self.outcome and (why := session.died_of()):
+            self._stop(why, "memory")  # what of a guest the host's kernel ends, the guest's own does not name
         self.loop.forget(session.box.fileno())
         for pump in self._pumps:
             pump.finish()

@@ -270,7 +270,7 @@ class LiveSession:
             self._stop(f"more than {limit} bytes of output", "output")
 
     def _notes(self, _events: int) -> None:
-        box = self._session.box
+        session, box = self._session, self._session.box
         while self._end is None:
             try:
                 child = box.step(NO_WAIT)
@@ -285,6 +285,9 @@ class LiveSession:
             if box.ready and not self._ready.done():
                 self._ready.set_result(None)
             command = self._commands.get(child.ident) if child is not None else None
+            if session.wall.OWN_KERNEL and command is not None and (why := session.died_of()):
+                self._stop(why, "memory")  # what of a guest the host's kernel ends, the guest's own does not name
+                return
             if command is not None and command.news():
                 self._session.record("exec.exit", number=command.number, code=command.code)
 
