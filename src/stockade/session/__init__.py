@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from stockade.record.ledger import Ledger, Receipt
     from stockade.session.bundle import Bundle
     from stockade.session.signing import Signer
-    from stockade.walls.box import Box
-    from stockade.walls.contract import Plan, Wall
+    from stockade.walls.contract import Box, Plan, Wall
     from stockade.walls.door import Door
     from stockade.walls.limits import Groups
     from stockade.walls.watch import Watch
