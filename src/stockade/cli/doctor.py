@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="stockade doctor",
         description="Try each part of each wall on this machine, and say how to mend what does not work. Needs no root.",
-        epilog="Exit status: 0 the default wall works (with --wall: that part), 1 it does not.",
+        epilog="Exit status: 0 the default wall works (with --wall: that part; with --conformance: that wall passes), 1 it does not.",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--wall", choices=tuple(PARTS), metavar="NAME", help=f"only this one: {', '.join(PARTS)}")
@@ -35,6 +35,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--fix",
         action="store_true",
         help="install what is missing as Debian packages (says first what it will write and run; uses sudo unless root)",
+    )
+    parser.add_argument(
+        "--conformance",
+        metavar="WALL",
+        help="run the conformance suite on a wall: bubblewrap, gvisor, or a module of yours (package.module)",
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="CHECK", help="with --conformance: only this check or group (may be repeated)"
     )
     return parser
 
@@ -142,7 +150,16 @@ def status_of(part: str, checks: Sequence[Check]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Run `stockade doctor` with `argv` (without "doctor")."""
-    options = build_parser().parse_args(argv)
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if options.conformance is not None:
+        if options.wall or options.fix:
+            parser.error("--conformance goes with --only and --json alone")
+        from stockade.cli import conformance
+
+        return conformance.run(options.conformance, options.only, as_json=options.json)
+    if options.only:
+        parser.error("--only goes with --conformance")
     wanted = [options.wall] if options.wall else [*PARTS]
     found = look(wanted, options.json)
     if options.fix and mend(found, options.json):
