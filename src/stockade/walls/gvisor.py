@@ -142,6 +142,9 @@ def configuration(wanted: Confinement) -> str:
     binds = [
         bind for bind in binds if bind[0] not in wanted.sockets
     ]  # runsc cannot mount one; there it is part of the root, as bubblewrap shows it
+    # The guest's kernel asks the host's from another mount namespace, where a mount point is a directory like any other and can be renamed (rename(2), EBUSY):
+    # it has to know of what is held by itself. Beyond some 160 of them runsc does not start.
+    binds += [(held[3:], held[:2]) for held in wanted.held]
     for target, mode in sorted(binds, key=lambda bind: view.depth(bind[0])):
         options = ["rbind", "nosuid", "nodev", mode]
         mounts.append({"destination": target, "type": "bind", "source": ROOT + target, "options": options})
