@@ -117,6 +117,10 @@ def test_what_cannot_be_enforced_is_refused() -> None:
     for wanted in (Confinement(mounts=(Mount("/a", "/b", "rw-no-delete"),)), Confinement(network="host")):  # type: ignore[arg-type]
         with pytest.raises(CannotEnforce):
             gvisor.plan(wanted, HOST)
+    many = Confinement(held=tuple(f"ro:/work/{number}" for number in range(151)))
+    with pytest.raises(CannotEnforce, match="150 paths, and 151") as caught:
+        gvisor.plan(many, HOST)
+    assert caught.value.code == "gvisor.mounts" and gvisor.plan(replace(many, held=many.held[1:]), HOST)
     with pytest.raises(CannotEnforce, match="belongs to the wall"):
         gvisor.plan(Confinement(mounts=(Mount("/a", "/usr", "ro"),)), HOST)
 
@@ -169,6 +173,22 @@ def test_the_guests_root_can_do_what_root_does_but_to_the_guest(box: Inside, sha
     assert box.sh("echo new > /work/new && cat /work/old").text == "as before"
     assert (shared / "new").read_text() == "new\n" and (shared / "new").stat().st_uid == os.getuid()
     assert (shared / "old").read_text() == "as before"
+
+
+@pytest.mark.wall
+def test_as_many_paths_as_are_let_through_do_start(tmp_path: Path) -> None:
+    require(gvisor)
+    names = [str(number) for number in range(gvisor.MOST_BINDS - 1)]
+    for name in names:
+        (tmp_path / name).mkdir()
+    held = lambda plan: replace(plan, held=tuple(f"ro:/sandbox/work/{name}" for name in names), data=(data, *plan.data[1:]))  # noqa: E731 - said once, here
+    wanted = Confinement(
+        mounts=(Mount(str(tmp_path), "/work", "rw"),), held=tuple(f"ro:/work/{name}" for name in names), network="door", limits=SMALL
+    )
+    data = gvisor.configuration(wanted)
+    with inside(Mount(str(tmp_path), "/work", "rw"), network="door", wall=gvisor, change=held) as made:
+        assert made.sh("mv /work/7 /work/seven").code != 0 and made.sh("touch /work/7/x").code != 0
+        assert made.sh("touch /work/x").code == 0
 
 
 @pytest.mark.wall

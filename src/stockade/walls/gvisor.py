@@ -32,6 +32,7 @@ ROOT = "/sandbox"  # the guest's root, as bubblewrap shows it to runsc
 INIT = "/run/stockade-init"  # our program in the guest
 CONTROL = 3  # its descriptor there: a limit of open files may be small
 CONTAINER = "box"
+MOST_BINDS = 150  # each is a mount of the guest's kernel, and beyond some 200 runsc 20240729 does not start
 # What root may do in the guest, to the guest's kernel alone: Docker's default set without CAP_NET_RAW, whose sockets runsc refuses by itself.
 CAPABILITIES = (
     "CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD", "CAP_NET_BIND_SERVICE", "CAP_SETFCAP",
@@ -142,9 +143,14 @@ def configuration(wanted: Confinement) -> str:
     binds = [
         bind for bind in binds if bind[0] not in wanted.sockets
     ]  # runsc cannot mount one; there it is part of the root, as bubblewrap shows it
-    # The guest's kernel asks the host's from another mount namespace, where a mount point is a directory like any other and can be renamed (rename(2), EBUSY):
-    # it has to know of what is held by itself. Beyond some 160 of them runsc does not start.
+    # gVisor renames from a mount namespace in which what bubblewrap holds is a directory like any other, so its own kernel has to know of each such path.
     binds += [(held[3:], held[:2]) for held in wanted.held]
+    if len(binds) > MOST_BINDS:
+        raise CannotEnforce(
+            f"the gVisor wall can show or hold {MOST_BINDS} paths, and {len(binds)} are wanted: mounts, and repositories below the workspace",
+            code="gvisor.mounts",
+            hint="Make a smaller folder the workspace, mount less, or use the bubblewrap wall.",
+        )
     for target, mode in sorted(binds, key=lambda bind: view.depth(bind[0])):
         options = ["rbind", "nosuid", "nodev", mode]
         mounts.append({"destination": target, "type": "bind", "source": ROOT + target, "options": options})
