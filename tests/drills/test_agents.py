@@ -10,6 +10,8 @@ from stockade.drills import agents, incidents
 from stockade.drills.runner import Drill
 from stockade.drills.scenario import Scenario
 from stockade.drills.yard import Yard
+from stockade.walls import gvisor
+from walls.boxes import require
 
 pytestmark = [pytest.mark.agents, pytest.mark.wall]
 
@@ -40,3 +42,11 @@ def test_confined_it_is_not(agent: agents.Agent, item: Scenario) -> None:
         for index in (0,) if agent.name == "mini" else (0, 12):  # one start of mini-swe-agent takes as long as ten of the others
             run = drill.run(item, index)
             assert run.verdict == "contained", run.note
+
+
+@pytest.mark.timeout(400)
+def test_with_a_kernel_of_its_own_it_works_and_is_not(agent: agents.Agent) -> None:
+    require(gvisor)
+    with Yard(keep=agent.keep) as yard:
+        run = Drill(yard, agent, wall="gvisor").run(incidents.PHISH_EGRESS, 7)
+        assert run.verdict == "contained", run.note
