@@ -192,6 +192,13 @@ def test_as_many_paths_as_are_let_through_do_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.wall
+def test_nothing_of_the_hosts_is_left_open_in_the_guests_first_process(box: Inside) -> None:
+    listed = box.sh("for fd in /proc/1/fd/*; do readlink $fd; done").text.split("\n")
+    assert len([name for name in listed if name.startswith("host:")]) == 1  # the socket on which it is asked for commands
+    assert listed.count("/dev/null") == 3
+
+
+@pytest.mark.wall
 def test_there_are_no_user_namespaces_in_the_guest(box: Inside) -> None:
     assert box.sh("unshare --user true").code != 0 and box.sh("unshare --map-root-user --mount true").code != 0
     assert box.sh("(sleep 0 &); true").code == 0  # processes there are

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stockade.walls.terminal import Raw
 
 GRACE = 5.0  # seconds between passing on SIGTERM or SIGHUP and ending the sandbox
+NOTES = 64  # taken in one turn of the loop: a sandbox whose init is not ours any more must not keep us from looking at its limits
 DRAIN = 2.0  # seconds in which the reader of a run that we ended may take what is left
 
 
@@ -140,7 +141,9 @@ class Foreground:
 
     def _notes(self, _events: int) -> None:
         box = self.session.box
-        while not box.dead:
+        for _ in range(NOTES):
+            if box.dead:
+                break
             child = self.child
             terminal = child.terminal if child is not None else -1
             try:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 OUTPUT = 64 << 20  # bytes kept of each stream of one `exec`
 ASKED = 64  # commands asked for and not answered yet; more would fill the socket to the sandbox's init
 LEASE = 0.02  # seconds between two looks whether somebody wants the certificates
+NOTES = 64  # taken in one turn of the loop (foreground.py)
 NO_WAIT = 0x40  # MSG_DONTWAIT of recv(2)
 
 
@@ -271,7 +272,9 @@ class LiveSession:
 
     def _notes(self, _events: int) -> None:
         session, box = self._session, self._session.box
-        while self._end is None:
+        for _ in range(NOTES):
+            if self._end is not None:
+                return
             try:
                 child = box.step(NO_WAIT)
             except BlockingIOError:

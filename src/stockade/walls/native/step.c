@@ -675,7 +675,11 @@ static int inside(int argc, char **argv) {
     if (fcntl(notes, F_SETFD, FD_CLOEXEC) || close_range((unsigned)notes + 1, LAST, 0)) fail("descriptors");
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) fail("dumpable"); /* /proc/1 tells the sandbox nothing, ptrace is refused */
     if (wanted) landlock(abi, argc - 3, argv + 3);
-    if (argc > 3 && !strcmp(argv[3], "guest")) guest_filter();
+    if (argc > 3 && !strcmp(argv[3], "guest")) {
+        int null = open("/dev/null", O_RDWR | O_CLOEXEC); /* what we started with is the host's, and root could write to it here */
+        if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 || close(null)) fail("standard streams");
+        guest_filter();
+    }
     sigset_t all;
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, NULL);
