@@ -16,6 +16,7 @@ BOUNDS = {
     "walls/native/step.c": 700,
     "walls/gvisor.py": 450,
     "walls/bubblewrap.py": 1000,
+    "walls/events.py": 350,
     "walls/watch.py": 250,
     "walls/box.py": 350,
     "walls/git.py": 2800,

@@ -114,6 +114,7 @@ class Confinement:
     absolute, without symbolic links, parents before children. They cost far less than mounts.
     `network` is "none" (a namespace with nothing listening) or "door" (listeners of the door, no route).
     `sockets` are targets of mounts that are Unix sockets and have to answer inside. Others in mounts may or may not, as the wall says.
+    `events` is the path of a socket on the host to which a sandbox's own kernel says what happens in it ("" = nowhere); nothing inside sees it.
     """
 
     mounts: tuple[Mount, ...] = ()
@@ -126,6 +127,7 @@ class Confinement:
     home: str = "/home/user"
     workspace: str = ""  # the target of the mount that is the workspace, "" = none
     sockets: tuple[str, ...] = ()
+    events: str = ""
 
 
 @frozen

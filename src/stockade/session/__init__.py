@@ -12,7 +12,7 @@ import time
 
 from stockade.core import places
 from stockade.core.errors import CannotEnforce, StockadeError, WallFailed
-from stockade.core.frozen import plain
+from stockade.core.frozen import plain, replace
 from stockade.core.values import DENY
 from stockade.session import confine
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from stockade.walls.contract import Box, Plan, Wall
     from stockade.walls.door import Door
     from stockade.walls.limits import Groups
+    from stockade.walls.sink import Sink
     from stockade.walls.watch import Watch
     from stockade.walls.workspace import View
 
@@ -58,6 +59,7 @@ class Session:
         self.start_receipt: Receipt
         self.signer: Signer | None = None
         self.watch: Watch | None = None  # of the secret mounts, if there are any
+        self.sink: Sink | None = None  # where a kernel of the sandbox's own says what happens in it
         self._ledger: Ledger | None = None
         self._scan = (0, -1)
         self._keep: tuple[str, ...] = ()
@@ -115,8 +117,14 @@ class Session:
             self.signer = Signer(self.policy.signing, self)
             self._closers.append(self.signer.close)
             self.confinement = self.signer.shown(self.confinement)
-        host = wall.look(self.confinement.home)
-        plan = self.plan = wall.plan(self.confinement, host, stage=f"{self.directory}/stage")
+        if wall.OWN_KERNEL:
+            from stockade.walls.sink import Sink
+
+            self.sink = Sink(self.lock, self.directory)
+            self._closers.append(self.sink.close)
+            self.confinement = replace(self.confinement, events=self.sink.path)
+        self._host = wall.look(self.confinement.home)
+        plan = self.plan = wall.plan(self.confinement, self._host, stage=f"{self.directory}/stage")
         for stage in (os.path.dirname(plan.stages[0]), *plan.stages) if plan.stages else ():
             os.mkdir(stage, 0o700)
         self.door = making.done()
@@ -141,13 +149,19 @@ class Session:
         """Wait until the sandbox stands. Raises WallFailed."""
         import select
 
-        poll = select.poll()
-        poll.register(self.box.fileno(), select.POLLIN)
         deadline = time.monotonic() + READY
         while not self.box.ready:
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            poll = select.poll()
+            poll.register(self.box.fileno(), select.POLLIN)
+            if self.sink is not None and not self.sink.connected and not self.sink.over:
+                poll.register(self.sink.fileno(), select.POLLIN)
+            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            if not ready:
                 raise slow()
-            self.box.step()
+            if any(fd == self.box.fileno() for fd, _ in ready):
+                self.box.step()
+            elif self.sink is not None:
+                self.sink.connect()
 
     @property
     def certificates_first(self) -> bool:
@@ -228,8 +242,11 @@ class Session:
 
         self.box.close()
         lasted = time.time() - self.started
-        again = (self.wall, self.plan, self.door, self.confinement)
-        events = self.view.finish(lambda argv, stdout, seconds: confined(*again, argv, stdout, seconds))
+
+        def again(argv: Sequence[str], stdout: int, seconds: float) -> int:
+            return confined(self.wall, self._unheard(), self.door, self.confinement, argv, stdout, seconds)
+
+        events = self.view.finish(again)
         # What could not be brought back stays in our directory until somebody looks after it (`stockade session`).
         self._keep = after.left_by(events) if events else ()
         for event in events:
@@ -249,6 +266,13 @@ class Session:
             else:
                 report = None
         return [*events, *([report] if report else [])]
+
+    def _unheard(self) -> Plan:
+        """The session's plan for a program of our own, whose events are not wanted."""
+        if self.sink is None:
+            return self.plan
+        plan: Plan = self.wall.plan(replace(self.confinement, events=""), self._host, stage=f"{self.directory}/stage")
+        return plan
 
     def _record_event(self, event: dict[str, Any]) -> None:
         self.record(str(event["kind"]), **{name: value for name, value in event.items() if name not in ("kind", "session")})

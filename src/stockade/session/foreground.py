@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from stockade.core.values import Policy
     from stockade.session.gate import GateKeeper
+    from stockade.session.guest import Witness
     from stockade.walls.box import Child
     from stockade.walls.streams import Pump
     from stockade.walls.terminal import Raw
@@ -42,6 +43,7 @@ class Foreground:
         self._pumps: list[Pump] = []
         self._out: list[Pump] = []
         self._gate: GateKeeper | None = None
+        self._witness: Witness | None = None
         self._raw: Raw | None = None
         self._given: list[int] = []
         self._old_signals: dict[int, Any] = {}
@@ -127,6 +129,10 @@ class Foreground:
         self.loop.watch(session.box.fileno(), READ, self._notes)
         self._gate = GateKeeper(session, self.loop, say)
         self._gate.listen()
+        if session.sink is not None:
+            from stockade.session.guest import Witness
+
+            self._witness = Witness(session, session.sink, self.loop, say)
         if session.signer is not None:
             session.signer.listen(self.loop, say)
         limits = session.policy.limits
@@ -156,6 +162,8 @@ class Foreground:
                     raise
                 self._stop(why, "memory")
                 break
+            if self._witness is not None:
+                self._witness.stands()
             if child is None:
                 continue
             if terminal < 0 <= child.terminal:
@@ -173,6 +181,8 @@ class Foreground:
         for pump in self._pumps:
             pump.finish()
         session.box.close()  # whatever the command left running ends here, so the streams end too
+        if self._witness is not None:
+            self._witness.close()
         for fd in self._given:
             os.close(fd)
         self._given = []
@@ -275,6 +285,8 @@ class Foreground:
             signal.signal(number, handler)
         if self._gate:
             self._gate.close()
+        if self._witness is not None:
+            self._witness.close()
         if self.session.signer is not None:
             self.session.signer.close()
 

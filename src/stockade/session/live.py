@@ -21,6 +21,7 @@ from stockade.session.after import MOMENT
 from stockade.session.command import Command, Piece, Result, SessionEnded
 from stockade.session.exchange import AsyncioLoop
 from stockade.session.gate import GateKeeper
+from stockade.session.guest import Witness
 from stockade.walls import limits
 from stockade.walls.streams import pipe
 
@@ -49,6 +50,7 @@ class LiveSession:
         self._number = 0
         self._slots = asyncio.Semaphore(ASKED)
         self._gate: GateKeeper | None = None
+        self._witness: Witness | None = None
         self._end: StockadeError | None = None
         self._ready = self.future()
         self._output = 0
@@ -130,6 +132,8 @@ class LiveSession:
         session.record_start(())
         self._gate = GateKeeper(session, self.loop)
         self._gate.listen()
+        if session.sink is not None:
+            self._witness = Witness(session, session.sink, self.loop)
         if session.signer is not None:
             session.signer.listen(self.loop)
         if session.certificates_first:
@@ -158,6 +162,8 @@ class LiveSession:
                 self._end = closed
             if self._gate is not None:
                 self._gate.close()
+            if self._witness is not None:
+                self._witness.close()
             if session.signer is not None:
                 session.signer.close()
             self.loop.clear()
@@ -285,6 +291,8 @@ class LiveSession:
                     raise
                 self._stop(why, "memory")
                 return
+            if self._witness is not None:
+                self._witness.stands()
             if box.ready and not self._ready.done():
                 self._ready.set_result(None)
             command = self._commands.get(child.ident) if child is not None else None

@@ -33,6 +33,7 @@ INIT = "/run/stockade-init"  # our program in the guest
 CONTROL = 3  # its descriptor there: a limit of open files may be small
 CONTAINER = "box"
 MOST_BINDS = 150  # each is a mount of the guest's kernel, and beyond some 200 runsc 20240729 does not start
+EVENTS, TRACE = "/events", "/bundle/trace.json"  # where runsc finds the socket that it reports to, and what to report
 # What root may do in the guest, to the guest's kernel alone: Docker's default set without CAP_NET_RAW, whose sockets runsc refuses by itself.
 CAPABILITIES = (
     "CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD", "CAP_NET_BIND_SERVICE", "CAP_SETFCAP",
@@ -101,22 +102,31 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "") -> Plan:
     arguments += ["--ro-bind-data", "=1", "/proc/meminfo"] if wanted.limits.memory else []
     arguments += ["--dev", "/dev", *(["--dev-bind", "/dev/kvm", "/dev/kvm"] if host.platform == "kvm" else [])]
     arguments += ["--tmpfs", "/tmp", "--perms", "0700", "--tmpfs", "/state", "--ro-bind", host.runsc, "/runsc"]
-    arguments += ["--ro-bind-data", "=0", "/bundle/config.json", "--perms", "0755", "--tmpfs", ROOT]
+    arguments += ["--ro-bind-data", "=0", "/bundle/config.json"]
+    data = [configuration(wanted), *([f"MemTotal: {wanted.limits.memory >> 10} kB\n"] if wanted.limits.memory else [])]
+    paths = list(shown.paths)
+    if wanted.events:
+        from stockade.walls import events
+
+        arguments += ["--ro-bind-data", f"={len(data)}", TRACE, "--ro-bind-fd", f"@{len(paths)}", EVENTS]
+        data.append(events.configuration(EVENTS))
+        paths.append(wanted.events)
+    arguments += ["--perms", "0755", "--tmpfs", ROOT]
     arguments += [*base, "--ro-bind", host.etc, f"{ROOT}/etc"]
     arguments += ["--perms", "0755", "--dir", f"{ROOT}/run", "--ro-bind", host.step, ROOT + INIT]
     # Mount points: gVisor mounts its own file systems there, and what is under them is never seen.
     for place in ("/proc", "/dev", "/sys", "/tmp", "/var/tmp", wanted.home):
         arguments += ["--dir", ROOT + place]
     arguments += [*shown.arguments, "--remount-ro", ROOT, "--remount-ro", "/", "--chdir", "/"]
-    memory = (f"MemTotal: {wanted.limits.memory >> 10} kB\n",) if wanted.limits.memory else ()
     network = "sandbox" if wanted.network == "door" else "none"
     # directfs: the guest's files without a second process on the way; what it opens is what bubblewrap shows. No overlay: /tmp and home are enough to write.
     command = ["/runsc", "--root=/state", f"--platform={host.platform}", f"--network={network}", "--ignore-cgroups", "--overlay2=none"]
     command += ["--host-uds=open"] if wanted.sockets else []
+    command += [f"--pod-init-config={TRACE}"] if wanted.events else []
     return Plan(
         arguments=tuple(arguments),
-        paths=shown.paths,
-        data=(configuration(wanted), *memory),
+        paths=tuple(paths),
+        data=tuple(data),
         overlays=wanted.overlays,
         stages=shown.stages,
         held=tuple(f"{held[:3]}{ROOT}{held[3:]}" for held in wanted.held),
@@ -201,6 +211,10 @@ def enforced(wanted: Confinement, host: Host) -> tuple[Enforced, ...]:
         Enforced("descriptors", "a socket to our init; pipes of our own"),
         Enforced("network", {"none": "none", "door": "door: netstack on a wire to the gate's listeners, no route beyond"}[wanted.network]),
     ]
+    if wanted.events:
+        lines.append(
+            Enforced("visibility", "gVisor's trace points", "exec, clone, connect, bind and attempts at more, to the ledger as they happen")
+        )
     lines += [Enforced(f"mount {mount.target}", "read-only bind" if mount.mode == "ro" else "bind", mount.mode) for mount in wanted.mounts]
     lines += [Enforced(f"overlay {overlay.target}", "overlayfs, private upper layer") for overlay in wanted.overlays]
     lines += bubblewrap.fixed(wanted)
