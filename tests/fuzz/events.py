@@ -38,6 +38,7 @@ KEPT = {
         "0800180000000000 0a0620013a021005 1831 2004 321c 0a000063000000000000000000000000000000000000000100000000"
     ),
     "an abstract Unix socket whose name is no UTF-8": bytes.fromhex("08000a0000000000 0a0620013a021005 182a 2003 3206 0100006162ff"),
+    "a number that is there twice": b"\x08\0\x03\0\0\0\0\0\n\4 \2 ;\x12\2/x",
     "minus one": bytes.fromhex("0800060000000000 0a0420013a00 2075 28ffffffff0f 3005 38ffffffff0f 5003"),
     "an argv for a terminal": b"\x08\0\x03\0\0\0\0\0\x1a\x06\x1b[31mx\x1a\x04\xe2\x80\xae\xff",
     "an argv of more words than are read": b"\x08\0\x03\0\0\0\0\0" + b"\x1a\x01a" * 5000,
@@ -75,10 +76,10 @@ def one(data: bytes) -> None:
     fields = _plainly(data[size:])
     if fields is None:
         return
-    firsts = dict(reversed(fields))
-    context = _plainly(firsts.get(1, b"")) if isinstance(firsts.get(1, b""), bytes) else None  # type: ignore[arg-type]
+    found = dict(fields)  # of what is there twice the last counts
+    context = _plainly(found.get(1, b"")) if isinstance(found.get(1, b""), bytes) else None  # type: ignore[arg-type]
     if context is not None:
-        group = dict(reversed(context)).get(4, 0)
+        group = dict(context).get(4, 0)
         assert isinstance(group, int) and event.pid % (1 << 32) == group % (1 << 32)
     if kind == events.EXEC:
         argv, said = [value for number, value in fields if number == 3], event.facts["argv"]

@@ -102,7 +102,7 @@ def decode(kind: int, body: bytes) -> Event | None:
             if isinstance(value, int):
                 raise Malformed("a number where a text belongs")
             words.append(value)
-        elif number not in found:
+        else:
             found[number] = value
     child = 0
     facts: dict[str, object] = {}
