@@ -45,6 +45,7 @@ def test_confined_it_is_not(agent: agents.Agent, item: Scenario) -> None:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.parametrize("agent", ["codex", "claude"], indirect=True)
 def test_with_a_kernel_of_its_own_it_works_and_is_not(agent: agents.Agent) -> None:
     require(gvisor)
     with Yard(keep=agent.keep) as yard:
