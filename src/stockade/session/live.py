@@ -296,7 +296,8 @@ class LiveSession:
             if box.ready and not self._ready.done():
                 self._ready.set_result(None)
             command = self._commands.get(child.ident) if child is not None else None
-            if session.wall.OWN_KERNEL and command is not None and (why := session.died_of()):
+            ended = child is not None and child.status is not None
+            if session.wall.OWN_KERNEL and ended and (why := session.died_of()):
                 self._stop(why, "memory")  # what of a guest the host's kernel ends, the guest's own does not name
                 return
             if command is not None and command.news():

@@ -160,17 +160,7 @@ def enforced(wanted: Confinement, network: str) -> tuple[Enforced, ...]:
             ],
         ),
     ]
-    lines += [Enforced(f"mount {mount.target}", "read-only bind" if mount.mode == "ro" else "bind", mount.mode) for mount in wanted.mounts]
-    lines += [Enforced(f"overlay {overlay.target}", "overlayfs, private upper layer") for overlay in wanted.overlays]
-    lines += fixed(wanted)
-    return tuple(lines)
-
-
-def fixed(wanted: Confinement) -> list[Enforced]:
-    """The receipt's line for paths that are held in place, if there are any."""
-    paths = [held[3:] for held in wanted.held if held.startswith("ro:")]
-    mechanism = "read-only binds, and one for each folder on the way"
-    return [Enforced("held in place", mechanism, f"{len(paths)}: {', '.join(paths[:20])}")] if paths else []
+    return (*lines, *view.enforced(wanted))
 
 
 def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) -> Box:
@@ -183,9 +173,4 @@ def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) 
     def inner(step: int, control: int, holding: int) -> list[str]:
         return [f"/proc/self/fd/{step}", "inside", str(control), str(plan.landlock), str(holding), *plan.rules]
 
-    filters = seccomp.filters()
-    try:
-        return Box(*launching.start(plan, door, cgroups, filters, inner))
-    finally:
-        for fd in filters:
-            os.close(fd)
+    return Box(*launching.start(plan, door, cgroups, seccomp.filters, inner))

@@ -8,8 +8,6 @@ over the host's descriptors that it is handed (`runsc run -pass-fd`, and SCM_RIG
 
 from __future__ import annotations
 
-import os
-
 from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import frozen
 from stockade.core.values import Enforced
@@ -149,10 +147,9 @@ def configuration(wanted: Confinement) -> str:
         {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", f"mode={mode}", *size]}
         for path, mode in private
     ]
-    binds = [(overlay.target, "rw") for overlay in wanted.overlays] + [(mount.target, mount.mode) for mount in wanted.mounts]
-    binds = [
-        bind for bind in binds if bind[0] not in wanted.sockets
-    ]  # runsc cannot mount one; there it is part of the root, as bubblewrap shows it
+    binds = [(overlay.target, "rw") for overlay in wanted.overlays]
+    # runsc cannot mount a socket: it is part of the root, as bubblewrap shows it.
+    binds += [(mount.target, mount.mode) for mount in wanted.mounts if mount.target not in wanted.sockets]
     # gVisor renames from a mount namespace in which what bubblewrap holds is a directory like any other, so its own kernel has to know of each such path.
     binds += [(held[3:], held[:2]) for held in wanted.held]
     if len(binds) > MOST_BINDS:
@@ -215,10 +212,7 @@ def enforced(wanted: Confinement, host: Host) -> tuple[Enforced, ...]:
         lines.append(
             Enforced("visibility", "gVisor's trace points", "exec, clone, connect, bind and attempts at more, to the ledger as they happen")
         )
-    lines += [Enforced(f"mount {mount.target}", "read-only bind" if mount.mode == "ro" else "bind", mount.mode) for mount in wanted.mounts]
-    lines += [Enforced(f"overlay {overlay.target}", "overlayfs, private upper layer") for overlay in wanted.overlays]
-    lines += bubblewrap.fixed(wanted)
-    return tuple(lines)
+    return (*lines, *view.enforced(wanted))
 
 
 class GuestBox(Box):
@@ -228,12 +222,8 @@ class GuestBox(Box):
 
     def close(self) -> int:
         """End everything inside and wait until the kernel has done so; bubblewrap's wait status. May be called twice."""
-        first = limits.init_of(self.pid) if self.pid else 0
-        if first:
-            try:
-                os.kill(first, 9)  # runsc, the first of its PID namespace: with it goes everything in there (pid_namespaces(7))
-            except ProcessLookupError:
-                pass
+        if self.pid:
+            limits.end_below(self.pid)  # runsc is the first process there
         return super().close()
 
 
@@ -248,9 +238,4 @@ def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) 
         wait = [f"/proc/self/fd/{step}", "held", str(holding)] if plan.held else []
         return [*wait, *plan.command, f"-pass-fd={control}:{CONTROL}", CONTAINER]
 
-    filters = seccomp.kernel_filters()
-    try:
-        return GuestBox(*launching.start(plan, door, cgroups, filters, inner))
-    finally:
-        for fd in filters:
-            os.close(fd)
+    return GuestBox(*launching.start(plan, door, cgroups, seccomp.kernel_filters, inner))

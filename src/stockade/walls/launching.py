@@ -42,11 +42,15 @@ if TYPE_CHECKING:
 
 
 def start(
-    plan: Launch, door: Door | None, cgroups: Sequence[int], filters: Sequence[int], inner: Callable[[int, int, int], list[str]]
+    plan: Launch,
+    door: Door | None,
+    cgroups: Sequence[int],
+    filters: Callable[[], tuple[int, ...]],
+    inner: Callable[[int, int, int], list[str]],
 ) -> tuple[_socket.socket, int, int]:
     """Start the sandbox and return without waiting: the socket to its init, bubblewrap's process number, and the descriptor of what it says.
 
-    `door` must be given exactly when the plan's network is "door"; `cgroups` are descriptors of cgroup.procs files to join, `filters` of seccomp programs.
+    `door` must be given exactly when the plan's network is "door"; `cgroups` are descriptors of cgroup.procs files to join, `filters` opens the seccomp programs.
     `inner` is given the descriptors of our program, of the init's socket and of the one on which held paths are waited for (-1 = there are none), all of
     which bubblewrap's command inherits, and says what that command is.
     Raises CannotEnforce when a path cannot be opened as planned, WallFailed when the helper cannot be started.
@@ -88,11 +92,13 @@ def start(
         opened.append(step)
         stands_for = {f"@{index}": str(fd) for index, fd in enumerate(kept)} | {f"={index}": str(fd) for index, fd in enumerate(data)}
         words = [stands_for[word] if word[:1] in ("@", "=") else word for word in plan.arguments]
-        for fd in filters:
+        programs = filters()
+        opened += programs
+        for fd in programs:
             words += ["--add-seccomp-fd", str(fd)]
         arguments = native.blob(b"".join(os.fsencode(word) + b"\0" for word in words))
         opened.append(arguments)
-        keep = [*kept, *data, *filters, step, arguments, theirs.fileno(), *([holding] if plan.held else [])]
+        keep = [*kept, *data, *programs, step, arguments, theirs.fileno(), *([holding] if plan.held else [])]
         launch += [f"keep={fd}" for fd in keep]
         command = inner(step, theirs.fileno(), holding)
         stderr = os.memfd_create("bwrap", os.MFD_CLOEXEC)

@@ -169,12 +169,17 @@ def exceeded(init: int, limits: Limits, held: set[str], own_kernel: bool = False
     """Look at the tree below `init` once; which limit it exceeds, as a sentence, or "". With `own_kernel` the guest's memory is memory that its kernel shares
     with the guest's processes, and what counts is every page of it.
     """
-    used = usage(init, 0 if own_kernel else limits.processes, precise=own_kernel and "memory" not in held)
-    if own_kernel:
-        return over(replace(limits, processes=0), used, held)
-    if limits.memory and used.memory > limits.memory:
-        used = usage(init, limits.processes, precise=True)
-    return over(limits, used, held)
+    watched = replace(
+        limits,
+        processes=0 if own_kernel or "processes" in held else limits.processes,
+        memory=0 if "memory" in held else limits.memory,
+    )
+    if not (watched.processes or watched.memory or watched.cpu_time):  # the kernel holds everything
+        return ""
+    used = usage(init, watched.processes, precise=own_kernel and watched.memory > 0)
+    if not own_kernel and 0 < watched.memory < used.memory:
+        used = usage(init, watched.processes, precise=True)
+    return over(watched, used, held)
 
 
 def init_of(bwrap: int) -> int:
@@ -184,6 +189,16 @@ def init_of(bwrap: int) -> int:
             return int((file.read().split() or ["0"])[0])
     except OSError:
         return 0
+
+
+def end_below(bwrap: int) -> None:
+    """Kill the first process below a bubblewrap: with it goes everything in its PID namespace (pid_namespaces(7))."""
+    first = init_of(bwrap)
+    if first:
+        try:
+            os.kill(first, 9)
+        except ProcessLookupError:
+            pass
 
 
 def over(limits: Limits, used: Usage, held: set[str]) -> str:

@@ -118,7 +118,7 @@ def guest(found: Found) -> tuple[int, str]:
     """Boot the smallest guest once: (exit status, what runsc said). 124 when it took too long; nothing of it is left then."""
     import json
 
-    from stockade.walls import system
+    from stockade.walls import system, view
 
     namespaces: list[dict[str, str]] = [{"type": name} for name in ("pid", "mount", "ipc", "uts")]
     namespaces.append({"type": "network", "path": "/proc/self/ns/net"})  # an empty one, which bubblewrap has made
@@ -128,9 +128,7 @@ def guest(found: Found) -> tuple[int, str]:
         "root": {"path": "/sandbox", "readonly": True},
         "linux": {"namespaces": namespaces},
     }
-    shown = ["--tmpfs", "/tmp", "--tmpfs", "/state", "--dir", "/sandbox", "--ro-bind", "/usr", "/sandbox/usr"]
-    for target, path in system.links():
-        shown += ["--ro-bind", path, f"/sandbox{path}"] if target == path else ["--symlink", target, f"/sandbox{path}"]
+    shown = ["--tmpfs", "/tmp", "--tmpfs", "/state", "--dir", "/sandbox", *view.base(system.links(), "/sandbox")[0]]
     for name in ("proc", "dev", "sys", "tmp"):
         shown += ["--dir", f"/sandbox/{name}"]
     if found.sys_net_masked:
@@ -148,9 +146,8 @@ def _held(path: str, shown: Sequence[str], words: Sequence[str], configuration: 
     from stockade.walls import bubblewrap, limits
     from stockade.walls.programs import printable
 
-    spaces = ["--unshare-user", "--uid", "0", "--gid", "0", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net"]
-    base = [
-        *spaces,
+    base = ["--unshare-user", "--uid", "0", "--gid", "0", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net"]
+    base += [
         "--cap-add",
         "ALL",
         "--as-pid-1",
@@ -176,9 +173,7 @@ def _held(path: str, shown: Sequence[str], words: Sequence[str], configuration: 
             return 124, f"no answer within {DEADLINE:g} s"
         finally:
             if child.poll() is None:
-                first = limits.init_of(child.pid)
-                if first:
-                    _end(first)
+                limits.end_below(child.pid)
                 child.kill()
                 child.wait()
         size = os.fstat(said).st_size
@@ -186,14 +181,6 @@ def _held(path: str, shown: Sequence[str], words: Sequence[str], configuration: 
     finally:
         os.close(said)
         os.close(bundle)
-
-
-def _end(first: int) -> None:
-    """Kill the first process of a PID namespace: with it goes everything in there (pid_namespaces(7))."""
-    try:
-        os.kill(first, 9)
-    except ProcessLookupError:
-        return
 
 
 def _last(said: str) -> str:

@@ -6,6 +6,7 @@ import os
 
 from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import frozen
+from stockade.core.values import Enforced
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,6 +76,17 @@ def shown(wanted: Confinement, stage: str, under: str = "") -> Shown:
         arguments += words
         rules.append(rule)
     return Shown(tuple(arguments), tuple(paths), stages, tuple(rules))
+
+
+def enforced(wanted: Confinement) -> list[Enforced]:
+    """The receipt's lines for what is shown of the host, and what of it is held in place."""
+    lines = [Enforced(f"mount {mount.target}", "read-only bind" if mount.mode == "ro" else "bind", mount.mode) for mount in wanted.mounts]
+    lines += [Enforced(f"overlay {overlay.target}", "overlayfs, private upper layer") for overlay in wanted.overlays]
+    paths = [held[3:] for held in wanted.held if held.startswith("ro:")]
+    if paths:
+        mechanism = "read-only binds, and one for each folder on the way"
+        lines.append(Enforced("held in place", mechanism, f"{len(paths)}: {', '.join(paths[:20])}"))
+    return lines
 
 
 def depth(target: str) -> int:

@@ -1,7 +1,7 @@
 """The suite that every wall must pass, shipped so that whoever makes a wall, or doubts one, can run it: `stockade doctor --conformance WALL`.
 
 An attack is made three ways: by the native control, where it must succeed, in the sandbox, where it must fail, and as a harmless twin, which must work. The
-tests of this project hold deliberately leaky walls against it: for each check there is one that fails it (tests/walls/test_conformance.py).
+tests of this project hold deliberately leaky walls against it: for each check there is one that fails it (tests/walls/test_leaks.py).
 """
 
 from __future__ import annotations
