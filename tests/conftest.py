@@ -1,8 +1,11 @@
-"""What every test shares: `must_work(name)` for walls and tools that CI insists on."""
+"""What every test shares: `must_work(name)` for walls and tools that CI insists on, and that no test leaves a process behind."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -13,3 +16,21 @@ def unavailable(name: str, reason: str) -> NoReturn:
     if name in os.environ.get("STOCKADE_MUST_WORK", "").split(","):
         pytest.fail(f"{name} must work here, but: {reason}")
     pytest.skip(f"{name}: {reason}")
+
+
+def walls() -> dict[str, str]:
+    """Sandboxes, and what holds them, that this process started and has not waited for: their names by number."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that ends
+            for pid in (task / "children").read_text().split():
+                found[pid] = Path(f"/proc/{pid}/comm").read_text().strip()
+    return {pid: name for pid, name in found.items() if name in ("bwrap", "step", "runsc", "exe", "envoy")}
+
+
+@pytest.fixture(autouse=True)
+def no_sandbox_left() -> Iterator[None]:
+    """The test that leaves a sandbox fails, not a later one that counts them. (By number: what is being made still changes its name.)"""
+    before = walls()
+    yield
+    assert not {pid: name for pid, name in walls().items() if pid not in before}

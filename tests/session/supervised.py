@@ -19,6 +19,7 @@ from pathlib import Path
 
 from stockade.core.frozen import plain
 from stockade.core.values import Policy
+from walls.boxes import until
 
 DRIVER = """
 import json, os, sys
@@ -125,11 +126,13 @@ PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 @contextmanager
 def adopting() -> Iterator[None]:
-    """Orphans of what we start become children of this process, so that none goes unseen."""
+    """Orphans of what we start become children of this process, so that none goes unseen; at the end they are waited for."""
     libc = ctypes.CDLL(None, use_errno=True)
+    before = set(offspring())
     assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
     try:
         yield
+        assert until(lambda: set(offspring()) <= before, 10), offspring()
     finally:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 

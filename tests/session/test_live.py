@@ -42,13 +42,10 @@ def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """After every test: no descriptor and no sandbox more than before."""
+    """After every test: no descriptor more than before. (Nor a sandbox: conftest.py.)"""
     before = len(os.listdir("/proc/self/fd"))
     yield
     assert len(os.listdir("/proc/self/fd")) == before
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    named = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in children]
-    assert not [name for name in named if name in ("bwrap", "step")]
 
 
 @pytest.fixture
