@@ -57,7 +57,8 @@ def measured(kind: str, folder: str) -> tuple[float, float, int, int]:
     host = gvisor.look("/home/user")
     plan = gvisor.plan(Confinement(events="" if kind == "none" else sink.path), host)
     if kind == "everything":
-        plan = replace(plan, data=(*plan.data[:-1], events.configuration(gvisor.EVENTS, points(host.runsc, kind))))
+        data = (*plan.warm.data[:-1], events.configuration(gvisor.EVENTS, points(host.runsc, kind)))
+        plan = replace(plan, warm=replace(plan.warm, data=data))
     box = gvisor.open_box(plan)
     output = os.memfd_create("output")
     recorded = lost = 0

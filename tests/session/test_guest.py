@@ -218,7 +218,8 @@ def test_nothing_starts_that_would_not_be_seen(tmp_path: Path, folder: None, mon
 
     def unheard(*args: Any, **more: Any) -> gvisor.Plan:
         made = plan(*args, **more)
-        return replace(made, command=tuple(word for word in made.command if not word.startswith("--pod-init-config")))
+        command = tuple(word for word in made.warm.command if not word.startswith("--pod-init-config"))
+        return replace(made, warm=replace(made.warm, command=command))
 
     for where, name, change, code in (
         (sink.Sink, "__init__", refusing, "wall.died"),

@@ -81,7 +81,7 @@ def test_no_point_but_one_holds_a_string_of_the_guests() -> None:
 
 
 def test_the_whole_plan_of_a_guest_that_is_heard() -> None:
-    deaf, heard = gvisor.plan(Confinement(), HOST), gvisor.plan(Confinement(events="/state/events"), HOST)
+    deaf, heard = gvisor.plan(Confinement(), HOST).warm, gvisor.plan(Confinement(events="/state/events"), HOST).warm
     at = heard.arguments.index(gvisor.TRACE)
     assert heard.arguments[at - 2 : at + 4] == ("--ro-bind-data", "=2", "/bundle/trace.json", "--ro-bind-fd", "@0", "/events")
     assert heard.arguments[: at - 2] + heard.arguments[at + 4 :] == deaf.arguments

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from stockade.core.errors import CannotEnforce, WallFailed
 from stockade.core.frozen import replace
 from stockade.core.values import Confinement, Limits, Mount
-from stockade.walls import door, gvisor, limits
-from walls.boxes import ENVIRONMENT, HOME, SMALL, Inside, inside, require, unconfined, until
+from stockade.walls import door, gvisor, late, limits
+from walls.boxes import ENVIRONMENT, HOME, PYTHON_MOUNTS, SMALL, Inside, inside, require, unconfined, until
 from walls.test_plan import WANTED
 
 HOST = gvisor.Host(
@@ -34,7 +34,8 @@ HOST = gvisor.Host(
 
 
 def test_the_whole_argument_vector() -> None:
-    found = gvisor.plan(WANTED, HOST, stage="/state/stage")
+    plan = gvisor.plan(WANTED, HOST, stage="/state/stage")
+    found = plan.warm
     assert found.arguments == (
         *("--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"),
         *("--cap-add", "ALL", "--as-pid-1", "--die-with-parent", "--clearenv", "--hostname", "stockade", "--proc", "/proc"),
@@ -44,37 +45,47 @@ def test_the_whole_argument_vector() -> None:
         *("--ro-bind", "/lib64", "/sandbox/lib64", "--ro-bind", "/cache/etc/v1", "/sandbox/etc"),
         *("--perms", "0755", "--dir", "/sandbox/run", "--ro-bind", "/lib/step", "/sandbox/run/stockade-init"),
         *("--dir", "/sandbox/proc", "--dir", "/sandbox/dev", "--dir", "/sandbox/sys", "--dir", "/sandbox/tmp", "--dir", "/sandbox/var/tmp"),
-        *("--dir", "/sandbox/home/ada", "--bind-fd", "@1", "/sandbox/work/project"),
-        *("--bind", "/state/stage/0", "/sandbox/work/project/.git", "--ro-bind-fd", "@0", "/sandbox/work/project/data"),
-        *("--ro-bind-fd", "@2", "/sandbox/etc/ssl/certs/ca-certificates.crt"),
+        *("--dir", "/sandbox/home/ada", "--dir", "/sandbox/run/stockade-late", "--perms", "0755", "--tmpfs", "/late"),
         *("--remount-ro", "/sandbox", "--remount-ro", "/", "--chdir", "/"),
     )
     assert found.command == (
         *("/runsc", "--root=/state", "--platform=systrap", "--network=sandbox", "--ignore-cgroups", "--overlay2=none"),
         *("run", "-bundle", "/bundle"),
     )
-    assert found.paths == ("/data/sets", "/srv/project", "/cache/ca.pem")
-    assert (found.overlays, found.stages) == (WANTED.overlays, ("/state/stage/0",))
+    assert (found.paths, found.overlays, found.stages, found.held) == ((), (), (), ())
     assert found.rlimits == ((4, 0), (6, 2 * 100 + 128))
     assert (found.network, found.bwrap, found.data[1]) == ("door", "/usr/bin/bwrap", f"MemTotal: {1 << 20} kB\n")
+    assert plan.late == late.Late(
+        (
+            ("rw:@1", "/work/project"),
+            ("rw:/state/stage/0", "/work/project/.git"),
+            ("ro:@0", "/work/project/data"),
+            ("ro:@2", "/etc/ssl/certs/ca-certificates.crt"),
+        ),
+        ("/data/sets", "/srv/project", "/cache/ca.pem"),
+        WANTED.overlays,
+        ("/state/stage/0",),
+    )
+
+
+def test_what_is_mounted_late_makes_no_difference_before() -> None:
+    """So that a guest can stand ready before anybody knows who will have it."""
+    assert gvisor.plan(WANTED, HOST, stage="/s").warm == gvisor.plan(replace(WANTED, mounts=(), overlays=(), held=()), HOST).warm
 
 
 def test_the_whole_configuration() -> None:
     def tmpfs(path: str, mode: str) -> dict[str, object]:
         return {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", f"mode={mode}", "size=4096"]}
 
-    def bind(path: str, mode: str) -> dict[str, object]:
-        return {"destination": path, "type": "bind", "source": f"/sandbox{path}", "options": ["rbind", "nosuid", "nodev", mode]}
-
     limit = {"RLIMIT_CORE": 0, "RLIMIT_CPU": 60, "RLIMIT_FSIZE": 1 << 20, "RLIMIT_DATA": 1 << 30, "RLIMIT_NPROC": 100, "RLIMIT_NOFILE": 512}
-    assert json.loads(gvisor.plan(WANTED, HOST, stage="/state/stage").data[0]) == {
+    assert json.loads(gvisor.plan(WANTED, HOST, stage="/state/stage").warm.data[0]) == {
         "ociVersion": "1.0.0",
         "process": {
             "user": {"uid": 0, "gid": 0},
-            "args": ["/run/stockade-init", "inside", "3", "0", "-1", "guest"],
+            "args": ["/run/stockade-init", "inside", "3", "0", "-1", "guest", "4", "/run/stockade-late"],
             "env": [],
             "cwd": "/",
-            "capabilities": {key: list(gvisor.CAPABILITIES) for key in ("bounding", "effective", "permitted")},
+            "capabilities": {key: [*gvisor.CAPABILITIES, "CAP_SYS_ADMIN"] for key in ("bounding", "effective", "permitted")},
             "noNewPrivileges": True,
             "rlimits": [{"type": name, "hard": value, "soft": value} for name, value in limit.items()],
         },
@@ -83,8 +94,7 @@ def test_the_whole_configuration() -> None:
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
             *(tmpfs("/tmp", "1777"), tmpfs("/var/tmp", "1777"), tmpfs("/dev/shm", "1777"), tmpfs("/home/ada", "0700")),
-            *(bind("/work/project", "rw"), bind("/work/project/.git", "rw"), bind("/work/project/data", "ro")),
-            bind("/etc/ssl/certs/ca-certificates.crt", "ro"),
+            {"destination": "/run/stockade-late", "type": "bind", "source": "/late", "options": ["rbind", "nosuid", "nodev", "rw"]},
         ],
         "linux": {
             "namespaces": [
@@ -96,21 +106,19 @@ def test_the_whole_configuration() -> None:
 
 
 def test_what_is_left_out_where_it_is_not_needed() -> None:
-    bare = gvisor.plan(Confinement(limits=Limits(memory=0, processes=0)), replace(HOST, cover_sys_net=False))
+    bare = gvisor.plan(Confinement(limits=Limits(memory=0, processes=0)), replace(HOST, cover_sys_net=False)).warm
     assert "/proc/sys/net" not in bare.arguments and "/proc/meminfo" not in bare.arguments and len(bare.data) == 1
     assert ("--unshare-user", "--uid", "0", "--gid", "0", "--unshare-net") == bare.arguments[4:10] and "--network=none" in bare.command
     assert bare.rlimits == ((4, 0),)
-    assert "--host-uds=open" not in bare.command and "--host-uds=open" in gvisor.plan(Confinement(sockets=("/run/agent",)), HOST).command
-    assert "/dev/kvm" in gvisor.plan(Confinement(), replace(HOST, platform="kvm")).arguments
+    assert "--host-uds=open" not in bare.command
+    assert "--host-uds=open" in gvisor.plan(Confinement(sockets=("/run/agent",)), HOST).warm.command
+    assert "/dev/kvm" in gvisor.plan(Confinement(), replace(HOST, platform="kvm")).warm.arguments
 
 
 @given(st.sampled_from(["ro", "rw"]), st.sampled_from(["/a", "/a/b", "/mnt/data", "/home/user/work"]))
 def test_a_mount_is_never_more_writable_than_was_said(mode: str, target: str) -> None:
     found = gvisor.plan(Confinement(mounts=(Mount("/source", target, mode),)), HOST)  # type: ignore[arg-type]
-    at = found.arguments.index(f"/sandbox{target}", found.arguments.index("@0"))
-    assert found.arguments[at - 2 : at] == ("--ro-bind-fd" if mode == "ro" else "--bind-fd", "@0")
-    [bound] = [mount for mount in json.loads(found.data[0])["mounts"] if mount["destination"] == target]
-    assert bound["options"][-1] == mode
+    assert found.late.binds == ((f"{mode}:@0", target),)
 
 
 def test_what_cannot_be_enforced_is_refused() -> None:
@@ -181,12 +189,9 @@ def test_as_many_paths_as_are_let_through_do_start(tmp_path: Path) -> None:
     names = [str(number) for number in range(gvisor.MOST_BINDS - 1)]
     for name in names:
         (tmp_path / name).mkdir()
-    held = lambda plan: replace(plan, held=tuple(f"ro:/sandbox/work/{name}" for name in names), data=(data, *plan.data[1:]))  # noqa: E731 - said once, here
-    wanted = Confinement(
-        mounts=(Mount(str(tmp_path), "/work", "rw"),), held=tuple(f"ro:/work/{name}" for name in names), network="door", limits=SMALL
-    )
-    data = gvisor.configuration(wanted)
-    with inside(Mount(str(tmp_path), "/work", "rw"), network="door", wall=gvisor, change=held) as made:
+    held = tuple(f"ro:/work/{name}" for name in names)
+    wanted = Confinement(mounts=(*PYTHON_MOUNTS, Mount(str(tmp_path), "/work", "rw")), held=held, network="door", limits=SMALL)
+    with inside(network="door", wall=gvisor, change=lambda _: gvisor.plan(wanted, gvisor.look(HOME))) as made:
         assert made.sh("mv /work/7 /work/seven").code != 0 and made.sh("touch /work/7/x").code != 0
         assert made.sh("touch /work/x").code == 0
 
@@ -252,8 +257,8 @@ def test_a_socket_in_a_mount_answers_only_where_that_was_asked_for(tmp_path: Pat
         server.listen()
         with inside(Mount(str(tmp_path), "/mnt", "rw"), wall=gvisor) as closed:
             assert closed.python(talk).text == "ConnectionRefusedError"
-        more = lambda plan: replace(plan, command=(*plan.command[:1], "--host-uds=open", *plan.command[1:]))  # noqa: E731 - said once, here
-        with inside(Mount(str(tmp_path), "/mnt", "rw"), wall=gvisor, change=more) as opened:
+        wanted = Confinement(mounts=(*PYTHON_MOUNTS, Mount(str(tmp_path), "/mnt", "rw")), sockets=("/mnt/s",), limits=SMALL)
+        with inside(wall=gvisor, change=lambda _: gvisor.plan(wanted, gvisor.look(HOME))) as opened:
             assert opened.python(talk).text == "ok"
 
 

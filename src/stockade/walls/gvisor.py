@@ -1,6 +1,7 @@
 """The gVisor wall: a kernel of the guest's own, in user space, inside the view and the namespaces that bubblewrap makes.
 
-`plan` is a pure function from what is wanted to bubblewrap's argument vector and the OCI configuration; `open_box` carries it out. runsc is the first
+`plan` is a pure function from what is wanted to bubblewrap's argument vector, the OCI configuration and what is mounted late; `open_box` carries it out, or
+`warm` the part that every session of its kind needs, and `GuestBox.bind` the rest when somebody wants it. runsc is the first
 process in bubblewrap's namespaces and sees nothing but itself, its scratch space and the guest's files, so whoever breaks out of gVisor stands in a sandbox
 still. In the guest our own init (`native/step.c inside`) is the first process, and starts commands on request as on the bubblewrap wall: gVisor takes
 over the host's descriptors that it is handed (`runsc run -pass-fd`, and SCM_RIGHTS on that socket).
@@ -8,18 +9,22 @@ over the host's descriptors that it is handed (`runsc run -pass-fd`, and SCM_RIG
 
 from __future__ import annotations
 
+import os
+
 from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import frozen
 from stockade.core.values import Enforced
-from stockade.walls import bubblewrap, door, launching, limits, native, seccomp, system, view
+from stockade.walls import bubblewrap, door, late, launching, limits, native, seccomp, system, view
 from stockade.walls.box import Box
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Sequence
     from typing import Any
 
-    from stockade.core.values import Confinement, Limits, Overlay
+    from stockade.core.values import Confinement, Limits
+    from stockade.walls.box import Child
     from stockade.walls.door import Door
 
 NAME = "gvisor"
@@ -28,7 +33,7 @@ OWN_KERNEL = True
 USER = 0  # to whom the one user id of the user namespace belongs: on the host it is whoever runs us
 ROOT = "/sandbox"  # the guest's root, as bubblewrap shows it to runsc
 INIT = "/run/stockade-init"  # our program in the guest
-CONTROL = 3  # its descriptor there: a limit of open files may be small
+CONTROL, LATE = 3, 4  # its descriptors there: a limit of open files may be small
 CONTAINER = "box"
 MOST_BINDS = 150  # each is a mount of the guest's kernel, and beyond some 200 runsc 20240729 does not start
 EVENTS, TRACE = "/events", "/bundle/trace.json"  # where runsc finds the socket that it reports to, and what to report
@@ -53,20 +58,36 @@ class Host:
 
 
 @frozen
-class Plan:
-    """Everything `open_box` will do, as plain data; the fields are described in launching.py. `command` is what bubblewrap executes but for descriptors."""
+class Warm:
+    """What a guest is before anybody wants it; the fields are described in launching.py. `command` is what bubblewrap executes but for descriptors."""
 
     arguments: tuple[str, ...]
     paths: tuple[str, ...]
     data: tuple[str, ...]
-    overlays: tuple[Overlay, ...]
-    stages: tuple[str, ...]
-    held: tuple[str, ...]
     rlimits: tuple[tuple[int, int], ...]
     network: str
     bwrap: str
     command: tuple[str, ...]
+    overlays: tuple[()] = ()
+    stages: tuple[()] = ()
+    held: tuple[()] = ()
+
+
+@frozen
+class Plan:
+    """Everything `open_box` will do, as plain data."""
+
+    warm: Warm
+    late: late.Late
     enforced: tuple[Enforced, ...]
+
+    @property
+    def network(self) -> str:
+        return self.warm.network
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return self.late.stages
 
 
 def make_door(ports: tuple[int, ...]) -> Door:
@@ -90,7 +111,13 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "") -> Plan:
     """
     if wanted.network not in ("none", "door"):
         raise CannotEnforce(f"there is no network {wanted.network!r}", code="network.kind", hint='It is "none" or "door".')
-    shown = view.shown(wanted, stage, ROOT)
+    mounted = late.plan(wanted, stage)
+    if len(mounted.binds) > MOST_BINDS:
+        raise CannotEnforce(
+            f"the gVisor wall can show or hold {MOST_BINDS} paths, and {len(mounted.binds)} are wanted: mounts, and repositories below the workspace",
+            code="gvisor.mounts",
+            hint="Make a smaller folder the workspace, mount less, or use the bubblewrap wall.",
+        )
     base, _ = view.base(host.links, ROOT)
     arguments = ["--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"]
     if wanted.network == "none":  # otherwise the user namespace is the door's, which `step launch` has joined
@@ -102,7 +129,7 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "") -> Plan:
     arguments += ["--tmpfs", "/tmp", "--perms", "0700", "--tmpfs", "/state", "--ro-bind", host.runsc, "/runsc"]
     arguments += ["--ro-bind-data", "=0", "/bundle/config.json"]
     data = [configuration(wanted), *([f"MemTotal: {wanted.limits.memory >> 10} kB\n"] if wanted.limits.memory else [])]
-    paths = list(shown.paths)
+    paths: list[str] = []
     if wanted.events:
         from stockade.walls import events
 
@@ -113,27 +140,24 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "") -> Plan:
     arguments += [*base, "--ro-bind", host.etc, f"{ROOT}/etc"]
     arguments += ["--perms", "0755", "--dir", f"{ROOT}/run", "--ro-bind", host.step, ROOT + INIT]
     # Mount points: gVisor mounts its own file systems there, and what is under them is never seen.
-    for place in ("/proc", "/dev", "/sys", "/tmp", "/var/tmp", wanted.home):
+    for place in ("/proc", "/dev", "/sys", "/tmp", "/var/tmp", wanted.home, late.GUEST):
         arguments += ["--dir", ROOT + place]
-    arguments += [*shown.arguments, "--remount-ro", ROOT, "--remount-ro", "/", "--chdir", "/"]
+    arguments += ["--perms", "0755", "--tmpfs", late.BELOW, "--remount-ro", ROOT, "--remount-ro", "/", "--chdir", "/"]
     network = "sandbox" if wanted.network == "door" else "none"
     # directfs: the guest's files without a second process on the way; what it opens is what bubblewrap shows. No overlay: /tmp and home are enough to write.
     command = ["/runsc", "--root=/state", f"--platform={host.platform}", f"--network={network}", "--ignore-cgroups", "--overlay2=none"]
     command += ["--host-uds=open"] if wanted.sockets else []
     command += [f"--pod-init-config={TRACE}"] if wanted.events else []
-    return Plan(
+    prepared = Warm(
         arguments=tuple(arguments),
         paths=tuple(paths),
         data=tuple(data),
-        overlays=wanted.overlays,
-        stages=shown.stages,
-        held=tuple(f"{held[:3]}{ROOT}{held[3:]}" for held in wanted.held),
         rlimits=((4, 0), *(((6, limits.guest_tasks(wanted.limits)),) if wanted.limits.processes else ())),  # no core dumps; RLIMIT_NPROC
         network=wanted.network,
         bwrap=host.bwrap,
         command=(*command, "run", "-bundle", "/bundle"),
-        enforced=enforced(wanted, host),
     )
+    return Plan(prepared, mounted, enforced(wanted, host))
 
 
 def configuration(wanted: Confinement) -> str:
@@ -147,26 +171,16 @@ def configuration(wanted: Confinement) -> str:
         {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", f"mode={mode}", *size]}
         for path, mode in private
     ]
-    binds = [(overlay.target, "rw") for overlay in wanted.overlays]
-    # runsc cannot mount a socket: it is part of the root, as bubblewrap shows it.
-    binds += [(mount.target, mount.mode) for mount in wanted.mounts if mount.target not in wanted.sockets]
-    # gVisor renames from a mount namespace in which what bubblewrap holds is a directory like any other, so its own kernel has to know of each such path.
-    binds += [(held[3:], held[:2]) for held in wanted.held]
-    if len(binds) > MOST_BINDS:
-        raise CannotEnforce(
-            f"the gVisor wall can show or hold {MOST_BINDS} paths, and {len(binds)} are wanted: mounts, and repositories below the workspace",
-            code="gvisor.mounts",
-            hint="Make a smaller folder the workspace, mount less, or use the bubblewrap wall.",
-        )
-    for target, mode in sorted(binds, key=lambda bind: view.depth(bind[0])):
-        options = ["rbind", "nosuid", "nodev", mode]
-        mounts.append({"destination": target, "type": "bind", "source": ROOT + target, "options": options})
+    # Nobody in the guest but its init sees this, and only until everything wanted is in its place (late.py).
+    mounts.append({"destination": late.GUEST, "type": "bind", "source": late.BELOW, "options": ["rbind", "nosuid", "nodev", "rw"]})
     process = {
         "user": {"uid": 0, "gid": 0},
-        "args": [INIT, "inside", str(CONTROL), "0", "-1", "guest"],
+        "args": [INIT, "inside", str(CONTROL), "0", "-1", "guest", str(LATE), late.GUEST],
         "env": [],
         "cwd": "/",
-        "capabilities": {name: list(CAPABILITIES) for name in ("bounding", "effective", "permitted")},
+        "capabilities": {
+            name: [*CAPABILITIES, "CAP_SYS_ADMIN"] for name in ("bounding", "effective", "permitted")
+        },  # the last until it has mounted
         "noNewPrivileges": True,
         "rlimits": [{"type": name, "hard": value, "soft": value} for name, value in rlimits(wanted.limits)],
     }
@@ -216,26 +230,83 @@ def enforced(wanted: Confinement, host: Host) -> tuple[Enforced, ...]:
 
 
 class GuestBox(Box):
-    """A box whose init is in a guest, where root may stop it: its end is made from outside."""
+    """A box whose init is in a guest, where root may stop it: its end is made from outside. It serves commands once it was given its mounts by `bind`."""
 
     terminal_stays = True
 
+    def __init__(self, sock: _socket.socket, pid: int, stderr: int, mounting: int) -> None:
+        super().__init__(sock, pid, stderr)
+        self._mounting = mounting  # leads to the guest's init, which waits on it
+        self._binder = 0
+
+    def bind(self, wanted: late.Late) -> None:
+        """Mount what is wanted, once; does not wait. Raises CannotEnforce when a path cannot be opened as planned, WallFailed."""
+        opened = late.pin(wanted)
+        try:
+            self.bind_opened(wanted, opened)
+        finally:
+            late.close(opened)
+
+    def bind_opened(self, wanted: late.Late, opened: list[int]) -> None:
+        """The same with the descriptors of `late.pin`."""
+        self._binder = late.bind(wanted, opened, self._mounting, ROOT, self._stderr)
+        self._let_go()  # if the helper fails, the guest's init sees the end of file, and ends
+
+    def _let_go(self) -> None:
+        if self._mounting >= 0:
+            os.close(self._mounting)
+            self._mounting = -1
+
+    def _take(self, kind: str, ident: int, value: int, text: str, fds: list[int]) -> Child | None:
+        if kind == "R" and self._binder:  # its work is done
+            os.waitpid(self._binder, 0)
+            self._binder = 0
+        return super()._take(kind, ident, value, text, fds)
+
     def close(self) -> int:
         """End everything inside and wait until the kernel has done so; bubblewrap's wait status. May be called twice."""
+        self._let_go()
         if self.pid:
             limits.end_below(self.pid)  # runsc is the first process there
+        if self._binder:
+            os.kill(self._binder, 9)  # SIGKILL; it may wait for a disk
+            os.waitpid(self._binder, 0)
+            self._binder = 0
         return super().close()
 
 
-def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) -> Box:
+def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) -> GuestBox:
     """Start the sandbox of `plan` and return without waiting for it; the first `step()` tells whether it stands.
 
     `door` must be one of `make_door`, and be given exactly when the plan's network is "door"; `cgroups` are descriptors of cgroup.procs files to join.
     Raises CannotEnforce when a path cannot be opened as planned, WallFailed when the helper cannot be started.
     """
+    opened = late.pin(plan.late)
+    try:
+        box = warm(plan.warm, door, cgroups)
+        try:
+            box.bind_opened(plan.late, opened)
+        except BaseException:
+            box.close()
+            raise
+        return box
+    finally:
+        late.close(opened)
 
-    def inner(step: int, control: int, holding: int) -> list[str]:
-        wait = [f"/proc/self/fd/{step}", "held", str(holding)] if plan.held else []
-        return [*wait, *plan.command, f"-pass-fd={control}:{CONTROL}", CONTAINER]
 
-    return GuestBox(*launching.start(plan, door, cgroups, seccomp.kernel_filters, inner))
+def warm(prepared: Warm, door: Door | None = None, cgroups: Sequence[int] = ()) -> GuestBox:
+    """Start a sandbox that waits for its mounts. Arguments and errors as `open_box`."""
+    ours, theirs = native.credentials_pair()
+
+    def inner(step: int, control: int, _holding: int) -> list[str]:
+        shared = [f"/proc/self/fd/{step}", "late", str(theirs), late.BELOW]
+        return [*shared, *prepared.command, f"-pass-fd={control}:{CONTROL}", f"-pass-fd={theirs}:{LATE}", CONTAINER]
+
+    try:
+        started = launching.start(prepared, door, cgroups, seccomp.kernel_filters, inner, (theirs,))
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    return GuestBox(*started, ours)

@@ -47,12 +47,13 @@ def start(
     cgroups: Sequence[int],
     filters: Callable[[], tuple[int, ...]],
     inner: Callable[[int, int, int], list[str]],
+    handed: Sequence[int] = (),
 ) -> tuple[_socket.socket, int, int]:
     """Start the sandbox and return without waiting: the socket to its init, bubblewrap's process number, and the descriptor of what it says.
 
     `door` must be given exactly when the plan's network is "door"; `cgroups` are descriptors of cgroup.procs files to join, `filters` opens the seccomp programs.
     `inner` is given the descriptors of our program, of the init's socket and of the one on which held paths are waited for (-1 = there are none), all of
-    which bubblewrap's command inherits, and says what that command is.
+    which bubblewrap's command inherits, as it does `handed`, and says what that command is.
     Raises CannotEnforce when a path cannot be opened as planned, WallFailed when the helper cannot be started.
     """
     if (plan.network == "door") != (door is not None):
@@ -98,7 +99,7 @@ def start(
             words += ["--add-seccomp-fd", str(fd)]
         arguments = native.blob(b"".join(os.fsencode(word) + b"\0" for word in words))
         opened.append(arguments)
-        keep = [*kept, *data, *programs, step, arguments, theirs.fileno(), *([holding] if plan.held else [])]
+        keep = [*kept, *data, *programs, step, arguments, theirs.fileno(), *handed, *([holding] if plan.held else [])]
         launch += [f"keep={fd}" for fd in keep]
         command = inner(step, theirs.fileno(), holding)
         stderr = os.memfd_create("bwrap", os.MFD_CLOEXEC)

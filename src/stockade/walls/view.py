@@ -10,7 +10,7 @@ from stockade.core.values import Enforced
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from stockade.core.values import Confinement
+    from stockade.core.values import Confinement, Mount
 
 RESERVED = ("/", "/usr", "/etc", "/proc", "/dev", "/sys", "/bin", "/sbin", "/lib", "/lib64")
 
@@ -26,6 +26,17 @@ def check_target(target: str) -> None:
             f"{target} inside the sandbox belongs to the wall",
             code="mount.target",
             hint="Mount it somewhere else with `at`, for example /mnt/data.",
+        )
+
+
+def check_mount(mount: Mount) -> None:
+    """Raises CannotEnforce for a target as `check_target`, and (`mount.mode`) for a mode that is none of a mount's."""
+    check_target(mount.target)
+    if mount.mode not in ("ro", "rw"):
+        raise CannotEnforce(
+            f"{mount.target}: {mount.mode} is offered for the workspace only",
+            code="mount.mode",
+            hint="Mount this folder ro, or make it the workspace.",
         )
 
 
@@ -52,24 +63,18 @@ def base(links: tuple[tuple[str, str], ...], under: str = "") -> tuple[list[str]
     return arguments, rules
 
 
-def shown(wanted: Confinement, stage: str, under: str = "") -> Shown:
-    """The mounts and overlays of `wanted` below `under`. Raises CannotEnforce for a mount that would hide or expose what must not be."""
+def shown(wanted: Confinement, stage: str) -> Shown:
+    """The mounts and overlays of `wanted`. Raises CannotEnforce for a mount that would hide or expose what must not be."""
     paths: list[str] = []
     stages = tuple(f"{stage}/{index}" for index in range(len(wanted.overlays)))
     binds: list[tuple[str, list[str], str]] = []
     for index, overlay in enumerate(wanted.overlays):
-        binds.append((overlay.target, ["--bind", stages[index], under + overlay.target], f"rw:{overlay.target}"))
+        binds.append((overlay.target, ["--bind", stages[index], overlay.target], f"rw:{overlay.target}"))
     for mount in wanted.mounts:
-        check_target(mount.target)
-        if mount.mode not in ("ro", "rw"):
-            raise CannotEnforce(
-                f"{mount.target}: {mount.mode} is offered for the workspace only",
-                code="mount.mode",
-                hint="Mount this folder ro, or make it the workspace.",
-            )
+        check_mount(mount)
         paths.append(mount.source)
         verb = "--ro-bind-fd" if mount.mode == "ro" else "--bind-fd"
-        binds.append((mount.target, [verb, f"@{len(paths) - 1}", under + mount.target], f"{mount.mode}:{mount.target}"))
+        binds.append((mount.target, [verb, f"@{len(paths) - 1}", mount.target], f"{mount.mode}:{mount.target}"))
     arguments: list[str] = []
     rules: list[str] = []
     for _, words, rule in sorted(binds, key=lambda item: depth(item[0])):

@@ -2,9 +2,10 @@
  *
  *   step door SOCK [wire] PORT...       make a user and network namespace without any route, send its listening sockets over SOCK
  *   step launch OPTION... -- ARGV...    join a door, mount overlays, set limits, drop what must not be inherited, exec ARGV (bubblewrap)
- *   step held HOLD ARGV...              between bubblewrap and a kernel of the guest's own: wait until paths are held, exec ARGV
+ *   step late SOCK DIR ARGV...          between bubblewrap and a kernel of the guest's own: let mounts below DIR reach it later, exec ARGV (runsc)
+ *   step bind SOCK BLOB DIR ROOT [overlay=...]  mount what BLOB lists below DIR of a sandbox that went through `late`, and tell its guest
  *   step inside SOCK ABI HOLD RULE...   in the sandbox, as its init: apply Landlock, then serve exec requests that arrive on SOCK
- *   step inside SOCK 0 -1 guest         the same where the kernel is the guest's own
+ *   step inside SOCK 0 -1 guest LATE DIR  the same where the kernel is the guest's own: first put what arrives below DIR into place
  *
  * INVARIANT: every failure ends the program before the next step; nothing is ever skipped or retried with less.
  * INVARIANT: `inside` runs with all of the sandbox's restrictions on, and what it says is not trusted outside.
@@ -15,6 +16,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/audit.h>
+#include <linux/capability.h>
 #include <linux/close_range.h>
 #include <linux/filter.h>
 #include <linux/keyctl.h>
@@ -279,7 +281,7 @@ static int door(int argc, char **argv) {
 
 /* ---- launch ----------------------------------------------------------------------------------------------------------------- */
 
-/* A directory that the host judged and pinned by `pinned`, opened anew in this mount namespace: the kernel wants overlay layers from the caller's own. */
+/* What the host judged and pinned by `pinned`, opened anew in this mount namespace: the kernel wants layers and mounts from the caller's own. */
 static int again(int pinned) {
     char link[32], path[4096];
     struct stat before, now;
@@ -287,11 +289,11 @@ static int again(int pinned) {
     ssize_t size = readlink(link, path, sizeof path - 1);
     if (size < 0) fail("readlink");
     path[size] = 0;
-    int fd = open(path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0 || fstat(pinned, &before) || fstat(fd, &now)) fail("open layer");
+    int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 || fstat(pinned, &before) || fstat(fd, &now)) fail(path);
     if (before.st_dev != now.st_dev || before.st_ino != now.st_ino) {
         errno = ESTALE;
-        fail("layer was swapped");
+        fail(path);
     }
     return fd;
 }
@@ -317,6 +319,27 @@ static char *text_of(int blob, char **end) {
     return text;
 }
 
+/* A copy of what is mounted at a path, not attached anywhere yet: `mode` "ro:..." = read-only, all of it, "rw:..." = as it is. */
+static int cloned(int at, const char *path, const char *mode) {
+    struct mount_attr changes = {.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV};
+    int tree = (int)syscall(SYS_open_tree, at, path, AT_EMPTY_PATH | AT_RECURSIVE | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+    if (tree < 0) fail("open_tree");
+    if (!strncmp(mode, "ro:", 3)) {
+        changes.attr_set |= MOUNT_ATTR_RDONLY;
+    } else if (strncmp(mode, "rw:", 3)) {
+        errno = EINVAL;
+        fail(mode);
+    }
+    if (syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &changes, sizeof changes)) fail("mount_setattr");
+    return tree;
+}
+
+/* Attach it. */
+static void put(int tree, int place) {
+    if (syscall(SYS_move_mount, tree, "", place, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)) fail("move_mount");
+    close(tree);
+}
+
 /* Make each path of the blob a mount of itself: "rw:PATH" can then be neither renamed nor removed, in "ro:PATH" nothing can be written either.
  * The kernel's own words: open_tree(2), mount_setattr(2), move_mount(2), openat2(2). */
 static void hold(int blob) {
@@ -324,19 +347,10 @@ static void hold(int blob) {
     if (!path) fail("list of paths to hold");
     for (; path < end; path += strlen(path) + 1) {
         struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC, .resolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
-        struct mount_attr read_only = {.attr_set = MOUNT_ATTR_RDONLY};
         int place = (int)syscall(SYS_openat2, AT_FDCWD, path + 3, &how, sizeof how);
         if (place < 0) fail(path + 3);
-        int tree = (int)syscall(SYS_open_tree, place, "", AT_EMPTY_PATH | AT_RECURSIVE | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
-        if (tree < 0) fail("open_tree");
-        if (!strncmp(path, "ro:", 3)) {
-            if (syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &read_only, sizeof read_only)) fail("mount_setattr");
-        } else if (strncmp(path, "rw:", 3)) {
-            errno = EINVAL;
-            fail(path);
-        }
-        if (syscall(SYS_move_mount, tree, "", place, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)) fail("move_mount");
-        close(tree);
+        int tree = cloned(place, "", path);
+        put(tree, place);
         close(place);
     }
 }
@@ -374,15 +388,6 @@ static void await(int holding) {
     if (write(holding, "", 1) == 1 && read(holding, &byte, 1) == 1) return;
     errno = ECANCELED;
     fail("hold paths in place");
-}
-
-static int held(int argc, char **argv) {
-    if (argc < 2) _exit(EXIT_STEP);
-    int holding = (int)number(argv[0]);
-    await(holding);
-    close(holding);
-    execv(argv[1], argv + 1);
-    fail("exec");
 }
 
 static int launch(int argc, char **argv) {
@@ -431,6 +436,149 @@ static int launch(int argc, char **argv) {
     static char *empty[] = {NULL};
     execve(argv[i + 1], argv + i + 1, empty);
     fail("exec bubblewrap");
+}
+
+/* ---- late: mounts for a guest whose kernel runs already ---------------------------------------------------------------------------- */
+
+/* Mounts that appear below `dir` from now on appear in the mount namespaces that runsc makes as well (mount_namespaces(7): they are slaves of this one). Whoever
+ * makes them learns by the byte on `sock` who we are. */
+static int late(int argc, char **argv) {
+    if (argc < 3) _exit(EXIT_STEP);
+    int sock = (int)number(argv[0]);
+    if (mount(NULL, argv[1], NULL, MS_SHARED, NULL)) fail("share");
+    if (write(sock, "", 1) != 1) _exit(EXIT_STEP);
+    execv(argv[2], argv + 2);
+    fail("exec");
+}
+
+/* The place `path` below `root`: no component may be a symbolic link, for what is below a mount is in the hands of whoever could write there before. What
+ * is missing is made: directories, or at the end what `like` is (a descriptor; -1: nothing is made). */
+static int place_at(int root, const char *path, int like) {
+    struct stat kind = {.st_mode = S_IFDIR};
+    char rest[4096], *save = NULL;
+    int at = fcntl(root, F_DUPFD_CLOEXEC, 3);
+    if (like >= 0 && fstat(like, &kind)) fail(path);
+    if (at < 0 || (size_t)snprintf(rest, sizeof rest, "%s", path) >= sizeof rest) fail(path);
+    for (char *name = strtok_r(rest, "/", &save), *more; name; name = more) {
+        more = strtok_r(NULL, "/", &save);
+        int next = openat(at, name, O_PATH | O_NOFOLLOW | O_CLOEXEC), made;
+        if (next < 0 && errno == ENOENT && like >= 0) {
+            if (more || S_ISDIR(kind.st_mode)) {
+                if (mkdirat(at, name, 0755)) fail(path);
+            } else if ((made = openat(at, name, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0644)) < 0 || close(made)) {
+                fail(path);
+            }
+            next = openat(at, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        }
+        struct stat found;
+        if (next < 0 || fstat(next, &found)) fail(path);
+        if (S_ISLNK(found.st_mode)) {
+            errno = ELOOP;
+            fail(path);
+        }
+        close(at);
+        at = next;
+    }
+    return at;
+}
+
+/* BLOB: pairs of strings, parents before their children. MODE:SOURCE and the path inside; MODE is "ro" or "rw", SOURCE the descriptor of what is to be mounted, the
+ * path of a stage, or nothing for what is there by then and becomes a mount of itself. */
+static int bind_late(int argc, char **argv) {
+    if (argc < 4) _exit(EXIT_STEP);
+    int sock = (int)number(argv[0]), blob = (int)number(argv[1]), count = 0, trees[MAX_KEPT];
+    char *end = NULL, *text = text_of(blob, &end), byte, name[32];
+    if (!text && lseek(blob, 0, SEEK_END)) fail("list of mounts");
+    struct iovec part = {&byte, 1};
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof(struct ucred))];
+    } control;
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    struct ucred guest;
+    if (recvmsg(sock, &message, 0) != 1 || message.msg_controllen < CMSG_LEN(sizeof guest) || control.header.cmsg_type != SCM_CREDENTIALS)
+        _exit(EXIT_STEP); /* it never got that far, and has said why */
+    memcpy(&guest, CMSG_DATA(&control.header), sizeof guest);
+    snprintf(name, sizeof name, "/proc/%d/ns/user", guest.pid);
+    int user = open(name, O_RDONLY | O_CLOEXEC);
+    snprintf(name, sizeof name, "/proc/%d/ns/mnt", guest.pid);
+    int mounts = open(name, O_RDONLY | O_CLOEXEC);
+    if (user < 0 || mounts < 0 || setns(user, CLONE_NEWUSER)) fail("join the sandbox's user namespace");
+    /* As long as the host's mounts are in view, in a namespace in which we may mount: copies of what is wanted. */
+    if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL)) fail("mount namespace");
+    for (int i = 4; i < argc; i++) {
+        if (strncmp(argv[i], "overlay=", 8)) fail(argv[i]);
+        mount_overlay(argv[i] + 8);
+    }
+    for (char *mode = text, *target; mode < end; mode = target + strlen(target) + 1, count++) {
+        target = mode + strlen(mode) + 1;
+        if (count == MAX_KEPT || target >= end || strlen(mode) < 3) {
+            errno = E2BIG;
+            fail("list of mounts");
+        }
+        const char *source = mode + 3;
+        trees[count] = !*source ? -1 : *source == '/' ? cloned(AT_FDCWD, source, mode) : cloned(again((int)number(source)), "", mode);
+    }
+    if (setns(mounts, CLONE_NEWNS)) fail("join the sandbox's mount namespace");
+    int below = open(argv[2], O_PATH | O_DIRECTORY | O_CLOEXEC);
+    /* The guest's root, in a copy that can be written: the places where its kernel is to mount. */
+    struct mount_attr writable = {.attr_clr = MOUNT_ATTR_RDONLY};
+    int root = (int)syscall(SYS_open_tree, AT_FDCWD, argv[3], OPEN_TREE_CLONE | AT_RECURSIVE | OPEN_TREE_CLOEXEC);
+    if (below < 0 || root < 0 || syscall(SYS_mount_setattr, root, "", AT_EMPTY_PATH, &writable, sizeof writable)) fail("the guest's root");
+    count = 0;
+    for (char *mode = text, *target; mode < end; mode = target + strlen(target) + 1, count++) {
+        target = mode + strlen(mode) + 1;
+        int place = place_at(below, target, trees[count]);
+        close(place_at(root, target, trees[count] >= 0 ? trees[count] : place));
+        put(trees[count] >= 0 ? trees[count] : cloned(place, "", mode), place);
+        close(place);
+    }
+    notes = sock;
+    tell('B', 0, count, "", &blob, 1);
+    return 0;
+}
+
+/* In the guest: put everything that is below `dir` into place, so that its own kernel knows of each mount, hide `dir`, and give up the right to mount. */
+static void take(int sock, const char *dir) {
+    struct note note;
+    struct iovec part = {&note, sizeof note};
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control = {0};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    if (recvmsg(sock, &message, MSG_CMSG_CLOEXEC) != sizeof note || note.kind != 'B' || control.header.cmsg_type != SCM_RIGHTS)
+        _exit(EXIT_STEP); /* whoever was to mount has failed, and has said why */
+    int blob;
+    memcpy(&blob, CMSG_DATA(&control.header), sizeof blob);
+    close(sock);
+    char *end = NULL, *text = note.value ? text_of(blob, &end) : NULL, from[32], onto[32];
+    int late = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC), root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if ((note.value && !text) || late < 0 || root < 0) fail("list of mounts");
+    for (char *mode = text, *target; mode && mode < end; mode = target + strlen(target) + 1) {
+        target = mode + strlen(mode) + 1;
+        int source = place_at(late, target, -1), place = place_at(root, target, source);
+        snprintf(from, sizeof from, "/proc/self/fd/%d", source);
+        snprintf(onto, sizeof onto, "/proc/self/fd/%d", place);
+        /* What can be written is decided outside; in here it is said as well. */
+        unsigned long flags = MS_NOSUID | MS_NODEV | (strncmp(mode, "ro:", 3) ? 0 : MS_RDONLY);
+        if (mount(from, onto, NULL, MS_BIND, NULL) || mount(NULL, onto, NULL, MS_REMOUNT | MS_BIND | flags, NULL)) fail(target);
+        close(source);
+        close(place);
+    }
+    free(text);
+    close(blob);
+    close(late);
+    close(root);
+    /* The guest's root has these mounts below `dir` as well. */
+    if (umount2(dir, 0) || mount("none", dir, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4096,mode=0")) fail("hide mounts");
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct held[2];
+    if (prctl(PR_CAPBSET_DROP, CAP_SYS_ADMIN, 0, 0, 0) || syscall(SYS_capget, &header, held)) fail("capabilities");
+    held[0].effective &= ~(1U << CAP_SYS_ADMIN);
+    held[0].permitted &= ~(1U << CAP_SYS_ADMIN);
+    held[0].inheritable = held[1].inheritable = 0;
+    if (syscall(SYS_capset, &header, held)) fail("capabilities");
 }
 
 /* ---- inside ----------------------------------------------------------------------------------------------------------------- */
@@ -665,8 +813,9 @@ static void reap(void) {
 static int inside(int argc, char **argv) {
     if (argc < 3) _exit(EXIT_STEP);
     notes = (int)number(argv[0]);
-    int wanted = (int)number(argv[1]), holding = (int)number(argv[2]), abi = landlock_abi();
+    int wanted = (int)number(argv[1]), holding = (int)number(argv[2]), abi = landlock_abi(), guest = argc > 5 && !strcmp(argv[3], "guest");
     if (holding >= 0) await(holding);
+    if (guest) take((int)number(argv[4]), argv[5]);
     if (wanted && abi < wanted) {
         errno = EOPNOTSUPP;
         fail("landlock ABI");
@@ -675,7 +824,7 @@ static int inside(int argc, char **argv) {
     if (fcntl(notes, F_SETFD, FD_CLOEXEC) || close_range((unsigned)notes + 1, LAST, 0)) fail("descriptors");
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) fail("dumpable"); /* /proc/1 tells the sandbox nothing, ptrace is refused */
     if (wanted) landlock(abi, argc - 3, argv + 3);
-    if (argc > 3 && !strcmp(argv[3], "guest")) {
+    if (guest) {
         int null = open("/dev/null", O_RDWR | O_CLOEXEC); /* what we started with is the host's, and root could write to it here */
         if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 || close(null)) fail("standard streams");
         guest_filter();
@@ -729,7 +878,8 @@ static int inside(int argc, char **argv) {
 int main(int argc, char **argv) {
     if (argc >= 2 && !strcmp(argv[1], "door")) return door(argc - 2, argv + 2);
     if (argc >= 2 && !strcmp(argv[1], "launch")) return launch(argc - 2, argv + 2);
-    if (argc >= 2 && !strcmp(argv[1], "held")) return held(argc - 2, argv + 2);
+    if (argc >= 2 && !strcmp(argv[1], "late")) return late(argc - 2, argv + 2);
+    if (argc >= 2 && !strcmp(argv[1], "bind")) return bind_late(argc - 2, argv + 2);
     if (argc >= 2 && !strcmp(argv[1], "inside")) return inside(argc - 2, argv + 2);
     dprintf(2, "stockade: step: started by hand? it serves walls/native only\n");
     return EXIT_STEP;
