@@ -14,7 +14,7 @@ PAGE, SOURCES = ROOT / "docs/trusted-code.md", ROOT / "src/stockade"
 # Lines of code that each row may grow to, by the first module in it. To raise one is a decision: could a tested primitive do it instead?
 BOUNDS = {
     "walls/native/step.c": 850,
-    "walls/gvisor.py": 450,
+    "walls/gvisor.py": 550,
     "walls/bubblewrap.py": 1000,
     "walls/events.py": 350,
     "walls/watch.py": 250,
