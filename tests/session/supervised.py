@@ -155,10 +155,8 @@ def offspring() -> dict[int, str]:
         for child in below:
             try:
                 state = Path(f"/proc/{child}/stat").read_text().rsplit(") ", 1)[1][0]
-                if state == "Z":
-                    if pid == os.getpid():
-                        os.waitpid(child, os.WNOHANG)
-                    continue
+                if state == "Z" and (pid != os.getpid() or os.waitpid(child, os.WNOHANG)[0]):
+                    continue  # one that cannot be waited for yet has threads that still end
                 found[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except (OSError, IndexError):
                 continue

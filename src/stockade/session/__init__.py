@@ -6,7 +6,6 @@ the ledger before the command is asked for (no receipt, no effect); the gate is 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 
@@ -15,6 +14,7 @@ from stockade.core.errors import CannotEnforce, StockadeError, WallFailed
 from stockade.core.frozen import plain, replace
 from stockade.core.values import DENY
 from stockade.session import confine
+from stockade.session.prepared import Prepared, new_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,9 +38,11 @@ READY = 20.0  # seconds that a sandbox may take to stand
 class Session:
     """One sandbox from start to end. `open` returns while the kernel still builds it; `close` ends everything and may be called twice."""
 
-    def __init__(self, policy: Policy, cwd: str, *, learning: bool = False) -> None:
-        """`learning`: what is not granted is refused as ever, but looked at first, so that one can see what it would have been."""
-        self.id = f"s{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(4).hex()}"
+    def __init__(self, policy: Policy, cwd: str, *, learning: bool = False, prepared: Prepared | None = None) -> None:
+        """`learning`: what is not granted is refused as ever, but looked at first, so that one can see what it would have been. `prepared` is ours from now on,
+        and was started as `confine.bare` says for this policy.
+        """
+        self.id = prepared.id if prepared is not None else new_id()
         self.policy = policy
         self.learning = learning
         self.cwd = cwd
@@ -64,7 +66,8 @@ class Session:
         self._scan = (0, -1)
         self._keep: tuple[str, ...] = ()
         self._looked = False
-        self._closers: list[Any] = []
+        self._prepared = prepared
+        self._closers: list[Any] = [prepared.close] if prepared is not None else []
 
     def __enter__(self) -> Self:
         return self
@@ -89,22 +92,14 @@ class Session:
             raise
 
     def _open(self) -> None:
-        from stockade.session.bundle import Bundle
-        from stockade.walls import door, limits
+        from stockade.walls import limits
         from stockade.walls.workspace import prepare
 
-        wall = self.wall
-        making = door.Making((*door.PORTS, *raw_ports(self.policy)), wired=wall.OWN_KERNEL)
-        self._closers.append(making.give_up)
-        self.directory = places.private(f"{places.private(places.state('sessions'))}/.{self.id}")
-        self.lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(self.lock, fcntl.LOCK_EX)  # who cleans up after a crash takes only what nobody holds ...
-        ready = places.state(f"sessions/{self.id}")  # ... and does not see it under this name before it is held
-        os.rename(self.directory, ready)
-        self.directory = ready
-        self._closers.append(lambda: os.close(self.lock))
-        self.bundle = Bundle(f"{self.directory}/ca.pem", lease=not wall.OWN_KERNEL)
-        self._closers.append(self.bundle.close)
+        wall, made = self.wall, self._prepared
+        if made is None:
+            made = Prepared(self.id, wall, raw_ports(self.policy))
+            self._closers.append(made.close)
+        self.directory, self.lock, self.bundle, self.sink = made.directory, made.lock, made.bundle, made.sink
         variables = confine.stand_ins(self.policy, self.placeholders)
         if variables and self.token_key:
             variables["STOCKADE_TOKEN_KEY"] = self.token_key  # public: whoever narrows a token checks it by this
@@ -117,22 +112,19 @@ class Session:
             self.signer = Signer(self.policy.signing, self)
             self._closers.append(self.signer.close)
             self.confinement = self.signer.shown(self.confinement)
-        if wall.OWN_KERNEL:
-            from stockade.walls.sink import Sink
-
-            self.sink = Sink(self.lock, self.directory)
-            self._closers.append(self.sink.close)
+        if self.sink is not None:
             self.confinement = replace(self.confinement, events=self.sink.path)
         self._host = wall.look(self.confinement.home)
         plan = self.plan = wall.plan(self.confinement, self._host, stage=f"{self.directory}/stage")
         for stage in (os.path.dirname(plan.stages[0]), *plan.stages) if plan.stages else ():
             os.mkdir(stage, 0o700)
-        self.door = making.done()
-        self._closers.append(self.door.close)
-        self.groups = limits.join(f"stockade-{self.id}", self.policy.limits, wall.OWN_KERNEL)
-        self._closers.append(self.groups.close)
-        self.box = wall.open_box(plan, self.door, self.groups.descriptors)
-        self._closers.append(self.box.close)
+        if made.box is None:
+            made.finish(self.policy.limits)
+            self.box = wall.open_box(plan, made.door, made.groups.descriptors)
+            self._closers.append(self.box.close)
+        else:
+            self.box = made.bind(plan)
+        self.door, self.groups = made.door, made.groups
         self.enforced = plan.enforced + self.view.notes + limits.enforced(self.policy.limits, self.groups.held, wall.OWN_KERNEL)
         if self.signer is not None:
             self.enforced += (self.signer.enforced(),)

@@ -90,6 +90,12 @@ def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders
     )
 
 
+def bare(policy: Policy) -> Confinement:
+    """What every sandbox of `policy` is, whatever it is for: no mounts, no environment. A guest that stands ready is started so."""
+    sockets = ("/run/stockade/agent",) if policy.signing is not None else ()
+    return Confinement(network="door", limits=policy.limits, home=inside_home(), sockets=sockets)
+
+
 def _not_beside_itself(mount: Mount, top: str, workspace: str) -> None:
     """Raises CannotEnforce (`mount.overlap`) when a writable mount shows the workspace, or a part of it, a second time at another place: what protects
     it in the first would not be there in the second.

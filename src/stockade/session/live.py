@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from stockade.core.values import Policy
+    from stockade.session.prepared import Prepared
     from stockade.walls.box import Child
 
 OUTPUT = 64 << 20  # bytes kept of each stream of one `exec`
@@ -41,8 +42,8 @@ NO_WAIT = 0x40  # MSG_DONTWAIT of recv(2)
 class LiveSession:
     """A sandbox that runs commands, several at once if wanted. Made by `open_session`. `id` is what the ledger calls it."""
 
-    def __init__(self, policy: Policy, cwd: str) -> None:
-        self._session = Session(policy, cwd)
+    def __init__(self, policy: Policy, cwd: str, prepared: Prepared | None = None) -> None:
+        self._session = Session(policy, cwd, prepared=prepared)
         self.id = self._session.id
         self.loop = AsyncioLoop(self._broken)
         self._aio = asyncio.get_running_loop()

@@ -238,6 +238,7 @@ class GuestBox(Box):
         super().__init__(sock, pid, stderr)
         self._mounting = mounting  # leads to the guest's init, which waits on it
         self._binder = 0
+        self.prepared = False  # it waits for its mounts; may be seen after any `step`
 
     def bind(self, wanted: late.Late) -> None:
         """Mount what is wanted, once; does not wait. Raises CannotEnforce when a path cannot be opened as planned, WallFailed."""
@@ -258,6 +259,7 @@ class GuestBox(Box):
             self._mounting = -1
 
     def _take(self, kind: str, ident: int, value: int, text: str, fds: list[int]) -> Child | None:
+        self.prepared = self.prepared or kind == "P"
         if kind == "R" and self._binder:  # its work is done
             os.waitpid(self._binder, 0)
             self._binder = 0

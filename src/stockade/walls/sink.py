@@ -44,6 +44,7 @@ class Sink:
         self._queued = 0  # bytes that what was read since the queue was empty took up in it, about
         self._perhaps = False  # it was full, and no message from after that has said yet how many were dropped
         self._programs: dict[int, str] = {}
+        self._alone = True  # our init in there has started nothing yet
         self._described: dict[int, None] = {}  # processes whose exec was reported with its argv, and not yet as a number
         try:
             self._listener.bind(f"/proc/self/fd/{directory}/{NAME}")  # a path below somebody's home may be longer than an address can be
@@ -160,6 +161,9 @@ class Sink:
     def _joined(self, event: Event) -> Facts | None:
         """The event with the program of its process, which is known from what it has executed; None for what does not go on record, or is there already."""
         what, facts = event.what, event.facts
+        self._alone = self._alone and event.pid == 1 and what in ("mount", "umount2")
+        if self._alone:
+            return None  # it puts what the guest is to see into its places
         if what == "exec":
             self._knows(event.pid, str(facts["path"]).rpartition("/")[2])
             self._described[event.pid] = None

@@ -56,7 +56,8 @@
 enum { MAX_FDS = 64, MAX_KEPT = 512, MAX_BLOB = 8 << 20, EXIT_STEP = 125 };
 #define LAST 0x7fffffffU /* for close_range(2); gVisor takes ~0U for -1 */
 
-/* One message from us to the host. Fixed size, host byte order. kind: D door made, R ready, S started, F exec failed, Q ended, E set-up failed. */
+/* One message from us to the host. Fixed size, host byte order. kind: D door made, P prepared (it waits for its mounts), R ready, S started, F exec failed,
+ * Q ended, E set-up failed; and B, to a guest: its mounts are made. */
 struct note {
     uint32_t kind, id;
     int32_t value;
@@ -547,6 +548,7 @@ static void take(int sock, const char *dir) {
         char space[CMSG_SPACE(sizeof(int))];
     } control = {0};
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    tell('P', 0, 0, "", NULL, 0);
     if (recvmsg(sock, &message, MSG_CMSG_CLOEXEC) != sizeof note || note.kind != 'B' || control.header.cmsg_type != SCM_RIGHTS)
         _exit(EXIT_STEP); /* whoever was to mount has failed, and has said why */
     int blob;

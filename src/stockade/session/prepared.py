@@ -1,0 +1,127 @@
+"""What of a session does not depend on what it will be for: a name, a directory, a door, a place for events, cgroups; and in a pool a guest that stands already."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+
+from stockade.core import places
+from stockade.core.errors import StockadeError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from stockade.core.values import Confinement, Limits
+    from stockade.walls.contract import Box, Plan, Wall
+    from stockade.walls.door import Door
+    from stockade.walls.gvisor import GuestBox, Warm
+    from stockade.walls.limits import Groups
+
+
+def new_id() -> str:
+    """A session's name, unguessable and never used again."""
+    return f"s{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(4).hex()}"
+
+
+class Prepared:
+    """Made for one session, or for none. `close` gives back what it holds; the directory stays, and so does its lock until then."""
+
+    def __init__(self, name: str, wall: Wall, ports: tuple[int, ...]) -> None:
+        """Returns while the kernel still makes the door. Raises OSError, StockadeError and its kinds; nothing is left behind then."""
+        from stockade.session.bundle import Bundle
+        from stockade.walls import door
+
+        self.id = name
+        self.wall = wall
+        self.door: Door
+        self.groups: Groups
+        self.box: GuestBox | None = None
+        self.warm: Warm | None = None
+        self.directory = ""
+        self._closers: list[Any] = []
+        try:
+            self._making = door.Making((*door.PORTS, *ports), wired=wall.OWN_KERNEL)
+            self._closers.append(self._making.give_up)
+            self._directory()
+            self.bundle = Bundle(f"{self.directory}/ca.pem", lease=not wall.OWN_KERNEL)
+            self._closers.append(self.bundle.close)
+            self.sink = None
+            if wall.OWN_KERNEL:
+                from stockade.walls.sink import Sink
+
+                self.sink = Sink(self.lock, self.directory)
+                self._closers.append(self.sink.close)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _directory(self) -> None:
+        new = self.directory = places.private(f"{places.private(places.state('sessions'))}/.{self.id}")
+        self.lock = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._closers.append(lambda: os.close(self.lock))
+        fcntl.flock(self.lock, fcntl.LOCK_EX)  # who cleans up after a crash takes only what nobody holds ...
+        ready = places.state(f"sessions/{self.id}")  # ... and does not see it under this name before it is held
+        os.rename(new, ready)
+        self.directory = ready
+
+    def finish(self, limits: Limits) -> None:
+        """Wait for the door, and make cgroups. Raises WallFailed."""
+        from stockade.walls import limits as groups
+
+        self.door = self._making.done()
+        self._closers.append(self.door.close)
+        self.groups = groups.join(f"stockade-{self.id}", limits, self.wall.OWN_KERNEL)
+        self._closers.append(self.groups.close)
+
+    def start(self, wanted: Confinement) -> None:
+        """Start a guest that waits for its mounts; `wanted` has none. Raises CannotEnforce, WallFailed."""
+        from stockade.core.frozen import replace
+        from stockade.walls import gvisor
+
+        assert self.sink is not None
+        warm = gvisor.plan(replace(wanted, events=self.sink.path), gvisor.look(wanted.home)).warm
+        self.finish(wanted.limits)
+        self.box = gvisor.warm(warm, self.door, self.groups.descriptors)
+        self._closers.append(self.box.close)
+        self.warm = warm
+
+    def news(self) -> bool:
+        """Take what the guest's kernel and its init have said, as far as they have; whether the guest waits for its mounts. Raises WallFailed when it ended."""
+        assert self.box is not None and self.sink is not None
+        if not self.sink.connected and not self.sink.over:
+            self.sink.connect()
+        try:
+            while not self.box.prepared:
+                self.box.step(0x40)  # MSG_DONTWAIT
+        except BlockingIOError:
+            return False
+        return self.sink.connected
+
+    def bind(self, plan: Plan) -> Box:
+        """The guest, which becomes what `plan` says. Raises StockadeError (`pool.stale`) if it was not started as that says: then it must not be used."""
+        from stockade.walls import gvisor
+
+        assert self.box is not None
+        if not isinstance(plan, gvisor.Plan) or plan.warm != self.warm:
+            raise StockadeError(
+                "the sandbox that stood ready is not what this policy wants on this machine any more",
+                code="pool.stale",
+                hint="Nothing was run in it. Another is started.",
+            )
+        self.box.bind(plan.late)
+        return self.box
+
+    def close(self) -> None:
+        """End the guest, if there is one, and give everything back. May be called twice."""
+        while self._closers:
+            self._closers.pop()()
+
+    def discard(self) -> None:
+        """`close` what no session has had, and remove its directory."""
+        from stockade.session import after
+
+        self.close()
+        if self.directory:
+            after.discard(self.directory)
