@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from struct import pack
 from typing import Any
@@ -352,6 +353,9 @@ def clean() -> None:
         os.close(wasted.pop())
     while filters:
         filters.pop().wait()
+    with suppress(ChildProcessError):  # what the checks have adopted of boxes that stayed
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
     doors.clear()
     shutil.rmtree(SHARED, ignore_errors=True)
 
