@@ -1,4 +1,4 @@
-"""What the gVisor wall costs, beside runsc alone: a guest from nothing to the end of `true`, a command in one that stands, bytes out of it, memory.
+"""What the gVisor wall costs, beside runsc alone: a guest from nothing, or from a pool, to the end of `true`, a command in one that stands, bytes out of it, memory.
 
     python bench/gvisor.py [--rounds N] [--json]
 
@@ -9,6 +9,7 @@ the machine and no test looks at them. `runsc` alone is `runsc run` and `runsc e
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import shutil
@@ -18,9 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from stockade.core.values import Confinement, Limits
+from stockade.core.values import Confinement, Limits, Policy
+from stockade.session.live import LiveSession, open_session
+from stockade.session.pool import Pool
 from stockade.walls import gvisor, runsc
 from stockade.walls.box import Box
 
@@ -82,6 +86,32 @@ def opened(network: str = "none") -> Callable[[], None]:
             door.close()
 
     return end
+
+
+async def session(opening: AbstractAsyncContextManager[LiveSession]) -> tuple[float, float, float]:
+    """Seconds until a session's first `true` has ended, those of them in which it was opened, and for its second `true`."""
+    began = time.perf_counter()
+    async with opening as opened:
+        stands = time.perf_counter()
+        await opened.exec([TRUE])
+        first = time.perf_counter()
+        await opened.exec([TRUE])
+        return first - began, stands - began, time.perf_counter() - first
+
+
+async def sessions(rounds: int, folder: str) -> dict[str, list[float]]:
+    """Whole sessions, with their ledger: from a pool, and booted."""
+    found: dict[str, list[float]] = {}
+    policy = Policy(wall="gvisor")
+    async with Pool(policy, size=1) as pool:
+        for number in range(rounds + 1):
+            for name in ("from a pool", "booted"):
+                await pool.filled()  # so that nothing boots beside what is measured
+                took = await session(pool.session(cwd=folder) if name == "from a pool" else open_session(policy, cwd=folder))
+                for what, value in zip(("start", "of that, opening", "exec"), took, strict=True) if number else ():
+                    found.setdefault(f"{what}: session {name}", []).append(value)
+        assert pool.misses == 0
+    return found
 
 
 def clock(work: Callable[[], object]) -> float:
@@ -170,18 +200,23 @@ def main() -> int:
         return 1
     scratch = tempfile.mkdtemp(prefix="stockade-bench-")
     try:
-        found = measure(Raw(scratch, runsc.find()), given.rounds)
+        os.mkdir(f"{scratch}/work")
+        for name in ("STATE", "CONFIG"):
+            os.environ[f"XDG_{name}_HOME"] = f"{scratch}/{name.lower()}"
+        found = measure(Raw(scratch, runsc.find()), given.rounds) | asyncio.run(sessions(given.rounds, f"{scratch}/work"))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     medians = {label: statistics.median(values) for label, values in found.items()}
+    slowest = {label: sorted(values)[-1 - len(values) // 100] for label, values in found.items()}
     if given.json:
         print(json.dumps(medians, indent=2))
         return 0
     for label, value in medians.items():
         kind, _, who = label.partition(": ")
-        bare = medians[next(name for name in medians if name.startswith(f"{kind}: runsc"))]
-        shown = f"{value * 1000:8.1f} ms" if kind in ("start", "exec") else f"{value:8.1f} {'MB/s' if kind == 'stream' else 'MB'}"
-        print(f"{kind:8} {who:22} {shown:>14}  {value / bare:5.2f} x")
+        bare = medians[next(name for name in medians if name.startswith(f"{'start' if kind.startswith('of') else kind}: runsc"))]
+        shown = f"{value:8.1f} {'MB/s' if kind == 'stream' else 'MB'}" if kind in ("stream", "memory") else f"{value * 1000:8.1f} ms"
+        worst = "" if kind in ("stream", "memory") else f"  p99 {slowest[label] * 1000:8.1f} ms"
+        print(f"{kind:16} {who:22} {shown:>14}  {value / bare:5.2f} x{worst}")
     print(f"medians of {given.rounds} rounds, taking turns")
     return 0
 

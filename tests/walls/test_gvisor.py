@@ -125,8 +125,8 @@ def test_what_cannot_be_enforced_is_refused() -> None:
     for wanted in (Confinement(mounts=(Mount("/a", "/b", "rw-no-delete"),)), Confinement(network="host")):  # type: ignore[arg-type]
         with pytest.raises(CannotEnforce):
             gvisor.plan(wanted, HOST)
-    many = Confinement(held=tuple(f"ro:/work/{number}" for number in range(151)))
-    with pytest.raises(CannotEnforce, match="150 paths, and 151") as caught:
+    many = Confinement(held=tuple(f"ro:/work/{number}" for number in range(401)))
+    with pytest.raises(CannotEnforce, match="400 paths, and 401") as caught:
         gvisor.plan(many, HOST)
     assert caught.value.code == "gvisor.mounts" and gvisor.plan(replace(many, held=many.held[1:]), HOST)
     with pytest.raises(CannotEnforce, match="belongs to the wall"):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from stockade.core.values import Confinement, Policy
 
+REST = 0.1  # seconds before one is made up for, as long as others are ready: a boot takes both cores of a small machine from whoever has just got his
 CALM = 60.0  # seconds without a miss, after which one sandbox less is kept ready
 FAILURES = 3  # starts that fail one after the other: then the pool starts none until a session, started as ever, has shown that one can
 
@@ -62,6 +63,8 @@ class Pool:
         await asyncio.wait([self._filler])
         while self._ready:
             self._let_go(self._ready.pop())
+        if not self._filler.cancelled():
+            self._filler.result()  # it ends by itself only by a mistake of ours
 
     @property
     def ready(self) -> int:
@@ -71,6 +74,8 @@ class Pool:
     async def filled(self) -> None:
         """Wait until as many stand ready as are kept. Raises StockadeError if they cannot be started."""
         while len(self._ready) < self._wanted:
+            if self._filler is None or self._filler.done():
+                raise WallFailed("nobody fills this pool", code="pool.start", hint="Enter it first: `async with Pool(policy) as pool`.")
             if self._failures >= FAILURES:
                 raise WallFailed(
                     "sandboxes could not be started", code="pool.start", hint="`stockade doctor --wall gvisor` tries each part."
@@ -122,6 +127,8 @@ class Pool:
         while True:
             self._wake.clear()
             if len(self._ready) < self._wanted and self._failures < FAILURES:
+                if self._ready:
+                    await asyncio.sleep(REST)
                 await self._start()
                 continue
             if self._wanted > self._size and time.monotonic() - self._missed > CALM:

@@ -35,7 +35,7 @@ ROOT = "/sandbox"  # the guest's root, as bubblewrap shows it to runsc
 INIT = "/run/stockade-init"  # our program in the guest
 CONTROL, LATE = 3, 4  # its descriptors there: a limit of open files may be small
 CONTAINER = "box"
-MOST_BINDS = 150  # each is a mount of the guest's kernel, and beyond some 200 runsc 20240729 does not start
+MOST_BINDS = 400  # each is a mount of the guest's kernel and takes it about half a millisecond at the start
 EVENTS, TRACE = "/events", "/bundle/trace.json"  # where runsc finds the socket that it reports to, and what to report
 # What root may do in the guest, to the guest's kernel alone: Docker's default set without CAP_NET_RAW, whose sockets runsc refuses by itself.
 CAPABILITIES = (

@@ -539,7 +539,17 @@ static int bind_late(int argc, char **argv) {
     return 0;
 }
 
-/* In the guest: put everything that is below `dir` into place, so that its own kernel knows of each mount, hide `dir`, and give up the right to mount. */
+/* Whether `target` lies in something that was mounted before it, and so in the hands of whoever could write there. */
+static int nested(const char *text, const char *until, const char *target) {
+    for (const char *mode = text, *other; mode < until; mode = other + strlen(other) + 1) {
+        other = mode + strlen(mode) + 1;
+        if (!strncmp(target, other, strlen(other)) && target[strlen(other)] == '/') return 1;
+    }
+    return 0;
+}
+
+/* In the guest, whose system calls are dear: put everything that is below `dir` into place, so that its own kernel knows of each mount, hide `dir`, and give up
+ * the right to mount. */
 static void take(int sock, const char *dir) {
     struct note note;
     struct iovec part = {&note, sizeof note};
@@ -548,39 +558,40 @@ static void take(int sock, const char *dir) {
         char space[CMSG_SPACE(sizeof(int))];
     } control = {0};
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct held[2];
+    if (syscall(SYS_capget, &header, held)) fail("capabilities");
+    held[0].effective &= ~(1U << CAP_SYS_ADMIN);
+    held[0].permitted &= ~(1U << CAP_SYS_ADMIN);
     tell('P', 0, 0, "", NULL, 0);
     if (recvmsg(sock, &message, MSG_CMSG_CLOEXEC) != sizeof note || note.kind != 'B' || control.header.cmsg_type != SCM_RIGHTS)
         _exit(EXIT_STEP); /* whoever was to mount has failed, and has said why */
     int blob;
     memcpy(&blob, CMSG_DATA(&control.header), sizeof blob);
-    close(sock);
-    char *end = NULL, *text = note.value ? text_of(blob, &end) : NULL, from[32], onto[32];
-    int late = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC), root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if ((note.value && !text) || late < 0 || root < 0) fail("list of mounts");
+    char *end = NULL, *text = note.value ? text_of(blob, &end) : NULL, from[4096 + 64], onto[32];
+    if (note.value && !text) fail("list of mounts");
     for (char *mode = text, *target; mode && mode < end; mode = target + strlen(target) + 1) {
         target = mode + strlen(mode) + 1;
-        int source = place_at(late, target, -1), place = place_at(root, target, source);
-        snprintf(from, sizeof from, "/proc/self/fd/%d", source);
-        snprintf(onto, sizeof onto, "/proc/self/fd/%d", place);
-        /* What can be written is decided outside; in here it is said as well. */
-        unsigned long flags = MS_NOSUID | MS_NODEV | (strncmp(mode, "ro:", 3) ? 0 : MS_RDONLY);
-        if (mount(from, onto, NULL, MS_BIND, NULL) || mount(NULL, onto, NULL, MS_REMOUNT | MS_BIND | flags, NULL)) fail(target);
-        close(source);
-        close(place);
+        int source = -1, place = -1, inner = nested(text, mode, target);
+        if ((size_t)snprintf(from, sizeof from, "%s%s", dir, target) >= sizeof from) fail(target);
+        if (inner || mount(from, target, NULL, MS_BIND, NULL)) { /* not by path, or there is no such place yet */
+            int below = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC), root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+            if (below < 0 || root < 0) fail("open");
+            source = place_at(below, target, -1);
+            place = place_at(root, target, source);
+            snprintf(from, sizeof from, "/proc/self/fd/%d", source);
+            snprintf(onto, sizeof onto, "/proc/self/fd/%d", place);
+            if (mount(from, onto, NULL, MS_BIND, NULL)) fail(target);
+            close(source), close(place), close(below), close(root);
+        }
+        /* What can be written is decided outside; in here it is said as well. What is mounted lies where nobody else runs yet. */
+        if (!strncmp(mode, "ro:", 3) && mount(NULL, target, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, NULL)) fail(target);
     }
-    free(text);
-    close(blob);
-    close(late);
-    close(root);
     /* The guest's root has these mounts below `dir` as well. */
     if (umount2(dir, 0) || mount("none", dir, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4096,mode=0")) fail("hide mounts");
-    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-    struct __user_cap_data_struct held[2];
-    if (prctl(PR_CAPBSET_DROP, CAP_SYS_ADMIN, 0, 0, 0) || syscall(SYS_capget, &header, held)) fail("capabilities");
-    held[0].effective &= ~(1U << CAP_SYS_ADMIN);
-    held[0].permitted &= ~(1U << CAP_SYS_ADMIN);
-    held[0].inheritable = held[1].inheritable = 0;
-    if (syscall(SYS_capset, &header, held)) fail("capabilities");
+    if (prctl(PR_CAPBSET_DROP, CAP_SYS_ADMIN, 0, 0, 0) || syscall(SYS_capset, &header, held)) fail("capabilities");
+    close(blob);
+    close(sock);
 }
 
 /* ---- inside ----------------------------------------------------------------------------------------------------------------- */
@@ -817,13 +828,13 @@ static int inside(int argc, char **argv) {
     notes = (int)number(argv[0]);
     int wanted = (int)number(argv[1]), holding = (int)number(argv[2]), abi = landlock_abi(), guest = argc > 5 && !strcmp(argv[3], "guest");
     if (holding >= 0) await(holding);
-    if (guest) take((int)number(argv[4]), argv[5]);
     if (wanted && abi < wanted) {
         errno = EOPNOTSUPP;
         fail("landlock ABI");
     }
+    int last = guest ? (int)number(argv[4]) : notes; /* the descriptor after `notes` */
     if (notes > 3 && close_range(3, (unsigned)notes - 1, 0)) fail("descriptors");
-    if (fcntl(notes, F_SETFD, FD_CLOEXEC) || close_range((unsigned)notes + 1, LAST, 0)) fail("descriptors");
+    if (fcntl(notes, F_SETFD, FD_CLOEXEC) || close_range((unsigned)last + 1, LAST, 0)) fail("descriptors");
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) fail("dumpable"); /* /proc/1 tells the sandbox nothing, ptrace is refused */
     if (wanted) landlock(abi, argc - 3, argv + 3);
     if (guest) {
@@ -839,6 +850,7 @@ static int inside(int argc, char **argv) {
     sigaddset(&ended, SIGCHLD);
     int signals = signalfd(-1, &ended, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signals < 0) fail("signalfd");
+    if (guest) take(last, argv[5]);
     tell('R', 0, wanted ? abi : 0, "", NULL, 0);
     struct pollfd watched[2] = {{.fd = notes, .events = POLLIN}, {.fd = signals, .events = POLLIN}};
     for (;;) {
