@@ -19,6 +19,7 @@ BOUNDS = {
     "walls/events.py": 350,
     "walls/watch.py": 250,
     "walls/box.py": 350,
+    "walls/states.py": 200,
     "walls/git.py": 2800,
     "gateway/config.py": 700,
     "gateway/doorman.py": 700,

@@ -21,7 +21,7 @@ from unittest import mock
 from stockade.core.errors import WallFailed
 from stockade.core.frozen import replace
 from stockade.core.values import Confinement, Enforced, Limits, Mount
-from stockade.walls import bubblewrap, seccomp
+from stockade.walls import bubblewrap, limits, seccomp
 from stockade.walls.box import Child
 from stockade.walls.bubblewrap import Host, Plan
 from stockade.walls.conformance import census
@@ -174,6 +174,34 @@ class Unwatched(Leaking):
     """Nobody finds the processes below it, so that no watchdog mends what the wall forgot."""
 
     pid = 1 << 22
+
+
+class Restless(Leaking):
+    """A pause holds what is started from then on, and nothing else."""
+
+    def pause(self) -> None:
+        self.inner.paused = True
+
+
+class PausedForGood(Leaking):
+    def close(self) -> int:
+        if not self.inner.paused:
+            return int(self.inner.close())
+        KEPT.append(self.inner)
+        return 0
+
+
+class NobodyLeft(Leaking):
+    """In a pause also its init stands still, which would see that nobody holds the box any more. (Something ends it later.)"""
+
+    def pause(self) -> None:
+        self.inner.init_stops = True
+        self.inner.pause()
+        subprocess.Popen(
+            ["setsid", "sh", "-c", f"sleep 8.08; kill -9 {limits.init_of(self.inner.pid)}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
 
 
 class Quiet(Leaking):
@@ -434,6 +462,8 @@ LEAKS = (
     Leak("any-door", ["lifecycle.door-mismatch"], opener=open_regardless),
     Leak("follows-links", ["lifecycle.bad-source"], planner=followed),
     Leak("never-closed", ["lifecycle.close", "lifecycle.self-harm", "exec.timeout", "cleanup.close"], ["exec.stdin"], box=NeverClosed),
+    Leak("restless", ["lifecycle.pause"], ["lifecycle.pause-close"], box=Restless),
+    Leak("paused-for-good", ["lifecycle.pause-close"], ["lifecycle.pause", "lifecycle.close"], box=PausedForGood),
     Leak("quiet-death", ["lifecycle.death"], box=Quiet),
     Leak("wastes-descriptors", ["lifecycle.again", "cleanup.close"], opener=open_wasting),
     Leak("mangled-status", ["exec.exit-codes"], ["exec.signals"], box=Mangled),
@@ -490,7 +520,8 @@ LEAKS = (
     Leak("one-network-line", ["receipt.network"], ["receipt.rules"], change=lambda plan: replace(plan, enforced=(*without_line("network")(plan).enforced, Enforced("network", "door")))),
     Leak("false-limit", ["receipt.limits"], ["receipt.rules"], change=lambda plan: replace(plan, enforced=(*plan.enforced, Enforced("limit memory", "cgroup memory", str(Limits().memory))))),
     Leak("anything", ["receipt.refusals"], ["receipt.mounts"], planner=anything),
-    Leak("leaves-a-process", ["cleanup.close", "cleanup.kill", "cleanup.kill-early"], ["receipt.rules"], opener=open_leaving),
+    Leak("nobody-left", ["cleanup.kill-paused"], ["cleanup.kill"], box=NobodyLeft),
+    Leak("leaves-a-process", ["cleanup.close", "cleanup.kill", "cleanup.kill-paused", "cleanup.kill-early"], ["receipt.rules"], opener=open_leaving),
 )  # fmt: skip
 BY_NAME = {leak.name: leak for leak in LEAKS}
 

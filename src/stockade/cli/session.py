@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     """`stockade session`'s own parser."""
     parser = argparse.ArgumentParser(
         prog="stockade session",
-        description="List sessions, take grants back from one that runs, bring back or discard what one that is over has left.",
+        description="List sessions, take grants back from one that runs or pause it, bring back or discard what one that is over has left.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -49,6 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     revoke.add_argument("--signing", action="store_true", help="only what the session may sign")
     for name, text in (
+        ("pause", "Let everything in a running session stand still. Its limits hold on, wall time too, and it can be ended."),
+        ("resume", "Let a paused session go on."),
         ("recover", "Bring back commits and files of a session whose end was cut short, as its own end would have done."),
         ("discard", "Remove what a session that is over still holds. It cannot be undone."),
     ):
@@ -65,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
         "list": _list,
         "grants": _grants,
         "revoke": _revoke,
+        "pause": _pause,
+        "resume": _pause,
         "recover": _recover,
         "discard": _discard,
         "release": _release,
@@ -96,7 +100,7 @@ def running(name: str) -> Left:
     left = kept.find(name)
     if left.state != "running":
         raise StockadeError(
-            f"{left.id} does not run any more", code="session.over", hint="There is nothing to take back: nothing of it runs."
+            f"{left.id} does not run any more", code="session.over", hint="Nothing of it runs that could be paused or lose a grant."
         )
     return left
 
@@ -158,6 +162,19 @@ def _revoke(options: argparse.Namespace) -> int:
         print("Taken back: signing.")
     elif not taken and not answer.get("tokens"):
         print("Nothing was left to take back.")
+    return 0
+
+
+def _pause(options: argparse.Namespace) -> int:
+    from stockade.gateway.desk import ask
+
+    answer = ask(running(options.id).directory, {"do": options.command})
+    if options.json:
+        print(json.dumps(answer))
+    elif answer["changed"]:
+        print("Paused. stockade session resume lets it go on." if answer["paused"] else "It goes on.")
+    else:
+        print("It was paused already." if answer["paused"] else "It was not paused.")
     return 0
 
 

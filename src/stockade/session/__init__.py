@@ -18,7 +18,7 @@ from stockade.session.prepared import Prepared, new_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any, Self
 
     from stockade.core.values import Confinement, Enforced, Policy
@@ -61,6 +61,7 @@ class Session:
         self.start_receipt: Receipt
         self.signer: Signer | None = None
         self.watch: Watch | None = None  # of the secret mounts, if there are any
+        self.changed: Callable[[], None] = lambda: None  # called when it was paused, or goes on
         self.sink: Sink | None = None  # where a kernel of the sandbox's own says what happens in it
         self._ledger: Ledger | None = None
         self._scan = (0, -1)
@@ -170,6 +171,33 @@ class Session:
     def died_of(self) -> str:
         """Why a sandbox is gone that nobody ended, as a sentence, or "" if that is not known."""
         return f"more than {self.policy.limits.memory >> 20} MiB of memory" if self.groups.killed() else ""
+
+    def pause(self) -> bool:
+        """Let everything inside stand still; False if it does already. Limits hold on, time goes on.
+
+        Raises StockadeError: `session.starting`, `pause.restless` (it was not paused), `ledger.*`.
+        """
+        if self.box.paused:
+            return False
+        if not self.box.ready:
+            raise StockadeError("the session's sandbox does not stand yet", code="session.starting", hint="Try again in a moment.")
+        self.record("session.pause")
+        try:
+            self.box.pause()
+        except WallFailed as error:
+            self.record("session.resume", error=error.code)
+            raise
+        self.changed()
+        return True
+
+    def resume(self) -> bool:
+        """Let everything inside go on; False if it was not paused. Raises StockadeError `ledger.*`."""
+        if not self.box.paused:
+            return False
+        self.record("session.resume")
+        self.box.resume()
+        self.changed()
+        return True
 
     @property
     def recording(self) -> bool:

@@ -130,6 +130,10 @@ class GateKeeper:
             case {"do": "revoke-signing", **rest} if not rest:
                 signer = self._session.signer
                 answer({"revoked": [], "signing": signer is not None and signer.revoke()})
+            case {"do": "pause", **rest} if not rest:
+                answer({"paused": True, "changed": self._session.pause()})
+            case {"do": "resume", **rest} if not rest:
+                answer({"paused": False, "changed": self._session.resume()})
             case {"do": "rules", **rest} if not rest:
                 answer(self.rules())
             case {"do": "revoke-token", "token": str(token), **rest} if not rest:

@@ -22,6 +22,7 @@ from stockade.session.command import Command, Piece, Result, SessionEnded
 from stockade.session.exchange import AsyncioLoop
 from stockade.session.gate import GateKeeper
 from stockade.session.guest import Witness
+from stockade.session.states import States
 from stockade.walls import limits
 from stockade.walls.streams import pipe
 
@@ -39,11 +40,11 @@ NOTES = 64  # taken in one turn of the loop (foreground.py)
 NO_WAIT = 0x40  # MSG_DONTWAIT of recv(2)
 
 
-class LiveSession:
+class LiveSession(States):
     """A sandbox that runs commands, several at once if wanted. Made by `open_session`. `id` is what the ledger calls it."""
 
     def __init__(self, policy: Policy, cwd: str, prepared: Prepared | None = None) -> None:
-        self._session = Session(policy, cwd, prepared=prepared)
+        super().__init__(Session(policy, cwd, prepared=prepared))
         self.id = self._session.id
         self.loop = AsyncioLoop(self._broken)
         self._aio = asyncio.get_running_loop()
@@ -52,11 +53,11 @@ class LiveSession:
         self._slots = asyncio.Semaphore(ASKED)
         self._gate: GateKeeper | None = None
         self._witness: Witness | None = None
-        self._end: StockadeError | None = None
         self._ready = self.future()
         self._output = 0
         self._outcome = ""
         self._closed = False
+        self._session.changed = self._wake
 
     @property
     def workspace(self) -> str:
@@ -215,6 +216,7 @@ class LiveSession:
         self._commands.clear()
         self.loop.forget(self._session.box.fileno())
         self._session.box.close()
+        self._wake()
 
     # --- what happens meanwhile
 
@@ -223,8 +225,7 @@ class LiveSession:
     ) -> Command:
         words = list(argv)
         async with self._slots:
-            if self._end is not None:
-                raise self._end
+            await self._going_on()
             wanted = self._session.confinement
             self._number += 1
             number = self._number

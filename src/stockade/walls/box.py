@@ -41,14 +41,20 @@ class Box:
         False  # whether a terminal's master cannot be handed out of there (a guest with a kernel of its own): a socket stands for it then
     )
 
+    init_stops = (
+        False  # whether its init stands still in a pause; one that is ours goes on, so that closing, and our death, are noticed as ever
+    )
+
     def __init__(self, sock: _socket.socket, pid: int, stderr: int) -> None:
         self._sock, self._stderr = sock, stderr
         self.pid = pid  # bubblewrap's, on the host; `init` is the sandbox's first process
         self.ready = False
         self.dead = False
+        self.paused = False
         self.landlock = 0
         self._children: dict[int, Child] = {}
         self._next = 1
+        self._stopped: frozenset[tuple[int, bytes]] = frozenset()
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -67,8 +73,10 @@ class Box:
     ) -> Child:
         """Ask for a command to be started; does not wait. Descriptors 0-2 default to /dev/null; `fds` become 3, 4, ...; with `tty` the box makes a terminal.
 
-        Raises WallFailed when the box is gone, ValueError for an empty argv or a NUL in a string.
+        Raises WallFailed when the box is gone, ValueError for an empty argv, a NUL in a string, or a box that is paused.
         """
+        if self.paused:
+            raise ValueError("the box is paused")
         if not argv or any("\0" in word for word in (*argv, cwd, *env, *env.values())):
             raise ValueError("argv must not be empty, and no string may hold a NUL byte")
         if len(fds) > native.MAX_FDS - 4:  # with the blob and 0-2 they go in one message
@@ -113,12 +121,28 @@ class Box:
             self.dead = True
 
     def signal(self, child: Child, number: int) -> None:
-        """Send a signal to the command's process group; nothing happens if it ended."""
-        if child.status is None and not child.error:
+        """Send a signal to the command's process group; nothing happens if it ended. SIGCONT does not end a pause: it is not sent then."""
+        if child.status is None and not child.error and not (self.paused and number == 18):
             try:
                 native.request(self._sock, "K", child.ident, number)
             except OSError:
                 self.dead = True
+
+    def pause(self) -> None:
+        """Stop every process of the sandbox until `resume`; nothing happens if it is paused. Raises WallFailed (`pause.restless`); it goes on then."""
+        if not self.paused and self.pid:
+            from stockade.walls import states
+
+            self._stopped = states.stop(self.pid, first=self.init_stops)
+            self.paused = True
+
+    def resume(self) -> None:
+        """Let what `pause` has stopped go on; what stood still before stays as it was. Nothing happens if the box is not paused."""
+        if self.paused:
+            from stockade.walls import states
+
+            self.paused = False
+            states.go_on(self.pid, self._stopped)
 
     def step(self, flags: int = 0) -> Child | None:
         """Take one note; returns the child it is about. Raises BlockingIOError when told not to block, WallFailed when the box broke."""
@@ -190,7 +214,7 @@ class Box:
             )  # SHUT_RDWR: a process that our program has forked may hold this socket too, and close() alone would wait for it
             self._sock.close()  # its init sees the end of file and leaves; with it goes the PID namespace
             _, status = os.waitpid(self.pid, 0)
-            self.pid, self.dead = 0, True
+            self.pid, self.dead, self.paused = 0, True, False
             os.close(self._stderr)
             self._stderr = -1
             return status

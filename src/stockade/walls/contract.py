@@ -44,6 +44,8 @@ if TYPE_CHECKING:
         """Whether the sandbox stands; may be seen after any `step`."""
         dead: bool
         """Whether it is known to have ended."""
+        paused: bool
+        """Whether it stands still, since `pause`."""
         landlock: int
         """The ABI of Landlock that its first process has applied, 0 for none."""
 
@@ -68,7 +70,7 @@ if TYPE_CHECKING:
             (-1 = /dev/null) are ends of pipes, whole and separate however much passes; `fds` become 3, 4, ...; nothing else is inherited. With `tty` the
             box makes a terminal, and `child.terminal` is its master once the command runs. The program is looked for along the sandbox's own path; the
             command leads a session and process group of its own.
-            Raises WallFailed when the box is gone, ValueError for an empty argv or a NUL; then nothing was started, and the box goes on.
+            Raises WallFailed when the box is gone, ValueError for an empty argv, a NUL or a paused box; then nothing was started, and the box goes on.
             """
 
         def signal(self, child: Child, number: int) -> None:
@@ -76,6 +78,17 @@ if TYPE_CHECKING:
 
         def resize(self, child: Child, source: int) -> None:
             """Give the command's terminal the window size of the terminal `source`; nothing happens if either is none, or the command has ended."""
+
+        def pause(self) -> None:
+            """Stop every process of the sandbox until `resume`; nothing happens if it is paused.
+
+            What runs inside cannot keep itself from it, and has no part in it. `close`, the death of the process that holds the box, and SIGKILL for a
+            command (at `resume`, at the latest) end what is paused, too; SIGCONT by `signal` ends no pause. Time goes on meanwhile.
+            Raises WallFailed when it cannot be done; all goes on then.
+            """
+
+        def resume(self) -> None:
+            """Let go on what `pause` has stopped; what stood still before stays as it was. Nothing happens if the box is not paused."""
 
         def step(self, flags: int = 0) -> Child | None:
             """Take one piece of news; the command that it is about, if any. With MSG_DONTWAIT (0x40) BlockingIOError when there is none.

@@ -233,6 +233,7 @@ class GuestBox(Box):
     """A box whose init is in a guest, where root may stop it: its end is made from outside. It serves commands once it was given its mounts by `bind`."""
 
     terminal_stays = True
+    init_stops = True
 
     def __init__(self, sock: _socket.socket, pid: int, stderr: int, mounting: int) -> None:
         super().__init__(sock, pid, stderr)

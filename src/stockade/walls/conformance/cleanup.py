@@ -36,6 +36,11 @@ def kill(lab: Lab) -> None:
     _killed(lab, "hold")
 
 
+@check("cleanup.kill-paused", f"the same when the box is paused, within {WITHIN:g} s")
+def kill_paused(lab: Lab) -> None:
+    _killed(lab, "paused")
+
+
 @check("cleanup.kill-early", f"the same when it is killed while the box is still being made, within {WITHIN:g} s")
 def kill_early(lab: Lab) -> None:
     for _ in range(3):

@@ -81,7 +81,7 @@ def find(place: str) -> Any:
 
 
 def main(what: str, place: str) -> None:
-    """Hold a box: `early` says so before it stands, `hold` when commands run in it, `keys` looks for a key of ours in it."""
+    """Hold a box: `early` says so before it stands, `hold` when commands run in it, `paused` when they stand still, `keys` looks for a key of ours in it."""
     from stockade.walls import limits
     from stockade.walls.conformance.lab import SMALL, Lab, Opened, Skipped
 
@@ -96,8 +96,10 @@ def main(what: str, place: str) -> None:
     plan = lab.plan(lab.wanted(Mount(lab.folder(), "/mnt/w", "rw"), network="none" if door is None else "door"))
     opened = Opened(lab.wall.open_box(plan, door, groups.descriptors), lab.patience)
     said: dict[str, Any] = {"groups": groups.directories}
-    if what == "hold":
+    if what in ("hold", "paused"):
         _fill(opened)
+        if what == "paused":
+            opened.box.pause()
     elif what == "keys":
         said |= _keys(lab, opened, planted)
     print(json.dumps(said), flush=True)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 TYPED = (CannotEnforce, WallFailed)
 PROMPT = 5.0  # seconds within which a box has to be gone; a machine may be busy
+TICKING = "while :; do echo tick; sleep 0.05; done"
+STILL = 0.4  # seconds for which nothing may move in a pause
 STUBBORN = "trap '' TERM HUP INT; (setsid sleep 600 >/dev/null 2>&1 &); sleep 600 >/dev/null 2>&1 & echo up; sleep 600"
 
 
@@ -83,6 +85,50 @@ def close(lab: Lab) -> None:
             refused("a command in a closed box", (WallFailed, OSError, ValueError), opened.box.spawn, ["true"], env={})
 
 
+@check("lifecycle.pause", "in a pause nothing inside moves and nothing is started; then all go on but those that stood still before")
+def pause(lab: Lab) -> None:
+    with lab.open() as opened:
+        box = opened.box
+        ticking = [opened.begin(TICKING), opened.begin('setsid sh -c "$1" & wait', TICKING)]
+        before = opened.begin("sh -c 'kill -STOP $$; echo woken' & echo up; wait")
+        doomed = opened.begin("echo up; exec sleep 600")
+        opened.until(lambda: all(each.out for each in (*ticking, before, doomed)), "the commands did not start")
+        _pass(opened, 0.2)  # until it has stopped itself
+        box.pause()
+        box.pause()
+        expect(box.paused, "a paused box does not say so")
+        refused("a command in a paused box", (ValueError,), box.spawn, ["true"], env={})
+        _pass(opened, 0.1)  # what they had written is read
+        said = [each.out for each in ticking]
+        box.signal(ticking[0].child, signal.SIGCONT)
+        box.signal(doomed.child, signal.SIGKILL)
+        _pass(opened, STILL)
+        expect([each.out for each in ticking] == said, "a paused sandbox goes on")
+        box.resume()
+        box.resume()
+        expect(not box.paused, "a box that goes on says that it is paused")
+        opened.until(lambda: all(len(each.out) > len(old) for each, old in zip(ticking, said, strict=True)), "it does not go on")
+        done = opened.finish(doomed)
+        expect(done.code == 128 + signal.SIGKILL, f"a command that was killed in a pause gave {done.said}")
+        _answers(opened)
+        expect(before.out == b"up\n", "what had stopped itself before the pause goes on after it")
+
+
+@check("lifecycle.pause-close", "closing a paused box ends every process, too")
+def pause_close(lab: Lab) -> None:
+    with census.adopting():
+        known = census.known()
+        with lab.open() as opened:
+            running = opened.begin(STUBBORN)
+            opened.until(lambda: running.out, "the command did not start")
+            opened.box.pause()
+            began = time.monotonic()
+            opened.box.close()
+            took = time.monotonic() - began
+            _nothing_more(known)
+            expect(took < PROMPT, f"closing took {took:.1f} s")
+
+
 @check("lifecycle.death", "a sandbox whose processes are killed is a WallFailed, never silence or an exit code")
 def death(lab: Lab) -> None:
     with census.adopting():
@@ -126,6 +172,11 @@ def again(lab: Lab) -> None:
     now = census.descriptors(), {*census.below(os.getpid())}
     expect(now[0] <= before[0], f"{now[0] - before[0]} descriptors more than before")
     expect(now[1] <= before[1], "processes are left")
+
+
+def _pass(opened: Opened, seconds: float) -> None:
+    over = time.monotonic() + seconds
+    opened.until(lambda: time.monotonic() > over, "time does not pass", seconds + opened.patience)
 
 
 def _nothing_more(known: set[int]) -> None:

@@ -25,7 +25,7 @@ class Native:
 
     def __init__(self, place: str) -> None:
         """`place` is the throwaway directory in which probes run."""
-        self.pid, self.ready, self.dead, self.landlock = 0, True, False, 0  # there is no process that it is in
+        self.pid, self.ready, self.dead, self.paused, self.landlock = 0, True, False, False, 0  # there is no process that it is in
         self._place = place
         self._news = select.epoll()
         self._running: dict[int, tuple[Child, subprocess.Popen[bytes]]] = {}
@@ -69,6 +69,13 @@ class Native:
 
     def resize(self, child: Child, source: int) -> None:
         """There is no terminal: nothing happens."""
+
+    def pause(self) -> None:
+        """The control is never paused. Raises NotImplementedError."""
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        """It never is: nothing happens."""
 
     def step(self, flags: int = 0) -> Child | None:
         """Take the news of one probe that ended."""
