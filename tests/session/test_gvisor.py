@@ -15,7 +15,7 @@ import pytest
 
 from session.supervised import Place, adopting, offspring
 from session.test_lifecycle import NO_CGROUPS, cgroups, error_of
-from stockade.core.values import Grant, Limits, Policy
+from stockade.core.values import Grant, Limits, Mount, Policy
 from stockade.session import live
 from stockade.session.command import SessionEnded
 from stockade.walls import gvisor
@@ -135,6 +135,16 @@ def within(place: Place, monkeypatch: pytest.MonkeyPatch, body: Callable[[live.L
     for name in ("STATE", "CONFIG"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(place.root / name.lower()))
     asyncio.run(whole())
+
+
+def test_a_secret_mount_does_not_keep_the_interface_waiting(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place.home / "file").write_text("hidden")
+
+    async def body(session: live.LiveSession) -> None:
+        assert (await session.exec(["cat", "/mnt/secret/file"])).stdout == b"hidden"
+
+    within(place, monkeypatch, body, Policy(wall="gvisor", mounts=(Mount(str(place.home), "/mnt/secret", "ro", secret=True),)))
+    assert "taint" in [event["kind"] for event in place.ledger()]
 
 
 def test_the_interface_is_the_same(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from unittest import mock
 from stockade.core.errors import WallFailed
 from stockade.core.frozen import replace
 from stockade.core.values import Confinement, Enforced, Limits, Mount
-from stockade.walls import bubblewrap, limits, seccomp
+from stockade.walls import bubblewrap, seccomp
 from stockade.walls.box import Child
 from stockade.walls.bubblewrap import Host, Plan
 from stockade.walls.conformance import census
@@ -192,16 +192,11 @@ class PausedForGood(Leaking):
 
 
 class NobodyLeft(Leaking):
-    """In a pause also its init stands still, which would see that nobody holds the box any more. (Something ends it later.)"""
+    """In a pause also its init stands still, which would see that nobody holds the box any more."""
 
     def pause(self) -> None:
         self.inner.init_stops = True
         self.inner.pause()
-        subprocess.Popen(
-            ["setsid", "sh", "-c", f"sleep 8.08; kill -9 {limits.init_of(self.inner.pid)}"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
 
 
 class Quiet(Leaking):
@@ -373,6 +368,9 @@ def make_stuck(ports: tuple[int, ...]) -> Door:
     return made
 
 
+others: set[int] = set()  # processes that there were before the wall was made
+
+
 def clean() -> None:
     """Undo what the leaks have left in this process."""
     while KEPT:
@@ -381,6 +379,10 @@ def clean() -> None:
         os.close(wasted.pop())
     while filters:
         filters.pop().wait()
+    for pid in {*census.below(os.getpid())} - others:  # boxes that stand still and that nobody holds
+        with suppress(ProcessLookupError):
+            os.kill(pid, 9)
+    census.until(lambda: not {*census.below(os.getpid())} - others, 5)
     with suppress(ChildProcessError):  # what the checks have adopted of boxes that stayed
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -414,6 +416,7 @@ class Leaky:
 
     def __init__(self, leak: Leak) -> None:
         self._leak = leak
+        others.update(census.below(os.getpid()))
         self.OWN_KERNEL, self.USER = leak.own_kernel, leak.user
         self.__name__ = f"{__name__}:{leak.name.replace('-', '_')}"
         self._wanted: dict[int, Confinement] = {}

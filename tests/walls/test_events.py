@@ -86,7 +86,7 @@ def test_the_whole_plan_of_a_guest_that_is_heard() -> None:
     assert heard.arguments[at - 2 : at + 4] == ("--ro-bind-data", "=2", "/bundle/trace.json", "--ro-bind-fd", "@0", "/events")
     assert heard.arguments[: at - 2] + heard.arguments[at + 4 :] == deaf.arguments
     assert (heard.paths, heard.data[2]) == (("/state/events",), events.configuration("/events"))
-    assert heard.command == (*deaf.command[:6], "--pod-init-config=/bundle/trace.json", *deaf.command[6:])
+    assert heard.command == (*deaf.command[:7], "--pod-init-config=/bundle/trace.json", *deaf.command[7:])
     [told] = json.loads(heard.data[2])["trace_session"]["sinks"]
     assert told == {"name": "remote", "config": {"endpoint": "/events"}}  # no retries: it never waits; errors are not ignored
 

@@ -49,7 +49,15 @@ def test_the_whole_argument_vector() -> None:
         *("--remount-ro", "/sandbox", "--remount-ro", "/", "--chdir", "/"),
     )
     assert found.command == (
-        *("/runsc", "--root=/state", "--platform=systrap", "--network=sandbox", "--ignore-cgroups", "--overlay2=none"),
+        *(
+            "/runsc",
+            "--root=/state",
+            "--platform=systrap",
+            "--network=sandbox",
+            "--ignore-cgroups",
+            "--overlay2=none",
+            "--net-disconnect-ok",
+        ),
         *("run", "-bundle", "/bundle"),
     )
     assert (found.paths, found.overlays, found.stages, found.held) == ((), (), (), ())
@@ -82,7 +90,7 @@ def test_the_whole_configuration() -> None:
         "ociVersion": "1.0.0",
         "process": {
             "user": {"uid": 0, "gid": 0},
-            "args": ["/run/stockade-init", "inside", "3", "0", "-1", "guest", "4", "/run/stockade-late"],
+            "args": ["/run/stockade-init", "inside", "0", "0", "-1", "guest", "3", "/run/stockade-late"],
             "env": [],
             "cwd": "/",
             "capabilities": {key: [*gvisor.CAPABILITIES, "CAP_SYS_ADMIN"] for key in ("bounding", "effective", "permitted")},
@@ -103,6 +111,40 @@ def test_the_whole_configuration() -> None:
             ]
         },
     }
+
+
+def test_a_guest_goes_on_from_a_checkpoint_where_another_would_start() -> None:
+    plan, restoring = gvisor.plan(WANTED, HOST, stage="/stage"), gvisor.plan(replace(WANTED, image="/kept"), HOST, stage="/stage")
+    anew, on = plan.warm, restoring.warm
+    at = on.arguments.index("/image")
+    assert on.arguments[at - 2 : at] == ("--ro-bind-fd", f"@{len(anew.paths)}") and on.paths == (*anew.paths, "/kept")
+    assert (*on.arguments[: at - 2], *on.arguments[at + 1 :]) == anew.arguments
+    run = anew.command.index("run")
+    assert on.command == (*anew.command[:run], "restore", "-image-path=/image", *anew.command[run + 1 :])
+    assert replace(on, arguments=anew.arguments, paths=anew.paths, command=anew.command, restores=False) == anew
+    assert replace(restoring, warm=anew) == plan and gvisor.shape(restoring) == gvisor.shape(plan)
+
+
+def test_what_a_checkpoint_fits() -> None:
+    def shape(wanted: Confinement, stage: str = "/stage") -> str:
+        return gvisor.shape(gvisor.plan(wanted, HOST, stage=stage))
+
+    first = WANTED.mounts[0]
+    other = (
+        replace(WANTED, limits=replace(WANTED.limits, processes=7)),
+        replace(WANTED, limits=replace(WANTED.limits, scratch=8192)),
+        replace(WANTED, mounts=WANTED.mounts[1:]),
+        replace(WANTED, mounts=(replace(first, target="/elsewhere"), *WANTED.mounts[1:])),
+        replace(WANTED, mounts=(replace(first, mode="rw"), *WANTED.mounts[1:])),
+        replace(WANTED, overlays=()),
+        replace(WANTED, held=("ro:/work/project/more",)),
+        replace(WANTED, network="none"),
+        replace(WANTED, sockets=("/run/agent",)),
+        replace(WANTED, home="/home/other"),
+    )
+    assert first.mode == "ro" and len({shape(each) for each in (WANTED, *other)}) == len(other) + 1
+    elsewhere = replace(WANTED, mounts=tuple(replace(mount, source="/other") for mount in WANTED.mounts), environment=(("A", "b"),))
+    assert shape(elsewhere, "/another/stage") == shape(WANTED)
 
 
 def test_what_is_left_out_where_it_is_not_needed() -> None:

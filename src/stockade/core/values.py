@@ -115,6 +115,7 @@ class Confinement:
     `network` is "none" (a namespace with nothing listening) or "door" (listeners of the door, no route).
     `sockets` are targets of mounts that are Unix sockets and have to answer inside. Others in mounts may or may not, as the wall says.
     `events` is the path of a socket on the host to which a sandbox's own kernel says what happens in it ("" = nowhere); nothing inside sees it.
+    `image` is a directory on the host that holds a checkpoint ("" = none): the sandbox goes on from there instead of starting anew.
     """
 
     mounts: tuple[Mount, ...] = ()
@@ -128,6 +129,7 @@ class Confinement:
     workspace: str = ""  # the target of the mount that is the workspace, "" = none
     sockets: tuple[str, ...] = ()
     events: str = ""
+    image: str = ""
 
 
 @frozen

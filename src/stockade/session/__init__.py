@@ -12,7 +12,7 @@ import time
 from stockade.core import places
 from stockade.core.errors import CannotEnforce, StockadeError, WallFailed
 from stockade.core.frozen import plain, replace
-from stockade.core.values import DENY
+from stockade.core.values import DENY, Enforced
 from stockade.session import confine
 from stockade.session.prepared import Prepared, new_id
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, Self
 
-    from stockade.core.values import Confinement, Enforced, Policy
+    from stockade.core.values import Confinement, Policy
     from stockade.record.ledger import Ledger, Receipt
     from stockade.session.bundle import Bundle
+    from stockade.session.checkpoints import Origin
     from stockade.session.signing import Signer
     from stockade.walls.contract import Box, Plan, Wall
     from stockade.walls.door import Door
@@ -61,6 +62,8 @@ class Session:
         self.start_receipt: Receipt
         self.signer: Signer | None = None
         self.watch: Watch | None = None  # of the secret mounts, if there are any
+        self.origin: Origin | None = None  # where it goes on, if it does not start anew
+        self.saving = False  # whether what runs in it is just being written to a checkpoint
         self.changed: Callable[[], None] = lambda: None  # called when it was paused, or goes on
         self.sink: Sink | None = None  # where a kernel of the sandbox's own says what happens in it
         self._ledger: Ledger | None = None
@@ -115,8 +118,14 @@ class Session:
             self.confinement = self.signer.shown(self.confinement)
         if self.sink is not None:
             self.confinement = replace(self.confinement, events=self.sink.path)
+        if self.origin is not None:
+            self.confinement = replace(self.confinement, image=self.origin.checkpoint.path)
         self._host = wall.look(self.confinement.home)
         plan = self.plan = wall.plan(self.confinement, self._host, stage=f"{self.directory}/stage")
+        if self.origin is not None:
+            from stockade.session import checkpoints
+
+            self.origin = checkpoints.narrow(self, self.origin)
         for stage in (os.path.dirname(plan.stages[0]), *plan.stages) if plan.stages else ():
             os.mkdir(stage, 0o700)
         if made.box is None:
@@ -129,6 +138,8 @@ class Session:
         self.enforced = plan.enforced + self.view.notes + limits.enforced(self.policy.limits, self.groups.held, wall.OWN_KERNEL)
         if self.signer is not None:
             self.enforced += (self.signer.enforced(),)
+        if self.origin is not None:
+            self.enforced += (Enforced("restored", f"checkpoint of {self.origin.checkpoint.session}", self.origin.checkpoint.digest),)
         if any(mount.secret for mount in self.confinement.mounts):
             from stockade.walls.watch import Watch
 
@@ -179,6 +190,8 @@ class Session:
         """
         if self.box.paused:
             return False
+        if self.saving:
+            raise StockadeError("the session is just being saved", code="session.saving", hint="Try again in a moment.")
         if not self.box.ready:
             raise StockadeError("the session's sandbox does not stand yet", code="session.starting", hint="Try again in a moment.")
         self.record("session.pause")
@@ -220,7 +233,7 @@ class Session:
     def record_start(self, argv: Sequence[str]) -> None:
         """Write the start and every mount, before anything runs."""
         wanted = self.confinement
-        self.view.started(time.time())
+        self.view.started(time.time() if self.origin is None else self.started)  # what goes on moves before the start is on record
         self.start_receipt = self.record(
             "session.start",
             command=list(argv),
@@ -291,7 +304,7 @@ class Session:
         """The session's plan for a program of our own, whose events are not wanted."""
         if self.sink is None:
             return self.plan
-        plan: Plan = self.wall.plan(replace(self.confinement, events=""), self._host, stage=f"{self.directory}/stage")
+        plan: Plan = self.wall.plan(replace(self.confinement, events="", image=""), self._host, stage=f"{self.directory}/stage")
         return plan
 
     def _record_event(self, event: dict[str, Any]) -> None:

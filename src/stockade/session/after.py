@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 PAUSE = 0.2  # seconds in which further sessions may end and share one sweep
+IMAGES = "images"  # below a session's directory: checkpoints that nobody wanted to keep
 MOMENT = 0.25  # seconds that a command lives before its session gets a scan of its own
 _SPAWN = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0), (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
 
@@ -213,6 +214,7 @@ def _take(paths: list[str]) -> None:
             names = [facts["name"] for facts in written]
             ledger.append({"kind": report.pop("kind"), "session": names[0], **({"sessions": names} if names[1:] else {}), **report})
         for path in held:
+            discard(f"{path}/{IMAGES}")
             # INVARIANT: whatever was reported, work is removed only when the session itself has brought it back.
             if path in sessions and not os.path.exists(f"{path}/finished") and _unfinished(sessions[path]):
                 ledger.append(

@@ -189,6 +189,11 @@ class Command:
         self._changed()
 
     @property
+    def running(self) -> bool:
+        """Whether it has not ended yet. What it left behind may still hold its streams."""
+        return not self._ended.done()
+
+    @property
     def ident(self) -> int:
         """The wall's number of the command, 0 before it was asked for."""
         return self._child.ident if self._child is not None else 0

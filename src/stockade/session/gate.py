@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from stockade.core.loop import Loop
+    from stockade.core.values import Grant
     from stockade.gateway.control import Control
     from stockade.gateway.desk import Desk
     from stockade.session import Session
@@ -40,9 +41,21 @@ class GateKeeper:
         self._sent: list[int] = []  # the numbers of those that the gate was given, in its order
         self._waiting: list[Callable[[], None]] = []  # for the gate's word that it has obeyed
         self._tainted = False
+        if session.origin is not None:
+            self._tainted, gone = session.origin.tainted, session.origin.revoked
+            self._revoked = {number: time.time() for number, grant in enumerate(session.policy.grants) if _words(grant) in gone}
         self.decisions: dict[str, int] = {}
         self.engine = ""
         self.learned: list[dict[str, object]] = []  # requests, in a session that is there to learn them
+
+    @property
+    def tainted(self) -> bool:
+        """Whether something secret has come in."""
+        return self._tainted
+
+    def revoked(self) -> list[dict[str, Any]]:
+        """The grants that were taken back, as they are written, wherever that is."""
+        return [_words(self._session.policy.grants[number]) for number in self._revoked]
 
     def listen(self) -> None:
         """Wait for the first connection or query at the door, the gate is started then; and take orders about the session's grants."""
@@ -58,7 +71,7 @@ class GateKeeper:
             ) from error
         for fd in self._session.door.sockets():
             self._loop.watch(fd, READ, lambda _events: self.start("a connection"))
-        if self._session.watch is not None:
+        if self._session.watch is not None and not self._tainted:
             self._loop.watch(self._session.watch.fileno(), READ, self._opened)
 
     def start(self, why: str) -> None:
@@ -332,6 +345,10 @@ class GateKeeper:
             self._loop.forget(self._gate.fileno())
             self._gate.close()
             self._gate = None
+
+
+def _words(grant: Grant) -> dict[str, Any]:
+    return {name: value for name, value in plain(grant).items() if name != "origin"}
 
 
 __all__ = ["GateKeeper"]

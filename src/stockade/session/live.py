@@ -1,7 +1,7 @@
 """Sessions inside a program: `async with open_session(policy) as session: await session.exec([...])`. See docs/api.md.
 
-The same session as `stockade run` makes, with the same door, wall, gate, limits and ledger, driven by asyncio. No signal handler is set, and a
-thread only brings back commits at the end, so any number of sessions can live in one program; all calls belong to the event loop that opened the session.
+The same session as `stockade run` makes, with the same door, wall, gate, limits and ledger, driven by asyncio. No signal handler is set, and threads
+only bring back commits at the end and read checkpoints, so any number of sessions can live in one program; all calls belong to the event loop that opened the session.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from stockade.core.values import Policy
+    from stockade.session.checkpoints import Checkpoint
     from stockade.session.prepared import Prepared
     from stockade.walls.box import Child
 
@@ -43,15 +44,14 @@ NO_WAIT = 0x40  # MSG_DONTWAIT of recv(2)
 class LiveSession(States):
     """A sandbox that runs commands, several at once if wanted. Made by `open_session`. `id` is what the ledger calls it."""
 
-    def __init__(self, policy: Policy, cwd: str, prepared: Prepared | None = None) -> None:
+    def __init__(self, policy: Policy, cwd: str, prepared: Prepared | None = None, *, restore: Checkpoint | str | None = None) -> None:
         super().__init__(Session(policy, cwd, prepared=prepared))
+        self._restore = restore
         self.id = self._session.id
         self.loop = AsyncioLoop(self._broken)
         self._aio = asyncio.get_running_loop()
-        self._commands: dict[int, Command] = {}
         self._number = 0
         self._slots = asyncio.Semaphore(ASKED)
-        self._gate: GateKeeper | None = None
         self._witness: Witness | None = None
         self._ready = self.future()
         self._output = 0
@@ -125,6 +125,10 @@ class LiveSession(States):
     async def open(self) -> None:
         """Used by `open_session`. Raises StockadeError and its kinds; nothing is left behind then."""
         session = self._session
+        if self._restore is not None:
+            from stockade.session import checkpoints
+
+            session.origin = await asyncio.to_thread(checkpoints.load, self._restore)
         session.open()
         self.loop.watch(session.box.fileno(), READ, self._notes)
         if session.bundle.lazy:
@@ -136,6 +140,10 @@ class LiveSession(States):
         self._gate.listen()
         if session.sink is not None:
             self._witness = Witness(session, session.sink, self.loop)
+        if session.box.ready:  # it was waited for already
+            if self._witness is not None:
+                self._witness.stands()
+            self._ready.set_result(None)
         if session.signer is not None:
             session.signer.listen(self.loop)
         if session.certificates_first:
@@ -162,6 +170,7 @@ class LiveSession(States):
             if session.recording:
                 self._finish(closed)
                 self._end = closed
+            await self._settled()
             if self._gate is not None:
                 self._gate.close()
             if self._witness is not None:
@@ -343,10 +352,14 @@ class LiveSession(States):
 
 
 @asynccontextmanager
-async def open_session(policy: Policy | None = None, *, cwd: str | None = None) -> AsyncIterator[LiveSession]:
+async def open_session(
+    policy: Policy | None = None, *, cwd: str | None = None, restore: Checkpoint | str | None = None
+) -> AsyncIterator[LiveSession]:
     """Open a sandbox, and end everything in it when the block is left.
 
     Without `policy` it is the one that `stockade run` would use in `cwd` (default: the current folder): administrator's and user's layers.
+    With `restore` (a checkpoint, or the path of one that was kept) what runs inside goes on from there, in a session of its own; the policy's grants hold, but
+    for those that had been taken back. Its mounts and limits must be those that the checkpoint was made under.
     Raises PolicyError, CannotEnforce, WallFailed and StockadeError; nothing is left behind then.
     """
     folder = os.getcwd() if cwd is None else os.path.abspath(cwd)
@@ -354,7 +367,7 @@ async def open_session(policy: Policy | None = None, *, cwd: str | None = None) 
         from stockade.policy.cached import load
 
         policy = load(folder)
-    session = LiveSession(policy, folder)
+    session = LiveSession(policy, folder, restore=restore)
     try:
         await session.open()
         yield session

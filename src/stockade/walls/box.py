@@ -83,24 +83,24 @@ class Box:
             raise ValueError(f"at most {native.MAX_FDS - 4} descriptors can be handed over")
         words = [cwd, str(len(argv)), *argv, str(len(env)), *(f"{name}={value}" for name, value in env.items())]
         blob = native.blob(b"".join(os.fsencode(word) + b"\0" for word in words))
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         child, theirs = Child(self._next, tty), -1
         self._next += 1
         try:
-            standard = tuple(fd if fd >= 0 else null for fd in (stdin, stdout, stderr))
-            flags = 0
+            standard, flags = tuple(fd for fd in (stdin, stdout, stderr) if fd >= 0), 0
+            nothing = (
+                0 if tty else sum((fd < 0) << place for place, fd in enumerate((stdin, stdout, stderr)))
+            )  # the sandbox's own /dev/null
             if tty and self.terminal_stays:
                 child.terminal, theirs = native.stream_pair()
                 standard, flags = (theirs,), native.TERMINAL | native.STAYS
             elif tty:
                 standard, flags = (), native.TERMINAL
-            native.request(self._sock, "X", child.ident, flags=flags, fds=(blob, *standard, *fds))
+            native.request(self._sock, "X", child.ident, nothing, flags, fds=(blob, *standard, *fds))
         except OSError as error:
             self._last_words()
             raise self.failure() from error
         finally:
             os.close(blob)
-            os.close(null)
             if theirs >= 0:
                 os.close(theirs)
         self._children[child.ident] = child

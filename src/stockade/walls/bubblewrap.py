@@ -95,6 +95,10 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "", dangerously_share_
     """
     if wanted.network not in ("none", "door"):
         raise CannotEnforce(f"there is no network {wanted.network!r}", code="network.kind", hint='It is "none" or "door".')
+    if wanted.image:
+        from stockade.walls import states
+
+        raise states.unable(NAME)
     arguments = ["--unshare-user", "--disable-userns", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"]
     if wanted.network == "none" and not dangerously_share_host_network:
         arguments.append("--unshare-net")

@@ -4,7 +4,7 @@
 `warm` the part that every session of its kind needs, and `GuestBox.bind` the rest when somebody wants it. runsc is the first
 process in bubblewrap's namespaces and sees nothing but itself, its scratch space and the guest's files, so whoever breaks out of gVisor stands in a sandbox
 still. In the guest our own init (`native/step.c inside`) is the first process, and starts commands on request as on the bubblewrap wall: gVisor takes
-over the host's descriptors that it is handed (`runsc run -pass-fd`, and SCM_RIGHTS on that socket).
+over the host's descriptors that it is handed (as standard input, by `runsc run -pass-fd`, and by SCM_RIGHTS on that socket).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from stockade.core.values import Confinement, Limits
+    from stockade.walls import states
     from stockade.walls.box import Child
     from stockade.walls.door import Door
 
@@ -33,9 +34,11 @@ OWN_KERNEL = True
 USER = 0  # to whom the one user id of the user namespace belongs: on the host it is whoever runs us
 ROOT = "/sandbox"  # the guest's root, as bubblewrap shows it to runsc
 INIT = "/run/stockade-init"  # our program in the guest
-CONTROL, LATE = 3, 4  # its descriptors there: a limit of open files may be small
+# Its sockets there: of the host's descriptors runsc takes up the standard streams alone again when it restores a guest.
+CONTROL, LATE = 0, 3
 CONTAINER = "box"
 MOST_BINDS = 400  # each is a mount of the guest's kernel and takes it about half a millisecond at the start
+IMAGE = "/image"  # where runsc finds a checkpoint
 EVENTS, TRACE = "/events", "/bundle/trace.json"  # where runsc finds the socket that it reports to, and what to report
 # What root may do in the guest, to the guest's kernel alone: Docker's default set without CAP_NET_RAW, whose sockets runsc refuses by itself.
 CAPABILITIES = (
@@ -68,6 +71,7 @@ class Warm:
     network: str
     bwrap: str
     command: tuple[str, ...]
+    restores: bool = False
     overlays: tuple[()] = ()
     stages: tuple[()] = ()
     held: tuple[()] = ()
@@ -136,6 +140,9 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "") -> Plan:
         arguments += ["--ro-bind-data", f"={len(data)}", TRACE, "--ro-bind-fd", f"@{len(paths)}", EVENTS]
         data.append(events.configuration(EVENTS))
         paths.append(wanted.events)
+    if wanted.image:
+        arguments += ["--ro-bind-fd", f"@{len(paths)}", IMAGE]
+        paths.append(wanted.image)
     arguments += ["--perms", "0755", "--tmpfs", ROOT]
     arguments += [*base, "--ro-bind", host.etc, f"{ROOT}/etc"]
     arguments += ["--perms", "0755", "--dir", f"{ROOT}/run", "--ro-bind", host.step, ROOT + INIT]
@@ -146,6 +153,7 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "") -> Plan:
     network = "sandbox" if wanted.network == "door" else "none"
     # directfs: the guest's files without a second process on the way; what it opens is what bubblewrap shows. No overlay: /tmp and home are enough to write.
     command = ["/runsc", "--root=/state", f"--platform={host.platform}", f"--network={network}", "--ignore-cgroups", "--overlay2=none"]
+    command += ["--net-disconnect-ok"]  # a checkpoint cuts connections: with one that cannot be cut there would be none
     command += ["--host-uds=open"] if wanted.sockets else []
     command += [f"--pod-init-config={TRACE}"] if wanted.events else []
     prepared = Warm(
@@ -155,7 +163,8 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "") -> Plan:
         rlimits=((4, 0), *(((6, limits.guest_tasks(wanted.limits)),) if wanted.limits.processes else ())),  # no core dumps; RLIMIT_NPROC
         network=wanted.network,
         bwrap=host.bwrap,
-        command=(*command, "run", "-bundle", "/bundle"),
+        command=(*command, *(("restore", f"-image-path={IMAGE}") if wanted.image else ("run",)), "-bundle", "/bundle"),
+        restores=bool(wanted.image),
     )
     return Plan(prepared, mounted, enforced(wanted, host))
 
@@ -197,6 +206,15 @@ def configuration(wanted: Confinement) -> str:
             "linux": {"namespaces": namespaces},
         }
     )
+
+
+def shape(plan: Plan) -> str:
+    """What two sandboxes have in common of which one can go on where the other was saved: mounts, limits, kind of network, runsc's own options (SHA-256)."""
+    import hashlib
+
+    options = [word for word in plan.warm.command if word.startswith("--")]
+    binds = [part for mode, target in plan.late.binds for part in (mode[:4], target)]  # how, of what kind ("@", "/" or nothing), and where
+    return hashlib.sha256("\0".join((plan.warm.data[0], plan.network, *options, "", *binds)).encode(errors="surrogateescape")).hexdigest()
 
 
 def rlimits(wanted: Limits) -> tuple[tuple[str, int], ...]:
@@ -254,6 +272,23 @@ class GuestBox(Box):
         self._binder = late.bind(wanted, opened, self._mounting, ROOT, self._stderr)
         self._let_go()  # if the helper fails, the guest's init sees the end of file, and ends
 
+    def hail(self) -> None:
+        """Ask the init whether it stands: one that was saved and goes on has said so in another life. Raises WallFailed."""
+        try:
+            native.request(self._sock, "H", 0)
+        except OSError as error:
+            raise self.failure() from error
+
+    def save(self, directory: int) -> states.Saving:
+        """Start to write all of the guest into `directory` (a descriptor): its memory, and what its kernel knows. The guest goes on meanwhile and afterwards.
+
+        What it holds of the host, descriptors that were given to `spawn`, cannot be saved; its connections to the door are cut. Raises WallFailed.
+        """
+        from stockade.walls import states
+
+        words = ["/runsc", "--root=/state", "checkpoint", "-image-path=.", "-compression=none", "-leave-running", CONTAINER]
+        return states.Saving(self.pid, directory, words, seccomp.kernel_filters())
+
     def _let_go(self) -> None:
         if self._mounting >= 0:
             os.close(self._mounting)
@@ -289,6 +324,8 @@ def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) 
         box = warm(plan.warm, door, cgroups)
         try:
             box.bind_opened(plan.late, opened)
+            if plan.warm.restores:
+                box.hail()
         except BaseException:
             box.close()
             raise
@@ -298,15 +335,17 @@ def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) 
 
 
 def warm(prepared: Warm, door: Door | None = None, cgroups: Sequence[int] = ()) -> GuestBox:
-    """Start a sandbox that waits for its mounts. Arguments and errors as `open_box`."""
+    """Start a sandbox that waits for its mounts: its init does, or runsc where it goes on from a checkpoint, whose kernel opens again what it had mounted. Arguments and
+    errors as `open_box`.
+    """
     ours, theirs = native.credentials_pair()
 
-    def inner(step: int, control: int, _holding: int) -> list[str]:
-        shared = [f"/proc/self/fd/{step}", "late", str(theirs), late.BELOW]
-        return [*shared, *prepared.command, f"-pass-fd={control}:{CONTROL}", f"-pass-fd={theirs}:{LATE}", CONTAINER]
+    def inner(step: int, _control: int, _holding: int) -> list[str]:
+        shared = [f"/proc/self/fd/{step}", "mounted" if prepared.restores else "late", str(theirs), late.BELOW, *prepared.command]
+        return [*shared, *([] if prepared.restores else [f"-pass-fd={theirs}:{LATE}"]), CONTAINER]
 
     try:
-        started = launching.start(prepared, door, cgroups, seccomp.kernel_filters, inner, (theirs,))
+        started = launching.start(prepared, door, cgroups, seccomp.kernel_filters, inner, (theirs,), standard=True)
     except BaseException:
         os.close(ours)
         raise

@@ -48,12 +48,14 @@ def start(
     filters: Callable[[], tuple[int, ...]],
     inner: Callable[[int, int, int], list[str]],
     handed: Sequence[int] = (),
+    *,
+    standard: bool = False,
 ) -> tuple[_socket.socket, int, int]:
     """Start the sandbox and return without waiting: the socket to its init, bubblewrap's process number, and the descriptor of what it says.
 
     `door` must be given exactly when the plan's network is "door"; `cgroups` are descriptors of cgroup.procs files to join, `filters` opens the seccomp programs.
     `inner` is given the descriptors of our program, of the init's socket and of the one on which held paths are waited for (-1 = there are none), all of
-    which bubblewrap's command inherits, as it does `handed`, and says what that command is.
+    which bubblewrap's command inherits, as it does `handed`, and says what that command is. `standard`: the init's socket is its standard input, and nothing else.
     Raises CannotEnforce when a path cannot be opened as planned, WallFailed when the helper cannot be started.
     """
     if (plan.network == "door") != (door is not None):
@@ -99,12 +101,22 @@ def start(
             words += ["--add-seccomp-fd", str(fd)]
         arguments = native.blob(b"".join(os.fsencode(word) + b"\0" for word in words))
         opened.append(arguments)
-        keep = [*kept, *data, *programs, step, arguments, theirs.fileno(), *handed, *([holding] if plan.held else [])]
+        keep = [
+            *kept,
+            *data,
+            *programs,
+            step,
+            arguments,
+            *handed,
+            *([] if standard else [theirs.fileno()]),
+            *([holding] if plan.held else []),
+        ]
         launch += [f"keep={fd}" for fd in keep]
         command = inner(step, theirs.fileno(), holding)
         stderr = os.memfd_create("bwrap", os.MFD_CLOEXEC)
         try:
-            pid = native.spawn([*launch, "--", plan.bwrap, "--args", str(arguments), *command], [*inherit, *keep], stderr)
+            words = [*launch, "--", plan.bwrap, "--args", str(arguments), *command]
+            pid = native.spawn(words, [*inherit, *keep], stderr, theirs.fileno() if standard else -1)
         except BaseException:
             os.close(stderr)
             raise

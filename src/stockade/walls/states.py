@@ -1,7 +1,9 @@
-"""A sandbox stands still, and goes on: every process of it is stopped from outside.
+"""A sandbox stands still, and goes on; or what it is at a moment is saved, and another goes on from there.
 
-By SIGSTOP, which no process can catch, block or ignore (signal(7)), so that neither a privilege nor a cgroup is needed and a guest's kernel has no say: the
+It stands still by SIGSTOP, which no process can catch, block or ignore (signal(7)), so that neither a privilege nor a cgroup is needed and a guest's kernel has no say: the
 processes that it consists of are stopped like any others. What runs inside may see that time has passed, and a parent there that a child was stopped.
+
+Saving is done by the guest's own kernel (`runsc checkpoint`), asked by a process that is held by what holds that kernel. So only a guest can be saved.
 """
 
 from __future__ import annotations
@@ -10,15 +12,17 @@ import os
 import signal
 import time
 
-from stockade.core.errors import WallFailed
+from stockade.core.errors import CannotEnforce, StockadeError, WallFailed
+from stockade.walls import limits, native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     Process = tuple[int, bytes]  # its number, and when it began: numbers come again
 
 PATIENCE = 2.0  # seconds in which everything must stand still; it takes milliseconds
+FILES = ("checkpoint.img", "pages.img", "pages_meta.img")  # what runsc 20240729 writes
 _STILL = frozenset(b"TtZX")  # stopped, traced and stopped, dead (proc_pid_stat(5))
 _WAITS = ord("D")  # in the kernel, where no signal reaches it: it is stopped before it runs on
 
@@ -103,3 +107,52 @@ def _threads(pid: int) -> tuple[frozenset[int], list[int]]:
     if not states:
         raise ProcessLookupError(pid)
     return frozenset(states), children
+
+
+def unable(wall: str) -> CannotEnforce:
+    """The error for a wall that cannot save what runs in it."""
+    return CannotEnforce(
+        f"the {wall} wall cannot save or restore what runs in it: its processes are the host kernel's",
+        code="checkpoint.wall",
+        hint='Use the gVisor wall: wall = "gvisor". Pausing works on both.',
+    )
+
+
+class Saving:
+    """A guest on its way into a directory: `fileno()` is readable once it is there, or has failed; then `done` says which."""
+
+    def __init__(self, bwrap: int, directory: int, words: Sequence[str], filters: Sequence[int]) -> None:
+        """`words` are what to run in the namespaces of the sandbox below `bwrap`; takes `filters` over. Raises WallFailed."""
+        self._said = os.memfd_create("checkpoint", os.MFD_CLOEXEC)
+        try:
+            arguments = ["enter", str(limits.init_of(bwrap)), str(directory), *map(str, filters), "--", *words]
+            self._pid = native.spawn(arguments, [directory, *filters], self._said)
+            self._process = os.pidfd_open(self._pid)
+        except BaseException:
+            os.close(self._said)
+            raise
+        finally:
+            for fd in filters:
+                os.close(fd)
+
+    def fileno(self) -> int:
+        return self._process
+
+    def done(self) -> None:
+        """Wait for the end. Raises StockadeError (`checkpoint.held`) when something in there cannot be saved, WallFailed (`checkpoint.failed`)."""
+        _, status = os.waitpid(self._pid, 0)
+        said = os.pread(self._said, 1 << 16, 0).decode("utf-8", "replace")
+        os.close(self._process)
+        os.close(self._said)
+        if status == 0:
+            return
+        if "is not savable" in said:
+            raise StockadeError(
+                "a process inside still holds a stream of a command, which ends outside and cannot be saved",
+                code="checkpoint.held",
+                hint="End the command and what it left in the background, or start that with its three streams redirected inside. The session goes on.",
+            )
+        words = "".join(letter if letter.isprintable() else " " for letter in said.partition("goroutine ")[0])[:300].strip()
+        raise WallFailed(
+            f"the guest could not be saved: {words or f'status {status}'}", code="checkpoint.failed", hint="Nothing is left of it."
+        )

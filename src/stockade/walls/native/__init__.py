@@ -37,8 +37,8 @@ def stream_pair() -> tuple[int, int]:
     return ours.detach(), theirs.detach()
 
 
-def spawn(arguments: Sequence[str], inherit: Iterable[int], stderr: int) -> int:
-    """Start `step` with an empty environment and only the descriptors in `inherit` beyond 0-2; return its pid.
+def spawn(arguments: Sequence[str], inherit: Iterable[int], stderr: int, stdin: int = -1) -> int:
+    """Start `step` with an empty environment and only the descriptors in `inherit` beyond 0-2 (0 is `stdin`, or /dev/null); return its pid.
 
     Raises WallFailed (`native.missing`) when the program was not built.
     """
@@ -47,6 +47,7 @@ def spawn(arguments: Sequence[str], inherit: Iterable[int], stderr: int) -> int:
         (os.POSIX_SPAWN_DUP2, 0, 1),
         (os.POSIX_SPAWN_DUP2, stderr, 2),
     ]
+    actions += [(os.POSIX_SPAWN_DUP2, stdin, 0)] if stdin >= 0 else []
     actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in inherit]  # onto itself: clears close-on-exec
     try:
         return os.posix_spawn(STEP, ["step", *arguments], {}, file_actions=actions, setsigmask=(), setsigdef=range(1, 32))

@@ -3,9 +3,11 @@
  *   step door SOCK [wire] PORT...       make a user and network namespace without any route, send its listening sockets over SOCK
  *   step launch OPTION... -- ARGV...    join a door, mount overlays, set limits, drop what must not be inherited, exec ARGV (bubblewrap)
  *   step late SOCK DIR ARGV...          between bubblewrap and a kernel of the guest's own: let mounts below DIR reach it later, exec ARGV (runsc)
+ *   step mounted SOCK DIR ARGV...       the same where all of them have to be there before ARGV
  *   step bind SOCK BLOB DIR ROOT [overlay=...]  mount what BLOB lists below DIR of a sandbox that went through `late`, and tell its guest
  *   step inside SOCK ABI HOLD RULE...   in the sandbox, as its init: apply Landlock, then serve exec requests that arrive on SOCK
  *   step inside SOCK 0 -1 guest LATE DIR  the same where the kernel is the guest's own: first put what arrives below DIR into place
+ *   step enter PID DIR FILTER... -- ARGV...   from outside, into the namespaces of the sandbox's process PID, with the host's directory DIR to work in
  *
  * INVARIANT: every failure ends the program before the next step; nothing is ever skipped or retried with less.
  * INVARIANT: `inside` runs with all of the sandbox's restrictions on, and what it says is not trusted outside.
@@ -65,7 +67,8 @@ struct note {
 };
 _Static_assert(sizeof(struct note) == 64, "the host unpacks 64 bytes");
 
-/* One request from the host. kind: X exec (descriptors: blob, then 0, 1, 2, 3, ...), K signal (value) to the process group of id, W window size of its
+/* One request from the host. kind: X exec (descriptors: blob, then 0, 1, 2, 3, ...; value: which of 0, 1, 2 are not sent but /dev/null, as bits), H say
+ * again that the sandbox stands, K signal (value) to the process group of id, W window size of its
  * terminal (value: rows << 16 | columns). */
 struct request {
     uint32_t kind, id;
@@ -443,11 +446,14 @@ static int launch(int argc, char **argv) {
 
 /* Mounts that appear below `dir` from now on appear in the mount namespaces that runsc makes as well (mount_namespaces(7): they are slaves of this one). Whoever
  * makes them learns by the byte on `sock` who we are. */
-static int late(int argc, char **argv) {
+static int late(int argc, char **argv, int wait) {
     if (argc < 3) _exit(EXIT_STEP);
     int sock = (int)number(argv[0]);
+    struct note note;
     if (mount(NULL, argv[1], NULL, MS_SHARED, NULL)) fail("share");
     if (write(sock, "", 1) != 1) _exit(EXIT_STEP);
+    if (wait && (read(sock, &note, sizeof note) != sizeof note || note.kind != 'B' || close(sock)))
+        _exit(EXIT_STEP); /* whoever was to mount has failed, and has said why */
     execv(argv[2], argv + 2);
     fail("exec");
 }
@@ -785,7 +791,9 @@ static void start(struct request request, int *fds, int count) {
     if (!error && !text) error = E2BIG; /* as execve(2) says it */
     pid_t pid = -1;
     if (!error) {
-        struct command command = {.fds = fds + 1 + !!stays, .count = count - 1 - !!stays, .terminal = terminal};
+        int given[MAX_FDS], used = 1 + !!stays, total = 0;
+        for (int null; (null = total < 3 && request.value >> total & 1) || used < count; total++) given[total] = null ? 0 : fds[used++];
+        struct command command = {.fds = given, .count = total, .terminal = terminal};
         command.cwd = next(&at, end);
         command.arguments = list(&at, end);
         command.environment = list(&at, end);
@@ -832,9 +840,13 @@ static int inside(int argc, char **argv) {
         errno = EOPNOTSUPP;
         fail("landlock ABI");
     }
-    int last = guest ? (int)number(argv[4]) : notes; /* the descriptor after `notes` */
-    if (notes > 3 && close_range(3, (unsigned)notes - 1, 0)) fail("descriptors");
-    if (fcntl(notes, F_SETFD, FD_CLOEXEC) || close_range((unsigned)last + 1, LAST, 0)) fail("descriptors");
+    if (notes < 3 && (notes = fcntl(notes, F_DUPFD, 3)) < 0) _exit(EXIT_STEP); /* it came as standard input */
+    /* The one or two sockets stay, and nothing else. */
+    int mounts = guest ? (int)number(argv[4]) : notes, low = mounts < notes ? mounts : notes, high = mounts < notes ? notes : mounts;
+    if (fcntl(notes, F_SETFD, FD_CLOEXEC) || fcntl(mounts, F_SETFD, FD_CLOEXEC)) fail("descriptors");
+    if (low > 3 && close_range(3, (unsigned)low - 1, 0)) fail("descriptors");
+    if (high > low + 1 && close_range((unsigned)low + 1, (unsigned)high - 1, 0)) fail("descriptors");
+    if (close_range((unsigned)high + 1, LAST, 0)) fail("descriptors");
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) fail("dumpable"); /* /proc/1 tells the sandbox nothing, ptrace is refused */
     if (wanted) landlock(abi, argc - 3, argv + 3);
     if (guest) {
@@ -850,7 +862,7 @@ static int inside(int argc, char **argv) {
     sigaddset(&ended, SIGCHLD);
     int signals = signalfd(-1, &ended, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signals < 0) fail("signalfd");
-    if (guest) take(last, argv[5]);
+    if (guest) take(mounts, argv[5]);
     tell('R', 0, wanted ? abi : 0, "", NULL, 0);
     struct pollfd watched[2] = {{.fd = notes, .events = POLLIN}, {.fd = signals, .events = POLLIN}};
     for (;;) {
@@ -880,6 +892,8 @@ static int inside(int argc, char **argv) {
             }
         if (request.kind == 'X')
             start(request, fds, count);
+        else if (request.kind == 'H')
+            tell('R', 0, wanted ? abi : 0, "", NULL, 0);
         else if (request.kind == 'W')
             resize(request.id, request.value);
         else if (request.kind == 'K')
@@ -889,11 +903,47 @@ static int inside(int argc, char **argv) {
     }
 }
 
+/* ---- enter ------------------------------------------------------------------------------------------------------------------ */
+
+/* A seccomp program, as `seccomp.py` has written it (struct sock_filter of seccomp(2)). */
+static void filter(int file) {
+    static struct sock_filter code[BPF_MAXINSNS];
+    ssize_t size = pread(file, code, sizeof code, 0);
+    const struct sock_fprog program = {(unsigned short)(size / (ssize_t)sizeof *code), code};
+    if (size <= 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) fail("seccomp");
+}
+
+/* Held by the same namespaces and filters as what runs there already; what it writes in DIR is nobody else's to read. Ends as ARGV does. */
+static int enter(int argc, char **argv) {
+    int i = 2, status;
+    static char *empty[] = {NULL};
+    if (argc < 4) _exit(EXIT_STEP);
+    int process = (int)syscall(SYS_pidfd_open, number(argv[0]), 0), directory = (int)number(argv[1]);
+    if (process < 0 || close_range(3, LAST, CLOSE_RANGE_CLOEXEC)) fail("the sandbox's process");
+    if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL) < 0 && errno != ENOSYS) fail("session keyring");
+    if (setns(process, CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)) fail("join the sandbox");
+    if (fchdir(directory)) fail("directory");
+    umask(077);
+    pid_t pid = fork(); /* children are in the PID namespace, and end with it */
+    if (pid < 0) fail("fork");
+    if (pid == 0) {
+        setsid();
+        for (; i < argc && strcmp(argv[i], "--"); i++) filter((int)number(argv[i]));
+        if (i + 1 < argc) execve(argv[i + 1], argv + i + 1, empty);
+        fail("exec");
+    }
+    while (waitpid(pid, &status, 0) < 0)
+        if (errno != EINTR) fail("wait");
+    return WIFEXITED(status) ? WEXITSTATUS(status) : EXIT_STEP;
+}
+
 int main(int argc, char **argv) {
     if (argc >= 2 && !strcmp(argv[1], "door")) return door(argc - 2, argv + 2);
     if (argc >= 2 && !strcmp(argv[1], "launch")) return launch(argc - 2, argv + 2);
-    if (argc >= 2 && !strcmp(argv[1], "late")) return late(argc - 2, argv + 2);
+    if (argc >= 2 && !strcmp(argv[1], "late")) return late(argc - 2, argv + 2, 0);
+    if (argc >= 2 && !strcmp(argv[1], "mounted")) return late(argc - 2, argv + 2, 1);
     if (argc >= 2 && !strcmp(argv[1], "bind")) return bind_late(argc - 2, argv + 2);
+    if (argc >= 2 && !strcmp(argv[1], "enter")) return enter(argc - 2, argv + 2);
     if (argc >= 2 && !strcmp(argv[1], "inside")) return inside(argc - 2, argv + 2);
     dprintf(2, "stockade: step: started by hand? it serves walls/native only\n");
     return EXIT_STEP;
