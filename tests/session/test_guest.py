@@ -164,7 +164,7 @@ def test_a_flood_is_counted_and_the_session_lives_on(tmp_path: Path, folder: Non
     lost = [event for event in ledger(tmp_path) if event["kind"] == "guest.lost"]
     assert 50 <= len(made) < 2000 and len(ledger(tmp_path)) < 3000
     missed = sum(event.get("kinds", {}).get("connect", 0) for event in lost)
-    dropped = sum(event["count"] for event in lost if "kinds" not in event)
+    dropped = sum(event.get("count", 0) for event in lost if "kinds" not in event)  # "perhaps some" has none, and is made good by the next
     assert len(made) + missed <= 6000 <= len(made) + missed + dropped
     if not dropped:  # many connections hide no attempt of another kind
         assert [event for event in ledger(tmp_path) if event["kind"] == "guest.ptrace"]

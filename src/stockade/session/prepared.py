@@ -39,6 +39,7 @@ class Prepared:
         self.groups: Groups
         self.box: GuestBox | None = None
         self.warm: Warm | None = None
+        self._rehearsed = False
         self.directory = ""
         self._closers: list[Any] = []
         try:
@@ -88,7 +89,9 @@ class Prepared:
         self.warm = warm
 
     def news(self) -> bool:
-        """Take what the guest's kernel and its init have said, as far as they have; whether the guest waits for its mounts. Raises WallFailed when it ended."""
+        """Take what the guest's kernel and its init have said, as far as they have; whether the guest waits for its mounts, and has had its rehearsal. Raises
+        WallFailed when it ended.
+        """
         assert self.box is not None and self.sink is not None
         if not self.sink.connected and not self.sink.over:
             self.sink.connect()
@@ -97,7 +100,14 @@ class Prepared:
                 self.box.step(0x40)  # MSG_DONTWAIT
         except BlockingIOError:
             return False
-        return self.sink.connected
+        if not self.sink.connected:
+            return False
+        if not self._rehearsed:
+            self._rehearsed = True
+            self.box.rehearse()
+            return False
+        self.sink.begin()
+        return True
 
     def bind(self, plan: Plan) -> Box:
         """The guest, which becomes what `plan` says. Raises StockadeError (`pool.stale`) if it was not started as that says: then it must not be used."""

@@ -259,6 +259,16 @@ class GuestBox(Box):
         self._binder = 0
         self.prepared = False  # it waits for its mounts; may be seen after any `step`
 
+    def rehearse(self) -> None:
+        """Have the init run `true`, if it has one: the first command of a guest takes twice as long as the next. It says again that it waits (`prepared`) when
+        that has ended. Raises WallFailed.
+        """
+        self.prepared = False
+        try:
+            os.write(self._mounting, native.note("T"))
+        except OSError as error:
+            raise self.failure() from error
+
     def bind(self, wanted: late.Late) -> None:
         """Mount what is wanted, once; does not wait. Raises CannotEnforce when a path cannot be opened as planned, WallFailed."""
         opened = late.pin(wanted)

@@ -100,6 +100,12 @@ class Sink:
             self._stop(str(error))
         return self.connected
 
+    def begin(self) -> None:
+        """What was said so far is about nobody's commands: a guest that has been made ready says so, too."""
+        while not self.over and self.connected and self.take():
+            pass
+        self._alone = True
+
     def lost(self) -> list[Facts]:
         """What is not on record, since the last call: `count`, by kind of event where that is known, and the `reason`."""
         found: list[Facts] = []

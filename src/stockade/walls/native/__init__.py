@@ -95,6 +95,11 @@ def request(sock: _socket.socket, kind: str, ident: int, value: int = 0, flags: 
     sock.sendmsg([pack("=IIiI", ord(kind), ident, value, flags)], rights, _socket.MSG_NOSIGNAL)
 
 
+def note(kind: str) -> bytes:
+    """A note to a guest's init that waits for its mounts."""
+    return pack("=IIi52s", ord(kind), 0, 0, b"")
+
+
 def blob(strings: bytes) -> int:
     """A sealed-in-memory file holding `strings`; returns its descriptor (memfd_create(2))."""
     fd = os.memfd_create("stockade", os.MFD_CLOEXEC)
