@@ -103,7 +103,7 @@ async def sessions(rounds: int, folder: str) -> dict[str, list[float]]:
     """Whole sessions, with their ledger: from a pool, and booted."""
     found: dict[str, list[float]] = {}
     policy = Policy(wall="gvisor")
-    async with Pool(policy, size=1) as pool:
+    async with Pool(policy, size=2) as pool:
         for number in range(rounds + 1):
             for name in ("from a pool", "booted"):
                 await pool.filled()  # so that nothing boots beside what is measured
