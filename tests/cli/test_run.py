@@ -23,7 +23,7 @@ from walls.boxes import require, scratch
 
 TAKES_VALUE = [option for option, metavar, _, _ in OPTIONS if metavar]
 FLAGS = [option for option, metavar, _, _ in OPTIONS if not metavar]
-SINGLE = {"--policy", "--wall", "--workspace", "--mode", "--sign", "--receipt"}
+SINGLE = {"--policy", "--wall", "--workspace", "--mode", "--image", "--sign", "--receipt"}
 
 # ---- words ------------------------------------------------------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ def test_mistakes_say_what_is_meant(argv: list[str], says: str, hint: str) -> No
 def test_no_option_runs_anything_outside_or_switches_a_wall_off() -> None:
     """There is no escape hatch to find: every option is one of these (M15)."""
     assert {option for option, _, _, _ in OPTIONS} == {
-        *("--policy", "--wall", "--workspace", "--mode", "--ro", "--rw", "--allow", "--preset", "--sign", "--env", "--limit"),
+        *("--policy", "--wall", "--workspace", "--mode", "--ro", "--rw", "--allow", "--image", "--preset", "--sign", "--env", "--limit"),
         *("--receipt", "--tty", "--no-tty", "--json"),
     }
 

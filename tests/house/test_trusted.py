@@ -15,6 +15,8 @@ PAGE, SOURCES = ROOT / "docs/trusted-code.md", ROOT / "src/stockade"
 BOUNDS = {
     "walls/native/step.c": 850,
     "walls/gvisor.py": 550,
+    "walls/root.py": 180,
+    "walls/images.py": 650,
     "walls/bubblewrap.py": 1000,
     "walls/events.py": 350,
     "walls/watch.py": 250,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from stockade.core.errors import CannotEnforce, WallFailed
 from stockade.core.frozen import replace
-from stockade.core.values import Confinement, Limits, Mount
+from stockade.core.values import Confinement, Limits, Mount, Overlay, Root
 from stockade.walls import door, gvisor, late, limits
 from walls.boxes import ENVIRONMENT, HOME, PYTHON_MOUNTS, SMALL, Inside, inside, require, unconfined, until
 from walls.test_plan import WANTED
@@ -145,6 +145,42 @@ def test_what_a_checkpoint_fits() -> None:
     assert first.mode == "ro" and len({shape(each) for each in (WANTED, *other)}) == len(other) + 1
     elsewhere = replace(WANTED, mounts=tuple(replace(mount, source="/other") for mount in WANTED.mounts), environment=(("A", "b"),))
     assert shape(elsewhere, "/another/stage") == shape(WANTED)
+
+
+def test_another_root_is_shown_through_an_overlay_and_written_to_in_a_layer_of_its_own() -> None:
+    tree = Overlay("/cache/images/roots/ab/tree", "/state/root/upper", "/state/root/work", "/state/root/shown")
+    image = Root(image=f"registry.example.com/a@sha256:{'ab' * 32}", writable="memory", size=1 << 20)
+
+    def planned(**changes: object) -> gvisor.Plan:
+        return gvisor.plan(replace(WANTED, **changes), HOST, stage="/state/stage")
+
+    usual, found = planned().warm, planned(root=image, tree=tree)
+    at, end = usual.arguments.index("/sandbox") - 3, usual.arguments.index("/late") - 3
+    layer = ("--size", "1048576", "--perms", "0700", "--tmpfs", "/layer")
+    shown = ("--ro-bind", "/state/root/shown", "/sandbox", "--ro-bind", "/lib/step", "/sandbox/run/stockade-init")
+    assert found.warm == replace(
+        usual,
+        arguments=(*usual.arguments[:at], *layer, *shown, *usual.arguments[end:]),
+        command=tuple("--overlay2=root:dir=/layer" if word == "--overlay2=none" else word for word in usual.command),
+        data=(json.dumps({**json.loads(usual.data[0]), "root": {"path": "/sandbox", "readonly": False}}), *usual.data[1:]),
+        overlays=(tree,),
+        stages=("/state/root/shown",),
+    )
+    assert found.late == planned().late
+    disk = planned(root=replace(image, writable="disk"), tree=tree, layer="/state/layer").warm
+    assert disk.arguments == (*usual.arguments[:at], "--bind-fd", "@0", "/layer", *shown, *usual.arguments[end:])
+    assert (disk.paths, disk.command, disk.data) == (("/state/layer",), found.warm.command, found.warm.data)
+    still = planned(root=replace(image, writable="none", size=0), tree=tree).warm
+    assert (still.command, still.data) == (usual.command, usual.data) and "/layer" not in still.arguments
+    own = planned(root=Root(writable="memory", size=1 << 20)).warm
+    assert own.arguments == (*usual.arguments[:at], *layer, *usual.arguments[at:])
+
+
+def test_a_root_that_was_not_prepared_is_never_another_one() -> None:
+    for root in (Root(image="registry.example.com/a@sha256:" + "ab" * 32), Root(path="/srv/root"), Root(writable="disk")):
+        with pytest.raises(CannotEnforce) as caught:
+            gvisor.plan(replace(WANTED, root=root), HOST, stage="/state/stage")
+        assert caught.value.code == "root.unprepared"
 
 
 def test_what_is_left_out_where_it_is_not_needed() -> None:

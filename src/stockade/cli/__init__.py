@@ -19,6 +19,7 @@ COMMANDS = {
     "log": "show, follow and verify the ledger of decisions",
     "gate": "explain what the gate decides, show what it decided, watch what sessions ask, be the shared one",
     "session": "list sessions, and bring back or discard what one that is over has left",
+    "image": "pull images for the guest's root, and show and remove those that are here",
     "doctor": "what works on this machine, and how to mend what does not",
     "drill": "replay incidents and attacks, and show that they are contained",
     "completion": "print a completion script for bash, zsh or fish",

@@ -196,6 +196,12 @@ def _shown(found: Compiled) -> list[tuple[str, Origin | None]]:
     for name, value in frozen.plain(policy.limits).items():
         text = shown(name, value)
         single(f"limits.{name}", text if text.isdigit() else _quote(text))
+    if not policy.root.usual:
+        lines.append(("\n[root]", None))
+        for name in ("image", "path", "writable", "size"):
+            value = getattr(policy.root, name)
+            if value:
+                single(f"root.{name}", _quote(shown("size", value) if name == "size" else value))
     lines.append(("\n[environment]", None))
     lines.append((f"pass = {_list(policy.environment.pass_names)}", None))
     for name, value in policy.environment.set_values:

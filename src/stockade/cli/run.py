@@ -20,6 +20,7 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--mode", "MODE", "workspace.mode", "how the workspace is mounted: rw, ro or rw-no-delete"),
     ("--ro", "PATH[:AT]", "mount.ro", "also show PATH, read-only (may be repeated)"),
     ("--rw", "PATH[:AT]", "mount.rw", "also show PATH, writable (may be repeated)"),
+    ("--image", "IMAGE", "root.image", "the guest's root: an image by its digest, registry/name@sha256:... (with --wall gvisor)"),
     ("--allow", "'METHOD URL'", "egress.allow", "let this request out, e.g. 'GET https://example.com/data/**' (may be repeated)"),
     (
         "--preset",
@@ -95,7 +96,7 @@ def parse(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     command = list(argv[index:])
     if not command:
         raise StockadeError("no command to run", code="cli.usage", hint="stockade run [options] -- COMMAND...")
-    for single in ("--policy", "--wall", "--workspace", "--mode", "--sign", "--receipt"):
+    for single in ("--policy", "--wall", "--workspace", "--mode", "--image", "--sign", "--receipt"):
         if len(given.get(single, ())) > 1:
             raise StockadeError(f"{single} was given twice", code="cli.usage", hint="Give it once.")
     if "--tty" in given and "--no-tty" in given:
@@ -140,7 +141,8 @@ def main(argv: Sequence[str]) -> int:
         what = "not found inside the sandbox" if end.code == EXIT_NOT_FOUND else "not executable inside the sandbox"
         sys.stderr.write(f"stockade: {command[0]}: {what}\n")
         if end.code in (EXIT_NOT_FOUND, EXIT_NOT_EXECUTABLE):
-            sys.stderr.write("  Inside are /usr, the workspace and what the policy mounts: a program elsewhere needs --ro DIR.\n")
+            what = policy.root.image or policy.root.path or "/usr"
+            sys.stderr.write(f"  Inside are {what}, the workspace and what the policy mounts: a program elsewhere needs --ro DIR.\n")
     return end.code
 
 

@@ -99,6 +99,24 @@ class Limits:
 
 
 @frozen
+class Root:
+    """What the root directory of a guest with a kernel of its own is. `image` ("registry/name@sha256:...") or `path` (a directory of the host) says where its
+    files come from; neither: the host's /usr. `writable` says where what is written to it is kept, and `size` how much that may be (bytes).
+    """
+
+    image: str = ""
+    path: str = ""
+    writable: Literal["none", "memory", "disk"] = "none"
+    size: int = 0
+    origin: Origin = Origin()
+
+    @property
+    def usual(self) -> bool:
+        """Whether it is the one that nobody has to ask for."""
+        return not self.image and not self.path and self.writable == "none"
+
+
+@frozen
 class Environment:
     """What the sandbox's environment holds: names passed through from the caller, and values set."""
 
@@ -116,6 +134,8 @@ class Confinement:
     `sockets` are targets of mounts that are Unix sockets and have to answer inside. Others in mounts may or may not, as the wall says.
     `events` is the path of a socket on the host to which a sandbox's own kernel says what happens in it ("" = nowhere); nothing inside sees it.
     `image` is a directory on the host that holds a checkpoint ("" = none): the sandbox goes on from there instead of starting anew.
+    Of a `root` with files of its own `tree` says how they are put together, and its `target` is a directory of the host where they are (walls/root.py); `layer` is
+    the host's directory of one that is writable on disk.
     """
 
     mounts: tuple[Mount, ...] = ()
@@ -130,6 +150,9 @@ class Confinement:
     sockets: tuple[str, ...] = ()
     events: str = ""
     image: str = ""
+    root: Root = Root()
+    tree: Overlay | None = None
+    layer: str = ""
 
 
 @frozen
@@ -276,6 +299,7 @@ class Policy:
     canaries: tuple[tuple[str, str], ...] = ()
     gate: Literal["own", "shared"] = "own"
     signing: Signing | None = None
+    root: Root = Root()
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:
@@ -299,6 +323,7 @@ class Policy:
             canaries=tuple((name, text) for name, text in data["canaries"]),
             gate=data["gate"],
             signing=Signing(**origin(data["signing"])) if data["signing"] else None,
+            root=Root(**origin(data["root"])),
         )
 
 

@@ -76,6 +76,21 @@ class Caps:
             if cap.mounts is not None and not any(within(real, os.path.realpath(expand(root, self.cwd))) for root in cap.mounts):
                 self._refuse(f"the path {named}", asked, key, by, "mounts", ", ".join(cap.mounts) or "nothing")
 
+    def image(self, value: str, asked: Document) -> None:
+        """A layer wants this image."""
+        name = value.partition("@")[0]
+        for by, cap in self.all:
+            if cap.images is None or any(one in (value, name) or one.endswith("/**") and name.startswith(one[:-2]) for one in cap.images):
+                continue
+            self._refuse(f"the image {value}", asked, ("root", "image"), by, "images", ", ".join(cap.images) or "none")
+
+    def room(self, size: int, asked: Document) -> None:
+        """A layer wants so much room to write in the root; what is capped is what all such room is."""
+        for by, cap in self.all:
+            most = cap.limits.scratch if cap.limits is not None else None
+            if most and (size == 0 or size > most):
+                self._refuse(f"size = {show_size(size)}", asked, ("root", "size"), by, "limits.scratch", f"at most {show_size(most)}")
+
     def signing(self, asked: Document) -> None:
         """A layer wants something signed."""
         for by, cap in self.all:

@@ -21,6 +21,7 @@ from stockade.policy.egress import Rules
 from stockade.policy.model import keys_of
 from stockade.policy.problems import each, raise_all
 from stockade.policy.read import Document, parse, validate
+from stockade.policy.root import merge_root
 from stockade.policy.signing import SigningRules
 
 if TYPE_CHECKING:
@@ -135,11 +136,12 @@ class _Merge:
         self._credential_files(credentials, shown)
         signing = SigningRules(self.watch, self.cwd, self.caps, self.errors, self.warnings, shown).merge(self.documents)
         self._own_writable(workspace, mounts)
+        root = merge_root(self.documents, self.caps, self.errors, self.origins, limits, self._shown)
         for caps in self.caps.values():
             self.errors += caps.errors
         raise_all(self.errors)
         policy = Policy(wall, oversight, workspace, mounts, environment, limits, grants, credentials)
-        return replace(policy, canaries=tuple(canaries), signing=signing, gate=gate)
+        return replace(policy, canaries=tuple(canaries), signing=signing, gate=gate, root=root)
 
     def _unread(self, grants: tuple[Grant, ...], canaries: Mapping[tuple[str, str], None]) -> None:
         """With a canary all bodies are read before they leave, and those of gRPC calls cannot be."""

@@ -16,6 +16,9 @@ _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, section 5.6.2
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+")  # RFC 6838, section 4.2
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # an identifier of protocol buffers
+# An image as registries name it (OCI distribution specification, "Pulling manifests"), its registry always written out.
+_IMAGE = r"(?:[a-z0-9-]+(?:\.[a-z0-9-]+)+(?::[0-9]+)?|[a-z0-9-]+:[0-9]+|localhost)(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)"
+_IMAGES = re.compile(_IMAGE + r"*(?:/\*\*|@sha256:[0-9a-f]{64})?")
 _SEGMENTS = re.compile(r"(?:/[A-Za-z0-9._~!$&'()+,;=:@%*-]*)+")  # RFC 3986, section 3.3
 
 
@@ -131,6 +134,20 @@ def _pointer(value: str) -> str:
         raise wrong(
             f"{value!r} is not a JSON Pointer", 'Write "/model", "/messages/0/role", or "" for the whole body (RFC 6901: ~1 is /, ~0 is ~).'
         )
+    return value
+
+
+def image(value: str) -> str:
+    """An image by its digest."""
+    if not re.fullmatch(_IMAGE + r"+@sha256:[0-9a-f]{64}", value) or len(value) > 400:
+        hint = f"`stockade image pull {value}` prints the line to write." if re.fullmatch(r"[\w.:/@-]{1,300}", value) else ""
+        raise wrong(f"{value!r} does not name an image by its digest (registry/name@sha256:...)", hint)
+    return value
+
+
+def _images(value: str) -> str:
+    if not _IMAGES.fullmatch(value) or len(value) > 400:
+        raise wrong(f"{value!r} names no images", 'Write "registry/name", "registry/name@sha256:..." or "registry/**" for all below.')
     return value
 
 
@@ -288,6 +305,8 @@ Duration = Annotated[int, _unit(units.duration), WithJsonSchema(_UNIT_SCHEMA)]
 Count = Annotated[int, Field(ge=0, le=1 << 30)]
 Repository = Annotated[Text, AfterValidator(_repository)]
 Call = Annotated[Text, AfterValidator(_call)]
+Image = Annotated[Text, AfterValidator(image)]
+Images = Annotated[Text, AfterValidator(_images)]
 Ref = Annotated[Text, AfterValidator(_ref)]
 ContentType = Annotated[Text, AfterValidator(_content_type)]
 Pointer = Annotated[str, AfterValidator(_pointer)]

@@ -14,6 +14,8 @@ from stockade.policy.kinds import (
     Duration,
     Header,
     Host,
+    Image,
+    Images,
     Method,
     Moment,
     Name,
@@ -96,6 +98,17 @@ class LimitsTable(Table):
     output: Size | None = Field(None, description="What the command may print.")
     wall_time: Duration | None = Field(None, description='How long the command may run, such as "2 h".')
     scratch: Size | None = Field(None, description="Room in the private home and in /tmp, each.")
+
+
+class RootTable(Table):
+    """The guest's root directory (gVisor wall only). Without image and path it is the host's /usr."""
+
+    image: Image | None = Field(None, description='An OCI image by its digest: "registry/name@sha256:...". It has to be pulled before.')
+    path: Path | None = Field(None, description="A folder of the host that holds a whole system. In place of image.")
+    writable: Literal["none", "memory", "disk"] | None = Field(
+        None, description="Where what is written to it is kept until the end. Default: memory with image or path, else none."
+    )
+    size: Size | None = Field(None, description="How much that may be. Default: as scratch.")
 
 
 class BodyTable(Table):
@@ -204,6 +217,9 @@ class CapsTable(Table):
     walls: tuple[Wall, ...] | None = Field(None, description="Walls that may be chosen; the first is taken where nobody chose.")
     modes: tuple[Mode, ...] | None = Field(None, description="Modes of workspace and mounts.")
     mounts: tuple[Path, ...] | None = Field(None, description="Workspace and mounts must lie below one of these.")
+    images: tuple[Images, ...] | None = Field(
+        None, description='Images that may be chosen: "registry/name", "registry/name@sha256:...", "registry/**"; [] = none.'
+    )
     egress_hosts: tuple[Host, ...] | None = Field(None, description="Hosts that may be granted; [] = none.")
     egress_methods: tuple[Method, ...] | None = Field(None, description="Methods that may be granted.")
     private: bool | None = Field(None, description="false: no rule may vouch for private addresses.")
@@ -223,6 +239,7 @@ class PolicyFile(Table):
     mount: tuple[MountTable, ...] = ()
     environment: EnvironmentTable | None = None
     limits: LimitsTable | None = None
+    root: RootTable | None = None
     egress: tuple[EgressTable, ...] = ()
     credential: dict[Name, CredentialTable] = Field(default_factory=dict)
     canary: dict[Name, CanaryTable] = Field(default_factory=dict)
@@ -232,6 +249,7 @@ class PolicyFile(Table):
 
 TABLES: dict[str, type[Table]] = {
     "": PolicyFile, "workspace": WorkspaceTable, "mount": MountTable, "environment": EnvironmentTable, "limits": LimitsTable,
+    "root": RootTable,
     "egress": EgressTable, "egress.body": BodyTable, "credential": CredentialTable, "credential.sigv4": AwsTable,
     "canary": CanaryTable, "signing": SigningTable,
     "caps": CapsTable, "caps.limits": LimitsTable,

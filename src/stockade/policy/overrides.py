@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 NAME = "command line"
 _LIMITS = tuple(f"limits.{name}" for name in keys_of("limits"))
 _WORKSPACE = tuple(f"workspace.{name}" for name in keys_of("workspace"))
+_ROOT = tuple(f"root.{name}" for name in keys_of("root"))
 _MOUNTS = ("mount.ro", "mount.rw", "mount.rw-no-delete")
 KEYS = (
     "wall",
@@ -23,6 +24,7 @@ KEYS = (
     "gate",
     *_WORKSPACE,
     *_LIMITS,
+    *_ROOT,
     *_MOUNTS,
     "environment.pass",
     "environment.set",

@@ -82,7 +82,7 @@ def _reason(real: str, what: str, mode: str, kind: int) -> tuple[str, str] | Non
             return f"~/{store} holds credentials", hint
     if kind not in (0, 0o040000, 0o100000):
         return "it is neither a folder nor a regular file", "Sockets and devices reach outside the sandbox."
-    if what == "workspace" and kind not in (0, 0o040000):
+    if what in ("workspace", "root") and kind not in (0, 0o040000):
         return "it is not a folder", narrower
     if mode != "ro" and "/.git/" in real + "/":
         return (

@@ -27,11 +27,14 @@ def explain_path(action: Literal["read", "write"], path: str, policy: Policy, cw
     if reached:
         mount = max(reached, key=lambda one: len(one.target))
         return _inside(action, real, mount), mount.origin
-    if action == "read" and any(paths.within(asked, place) for place in _SYSTEM):
+    other = policy.root.image or policy.root.path
+    if action == "read" and not other and any(paths.within(asked, place) for place in _SYSTEM):
         return Verdict(ALLOW, "system", ("System directories are visible, read-only, as far as the wall needs them.",)), Origin()
     where = (
         "Nothing of your home is visible; inside, ~ is a private, empty folder." if _in_home(real) else "Only declared paths are visible."
     )
+    if other and any(paths.within(asked, place) for place in _SYSTEM):
+        where = f"The sandbox's root is {other}; of the host's system nothing is visible."
     if action == "write" and not _in_home(real) and any(paths.within(asked, place) for place in ("/tmp", "/var/tmp")):
         where = "Inside, /tmp is a private folder: writing there works and never reaches the host's."
     mode = "rw" if action == "write" else "ro"

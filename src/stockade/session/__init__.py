@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from stockade.walls.contract import Box, Plan, Wall
     from stockade.walls.door import Door
     from stockade.walls.limits import Groups
+    from stockade.walls.root import Watch as Layer
     from stockade.walls.sink import Sink
     from stockade.walls.watch import Watch
     from stockade.walls.workspace import View
@@ -66,6 +67,7 @@ class Session:
         self.saving = False  # whether what runs in it is just being written to a checkpoint
         self.changed: Callable[[], None] = lambda: None  # called when it was paused, or goes on
         self.sink: Sink | None = None  # where a kernel of the sandbox's own says what happens in it
+        self._layer: Layer | None = None  # of a root that is writable on disk
         self._ledger: Ledger | None = None
         self._scan = (0, -1)
         self._keep: tuple[str, ...] = ()
@@ -120,6 +122,7 @@ class Session:
             self.confinement = replace(self.confinement, events=self.sink.path)
         if self.origin is not None:
             self.confinement = replace(self.confinement, image=self.origin.checkpoint.path)
+        self.confinement = made.rooted(replace(self.confinement, root=self.policy.root), dict(self.policy.environment.set_values))
         self._host = wall.look(self.confinement.home)
         plan = self.plan = wall.plan(self.confinement, self._host, stage=f"{self.directory}/stage")
         if self.origin is not None:
@@ -135,6 +138,10 @@ class Session:
         else:
             self.box = made.bind(plan)
         self.door, self.groups = made.door, made.groups
+        if self.confinement.layer:
+            from stockade.walls.root import Watch as Layer
+
+            self._layer = Layer(self.confinement.root)
         self.enforced = plan.enforced + self.view.notes + limits.enforced(self.policy.limits, self.groups.held, wall.OWN_KERNEL)
         if self.signer is not None:
             self.enforced += (self.signer.enforced(),)
@@ -177,7 +184,8 @@ class Session:
         from stockade.walls import limits
 
         init = limits.init_of(self.box.pid)
-        return limits.exceeded(init, self.policy.limits, self.groups.held, self.wall.OWN_KERNEL) if init else ""
+        why = limits.exceeded(init, self.policy.limits, self.groups.held, self.wall.OWN_KERNEL) if init else ""
+        return why or (self._layer.exceeded(self.box.pid) if self._layer is not None and self.box.ready else "")
 
     def died_of(self) -> str:
         """Why a sandbox is gone that nobody ended, as a sentence, or "" if that is not known."""
@@ -242,6 +250,11 @@ class Session:
             policy=[list(source) for source in self.policy.sources],
             mounts=[[mount.source, mount.target, mount.mode] for mount in wanted.mounts],
             limits=plain(self.policy.limits),
+            **(
+                {}
+                if self.policy.root.usual
+                else {"root": {key: value for key, value in plain(self.policy.root).items() if key != "origin"}}
+            ),
             enforced=[[line.rule, line.mechanism] for line in self.enforced],
         )
 
@@ -277,7 +290,8 @@ class Session:
         lasted = time.time() - self.started
 
         def again(argv: Sequence[str], stdout: int, seconds: float) -> int:
-            return confined(self.wall, self._unheard(), self.door, self.confinement, argv, stdout, seconds)
+            plan, wanted = self._unheard()
+            return confined(self.wall, plan, self.door, wanted, argv, stdout, seconds)
 
         events = self.view.finish(again)
         # What could not be brought back stays in our directory until somebody looks after it (`stockade session`).
@@ -300,12 +314,18 @@ class Session:
                 report = None
         return [*events, *([report] if report else [])]
 
-    def _unheard(self) -> Plan:
-        """The session's plan for a program of our own, whose events are not wanted."""
+    def _unheard(self) -> tuple[Plan, Confinement]:
+        """The session's plan for a program of the host's, whose events are not wanted, and what it plans."""
+        wanted = self.confinement
         if self.sink is None:
-            return self.plan
-        plan: Plan = self.wall.plan(replace(self.confinement, events="", image=""), self._host, stage=f"{self.directory}/stage")
-        return plan
+            return self.plan, wanted
+        if not wanted.root.usual:
+            from stockade.session import root
+
+            wanted = root.without(wanted)
+        wanted = replace(wanted, events="", image="")
+        plan: Plan = self.wall.plan(wanted, self._host, stage=f"{self.directory}/stage")
+        return plan, wanted
 
     def _record_event(self, event: dict[str, Any]) -> None:
         self.record(str(event["kind"]), **{name: value for name, value in event.items() if name not in ("kind", "session")})

@@ -91,9 +91,9 @@ def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders
 
 
 def bare(policy: Policy) -> Confinement:
-    """What every sandbox of `policy` is, whatever it is for: no mounts, no environment. A guest that stands ready is started so."""
+    """What every sandbox of `policy` is, whatever it is for: no mounts, no environment, but its root. A guest that stands ready is started so."""
     sockets = ("/run/stockade/agent",) if policy.signing is not None else ()
-    return Confinement(network="door", limits=policy.limits, home=inside_home(), sockets=sockets)
+    return Confinement(network="door", limits=policy.limits, home=inside_home(), sockets=sockets, root=policy.root)
 
 
 def _not_beside_itself(mount: Mount, top: str, workspace: str) -> None:

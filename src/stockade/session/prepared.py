@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from stockade.core.values import Confinement, Limits
+    from stockade.session.root import Rooted
     from stockade.walls.contract import Box, Plan, Wall
     from stockade.walls.door import Door
     from stockade.walls.gvisor import GuestBox, Warm
@@ -40,6 +41,7 @@ class Prepared:
         self.box: GuestBox | None = None
         self.warm: Warm | None = None
         self._rehearsed = False
+        self._root: Rooted | None = None
         self.directory = ""
         self._closers: list[Any] = []
         try:
@@ -76,13 +78,25 @@ class Prepared:
         self.groups = groups.join(f"stockade-{self.id}", limits, self.wall.OWN_KERNEL)
         self._closers.append(self.groups.close)
 
+    def rooted(self, wanted: Confinement, written: dict[str, str]) -> Confinement:
+        """`wanted` with its root, which is prepared once, in our directory; walls without a kernel of their own refuse any but the usual by themselves.
+        `written` are variables that an image has no say in. Raises CannotEnforce, StockadeError, OSError.
+        """
+        if wanted.root.usual or not self.wall.OWN_KERNEL:
+            return wanted
+        from stockade.session import root
+
+        if self._root is None:
+            self._root = root.made(wanted, self.directory, self._closers.append)
+        return root.shown(wanted, self._root, written)
+
     def start(self, wanted: Confinement) -> None:
         """Start a guest that waits for its mounts; `wanted` has none. Raises CannotEnforce, WallFailed."""
         from stockade.core.frozen import replace
         from stockade.walls import gvisor
 
         assert self.sink is not None
-        warm = gvisor.plan(replace(wanted, events=self.sink.path), gvisor.look(wanted.home)).warm
+        warm = gvisor.plan(replace(self.rooted(wanted, {}), events=self.sink.path), gvisor.look(wanted.home)).warm
         self.finish(wanted.limits)
         self.box = gvisor.warm(warm, self.door, self.groups.descriptors)
         self._closers.append(self.box.close)

@@ -70,16 +70,17 @@ class States:
 
         It holds the memory of everything inside, secrets that were read there included. No command may run, but what commands have left in the background
         may, if none of its streams leads outside. Commands that are asked for meanwhile wait. Connections through the gate are cut.
-        Raises CannotEnforce (`checkpoint.wall`), SessionEnded, StockadeError (`checkpoint.busy`, `checkpoint.held`, `checkpoint.exists`,
+        Raises CannotEnforce (`checkpoint.wall`, `checkpoint.root`), SessionEnded, StockadeError (`checkpoint.busy`, `checkpoint.held`, `checkpoint.exists`,
         `session.paused`, `session.saving`, `ledger.*`), WallFailed (`checkpoint.failed`): then nothing is left of it, and the session goes on.
         """
-        from stockade.walls import gvisor, states
+        from stockade.walls import gvisor, root, states
 
         session = self._session
         if self._end is not None:
             raise self._end
         if not isinstance(session.box, gvisor.GuestBox):
             raise states.unable(session.wall.NAME)
+        root.refuse_saved(session.policy.root)
         if session.box.paused:
             raise StockadeError("a paused session cannot be saved", code="session.paused", hint="Resume it first.")
         if session.saving:

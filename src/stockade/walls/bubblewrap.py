@@ -16,7 +16,7 @@ from stockade.walls.box import Box
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from stockade.core.values import Confinement, Overlay
     from stockade.walls.door import Door
@@ -99,6 +99,10 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "", dangerously_share_
         from stockade.walls import states
 
         raise states.unable(NAME)
+    if not wanted.root.usual:
+        from stockade.walls import root
+
+        root.refuse(wanted.root, NAME)
     arguments = ["--unshare-user", "--disable-userns", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"]
     if wanted.network == "none" and not dangerously_share_host_network:
         arguments.append("--unshare-net")
@@ -167,14 +171,16 @@ def enforced(wanted: Confinement, network: str) -> tuple[Enforced, ...]:
     return (*lines, *view.enforced(wanted))
 
 
-def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) -> Box:
+def open_box(
+    plan: Plan, door: Door | None = None, cgroups: Sequence[int] = (), *, filters: Callable[[], tuple[int, ...]] = seccomp.filters
+) -> Box:
     """Start the sandbox of `plan` and return without waiting for it; the first `step()` tells whether it stands.
 
     `door` must be given exactly when the plan's network is "door"; `cgroups` are descriptors of cgroup.procs files to join.
-    Raises CannotEnforce when a path cannot be opened as planned, WallFailed when the helper cannot be started.
+    `filters` opens the seccomp programs. Raises CannotEnforce when a path cannot be opened as planned, WallFailed when the helper cannot be started.
     """
 
     def inner(step: int, control: int, holding: int) -> list[str]:
         return [f"/proc/self/fd/{step}", "inside", str(control), str(plan.landlock), str(holding), *plan.rules]
 
-    return Box(*launching.start(plan, door, cgroups, seccomp.filters, inner))
+    return Box(*launching.start(plan, door, cgroups, filters, inner))

@@ -14,7 +14,7 @@ import os
 from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import frozen
 from stockade.core.values import Enforced
-from stockade.walls import bubblewrap, door, late, launching, limits, native, seccomp, system, view
+from stockade.walls import bubblewrap, door, late, launching, limits, native, root, seccomp, system, view
 from stockade.walls.box import Box
 
 TYPE_CHECKING = False
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from stockade.core.values import Confinement, Limits
+    from stockade.core.values import Confinement, Limits, Overlay
     from stockade.walls import states
     from stockade.walls.box import Child
     from stockade.walls.door import Door
@@ -72,8 +72,8 @@ class Warm:
     bwrap: str
     command: tuple[str, ...]
     restores: bool = False
-    overlays: tuple[()] = ()
-    stages: tuple[()] = ()
+    overlays: tuple[Overlay, ...] = ()
+    stages: tuple[str, ...] = ()
     held: tuple[()] = ()
 
 
@@ -122,7 +122,9 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "") -> Plan:
             code="gvisor.mounts",
             hint="Make a smaller folder the workspace, mount less, or use the bubblewrap wall.",
         )
-    base, _ = view.base(host.links, ROOT)
+    if wanted.image:
+        root.refuse_saved(wanted.root)
+    layer, layered = root.layer(wanted)
     arguments = ["--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"]
     if wanted.network == "none":  # otherwise the user namespace is the door's, which `step launch` has joined
         arguments += ["--unshare-user", "--uid", "0", "--gid", "0", "--unshare-net"]
@@ -143,16 +145,23 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "") -> Plan:
     if wanted.image:
         arguments += ["--ro-bind-fd", f"@{len(paths)}", IMAGE]
         paths.append(wanted.image)
-    arguments += ["--perms", "0755", "--tmpfs", ROOT]
-    arguments += [*base, "--ro-bind", host.etc, f"{ROOT}/etc"]
-    arguments += ["--perms", "0755", "--dir", f"{ROOT}/run", "--ro-bind", host.step, ROOT + INIT]
-    # Mount points: gVisor mounts its own file systems there, and what is under them is never seen.
-    for place in ("/proc", "/dev", "/sys", "/tmp", "/var/tmp", wanted.home, late.GUEST):
-        arguments += ["--dir", ROOT + place]
+    if wanted.layer:
+        layer = [f"@{len(paths)}" if word == "@" else word for word in layer]
+        paths.append(wanted.layer)
+    arguments += layer
+    if wanted.tree is not None:
+        arguments += ["--ro-bind", wanted.tree.target, ROOT, "--ro-bind", host.step, ROOT + INIT]
+    else:
+        base, _ = view.base(host.links, ROOT)
+        arguments += ["--perms", "0755", "--tmpfs", ROOT, *base, "--ro-bind", host.etc, f"{ROOT}/etc"]
+        arguments += ["--perms", "0755", "--dir", f"{ROOT}/run", "--ro-bind", host.step, ROOT + INIT]
+        # Mount points: gVisor mounts its own file systems there, and what is under them is never seen.
+        for place in ("/proc", "/dev", "/sys", "/tmp", "/var/tmp", wanted.home, late.GUEST):
+            arguments += ["--dir", ROOT + place]
     arguments += ["--perms", "0755", "--tmpfs", late.BELOW, "--remount-ro", ROOT, "--remount-ro", "/", "--chdir", "/"]
     network = "sandbox" if wanted.network == "door" else "none"
-    # directfs: the guest's files without a second process on the way; what it opens is what bubblewrap shows. No overlay: /tmp and home are enough to write.
-    command = ["/runsc", "--root=/state", f"--platform={host.platform}", f"--network={network}", "--ignore-cgroups", "--overlay2=none"]
+    # directfs: the guest's files without a second process on the way; what it opens is what bubblewrap shows.
+    command = ["/runsc", "--root=/state", f"--platform={host.platform}", f"--network={network}", "--ignore-cgroups", *layered]
     command += ["--net-disconnect-ok"]  # a checkpoint cuts connections: with one that cannot be cut there would be none
     command += ["--host-uds=open"] if wanted.sockets else []
     command += [f"--pod-init-config={TRACE}"] if wanted.events else []
@@ -160,6 +169,8 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "") -> Plan:
         arguments=tuple(arguments),
         paths=tuple(paths),
         data=tuple(data),
+        overlays=(wanted.tree,) if wanted.tree is not None else (),
+        stages=(wanted.tree.target,) if wanted.tree is not None else (),
         rlimits=((4, 0), *(((6, limits.guest_tasks(wanted.limits)),) if wanted.limits.processes else ())),  # no core dumps; RLIMIT_NPROC
         network=wanted.network,
         bwrap=host.bwrap,
@@ -200,7 +211,7 @@ def configuration(wanted: Confinement) -> str:
         {
             "ociVersion": "1.0.0",
             "process": process,
-            "root": {"path": ROOT, "readonly": True},
+            "root": {"path": ROOT, "readonly": wanted.root.writable == "none"},
             "hostname": system.HOSTNAME,
             "mounts": mounts,
             "linux": {"namespaces": namespaces},
@@ -244,7 +255,7 @@ def enforced(wanted: Confinement, host: Host) -> tuple[Enforced, ...]:
         lines.append(
             Enforced("visibility", "gVisor's trace points", "exec, clone, connect, bind and attempts at more, to the ledger as they happen")
         )
-    return (*lines, *view.enforced(wanted))
+    return (*lines, *root.enforced(wanted), *view.enforced(wanted))
 
 
 class GuestBox(Box):

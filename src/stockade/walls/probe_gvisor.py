@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING
 
-from stockade.core.errors import StockadeError
-from stockade.walls import debian, probe, runsc
+from stockade.core.errors import CannotEnforce, StockadeError
+from stockade.walls import debian, probe, pulling, runsc
 from stockade.walls.probe import Check
 
 if TYPE_CHECKING:
@@ -40,9 +41,21 @@ def gvisor_wall() -> Iterator[Check]:
     yield Check("boot", True, seen, booting)
     yield platform(booted)
     covered = "; /proc/sys/net is covered, which this runsc needs on this kernel" if booted.found.sys_net_masked else ""
+    yield images()
     yield Check(
         "network", True, f"gVisor's own network stack comes up in a namespace of its own{covered}", "the guest's only way to the gate"
     )
+
+
+def images() -> Check:
+    """What pulls images is there."""
+    why = "they fetch and unpack images for a guest's root; without them it is the host's /usr, a folder, or an image that is here"
+    try:
+        pulling.require()
+    except CannotEnforce as error:
+        packages = tuple(os.path.basename(path) for path in (pulling.SKOPEO, pulling.UMOCI) if not os.path.exists(path))
+        return Check("images", False, error.message, why, f"sudo apt install {' '.join(packages)}", "useful", packages)
+    return Check("images", True, f"{pulling.SKOPEO}, {pulling.UMOCI}", why, need="useful")
 
 
 def program() -> Check:

@@ -116,6 +116,11 @@ def filters() -> tuple[int, ...]:
     return _opened(("calls", "arguments"))
 
 
+def unpacking_filters() -> tuple[int, ...]:
+    """Those of a command that unpacks an image: it sets the modes that the image says, before what is not wanted of them is taken off again, and no attributes."""
+    return _opened(("calls", "unpacking"))
+
+
 def kernel_filters() -> tuple[int, ...]:
     """The same for a kernel of the guest's own, which calls the host's for it: what it must never be made to do."""
     return _opened(("kernel", "arguments"))
@@ -147,7 +152,7 @@ def _compile(name: str, path: str) -> None:
             code="seccomp.missing",
             hint="Install it (Debian: apt install libseccomp2) and run again.",
         ) from error
-    rules = {"calls": _calls, "arguments": _arguments, "kernel": _kernel}[name](lib)
+    rules = {"calls": _calls, "arguments": _arguments, "kernel": _kernel, "unpacking": _unpacking}[name](lib)
     temporary = f"{path}.{os.getpid()}"
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
         rules.export_bpf(file)
@@ -199,6 +204,13 @@ def _kernel(lib: Any) -> Any:
         _rule(lib, rules, lib.ERRNO(1), name)
     for name in ATTRIBUTES.split():  # what it shows of a file on the host has none: for a symbolic link gVisor would answer with EBADF
         _rule(lib, rules, lib.ERRNO(95), name)  # EOPNOTSUPP
+    return rules
+
+
+def _unpacking(lib: Any) -> Any:
+    rules = _new(lib, lib.ALLOW)
+    for name in ATTRIBUTES.split():  # capabilities of files among them
+        _rule(lib, rules, lib.ERRNO(95), name)  # EOPNOTSUPP, which programs take for a file system without any
     return rules
 
 
