@@ -125,7 +125,9 @@ def enforced(wanted: Confinement) -> Iterable[Enforced]:
     yield Enforced("root", "read-only, below an overlay of ours" if wanted.tree else "read-only binds", name)
     size = f"{root.size >> 20} MiB" if root.size else "no limit of its own"
     if root.writable == "memory":
-        yield Enforced("root layer", f"gVisor's overlay in a tmpfs of {size}; gone at the end", "counts as memory")
+        yield Enforced(
+            "root layer", f"gVisor's overlay in a tmpfs of {size}; gone at the end", "counts as memory where a cgroup holds that"
+        )
     elif root.writable == "disk":
         held = f"watchdog every {limits.INTERVAL:g} s on its blocks" if root.size else "not limited"
         yield Enforced(
