@@ -26,6 +26,7 @@ from stockade.walls import gvisor, late, pulling, registry, system
 from stockade.walls import root as wall_root
 from walls.boxes import SMALL, Inside, compiled, own_places, require, until
 from walls.depot import Depot, busybox, depot, entry, image, layer
+from walls.test_gvisor import tree as tree_of
 
 pytestmark = pytest.mark.wall
 GUEST = Policy(wall="gvisor")
@@ -267,7 +268,7 @@ def test_on_disk_more_than_its_size_is_a_typed_end(place: Place, busy: str) -> N
         assert run.stdout and run.stdout.readline() == b"up\n"
         most = 0
         while run.poll() is None:
-            most = max([most, *(blocks(pid) for pid in offspring())])
+            most = max([most, *(blocks(pid) for pid in tree_of(run.pid))])
             time.sleep(0.01)
         _, err = run.communicate(timeout=20)
         assert run.returncode == 137 and b"more than 64 MiB written to the root" in err

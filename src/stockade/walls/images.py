@@ -64,7 +64,7 @@ class Image:
         except FileNotFoundError:
             raise
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-            hint = "Remove it and pull it again: stockade image remove"
+            hint = "Pull it again: stockade image pull registry/name@sha256:..."
             raise Tampered(f"{path} is not what was written there: {error}", code="image.unreadable", hint=hint) from error
 
     def write(self, path: str) -> None:

@@ -15,7 +15,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING
 
-from stockade.core.errors import CannotEnforce, StockadeError
+from stockade.core.errors import CannotEnforce, StockadeError, Tampered
 from stockade.core.frozen import replace
 from stockade.core.values import Confinement, Limits, Mount
 from stockade.walls import bubblewrap, images, seccomp
@@ -86,6 +86,9 @@ def _here(wanted: Reference, digest: str) -> Image | None:
     try:
         found = Image.read(path)
     except FileNotFoundError:
+        return None
+    except Tampered:  # nobody can use it as it is
+        images.discard(os.path.dirname(path))
         return None
     if wanted.name not in found.names:
         found = replace(found, names=(*found.names, wanted.name))

@@ -123,18 +123,13 @@ def enforced(wanted: Confinement) -> Iterable[Enforced]:
     root = wanted.root
     name = root.image or root.path or "the host's /usr"
     yield Enforced("root", "read-only, below an overlay of ours" if wanted.tree else "read-only binds", name)
-    size = f"{root.size >> 20} MiB" if root.size else "no limit of its own"
     if root.writable == "memory":
-        yield Enforced(
-            "root layer", f"gVisor's overlay in a tmpfs of {size}; gone at the end", "counts as memory where a cgroup holds that"
-        )
+        held = f"tmpfs of {root.size} bytes" if root.size else "tmpfs without a limit of its own"
+        yield Enforced("root layer", f"gVisor's overlay in a {held}; gone at the end", "counts as memory where a cgroup holds that")
     elif root.writable == "disk":
-        held = f"watchdog every {limits.INTERVAL:g} s on its blocks" if root.size else "not limited"
-        yield Enforced(
-            "root layer",
-            f"gVisor's overlay in an unlinked file, {size}: {held}; gone at the end",
-            "what is written between two looks comes on top",
-        )
+        held = f"watchdog every {limits.INTERVAL:g} s at {root.size} bytes" if root.size else "without a limit"
+        detail = "what is written between two looks comes on top" if root.size else ""
+        yield Enforced("root layer", f"gVisor's overlay in an unlinked file, {held}; gone at the end", detail)
 
 
 class Watch:
