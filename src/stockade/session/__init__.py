@@ -250,11 +250,7 @@ class Session:
             policy=[list(source) for source in self.policy.sources],
             mounts=[[mount.source, mount.target, mount.mode] for mount in wanted.mounts],
             limits=plain(self.policy.limits),
-            **(
-                {}
-                if self.policy.root.usual
-                else {"root": {key: value for key, value in plain(self.policy.root).items() if key != "origin"}}
-            ),
+            root={name: value for name, value in plain(self.policy.root).items() if name != "origin"},
             enforced=[[line.rule, line.mechanism] for line in self.enforced],
         )
 
