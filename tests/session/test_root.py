@@ -17,6 +17,7 @@ import pytest
 
 from session.supervised import Place, adopting, offspring
 from session.test_lifecycle import error_of
+from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import replace
 from stockade.core.values import Confinement, Environment, Limits, Mount, Policy, Root, Workspace
 from stockade.policy.compile import compile_policy
@@ -390,6 +391,9 @@ def test_a_pool_keeps_guests_ready_with_the_policys_root(place: Place, busy: str
                 async with pool.session(cwd=str(folder)) as session:
                     done = await session.exec(["sh", "-c", "greet; pwd; ls /marker; echo x > /marker; echo y > file"])
                     assert done.stdout == f"hello there\n{folder}\n".encode() and (folder / "file").read_text() == "y\n", done
+                    with pytest.raises(CannotEnforce) as caught:
+                        await session.checkpoint()
+                    assert caught.value.code == "checkpoint.root" and (await session.exec(["cat", "/marker"])).stdout == b"x\n"
             assert (pool.hits, pool.misses) == (2, 0)
             async with pool.session(GUEST, cwd=str(place.work)) as plain:  # another root: never one of these
                 assert (await plain.exec(["/bin/sh", "-c", "test -e /usr/bin/env"])).exit_code == 0

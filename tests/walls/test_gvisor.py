@@ -176,6 +176,13 @@ def test_another_root_is_shown_through_an_overlay_and_written_to_in_a_layer_of_i
     assert own.arguments == (*usual.arguments[:at], *layer, *usual.arguments[at:])
 
 
+def test_a_guest_with_a_root_of_its_own_is_never_one_that_goes_on() -> None:
+    for root in (Root(image="registry.example.com/a@sha256:" + "ab" * 32), Root(writable="memory")):
+        with pytest.raises(CannotEnforce) as caught:
+            gvisor.plan(replace(WANTED, image="/kept", root=root), HOST, stage="/state/stage")
+        assert caught.value.code == "checkpoint.root"
+
+
 def test_a_root_that_was_not_prepared_is_never_another_one() -> None:
     for root in (Root(image="registry.example.com/a@sha256:" + "ab" * 32), Root(path="/srv/root"), Root(writable="disk")):
         with pytest.raises(CannotEnforce) as caught:
