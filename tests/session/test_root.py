@@ -51,7 +51,8 @@ def busy(there: Depot) -> str:
         "STOCKADE_SESSION=mine",
         "broken",
     ]
-    tools = layer(entry("tools", kind=b"5"), entry("tools/greet", b"#!/bin/sh\necho $GREETING\n"))
+    true = entry("usr/bin/true", b"#!/bin/sh\necho ran > /ran\n")  # for whoever would run a program of an image by himself
+    tools = layer(entry("tools", kind=b"5"), entry("tools/greet", b"#!/bin/sh\necho $GREETING\n"), true)
     return pulled(
         there,
         "busy",
@@ -111,7 +112,7 @@ ls -a /; test -s $SSL_CERT_FILE || echo none; echo new > /bin/new; cat /bin/new;
         and " mine " not in lines[7]
         and "/nowhere" not in lines[7]
     )
-    assert "tools" in lines and "usr" not in lines and lines[-2] == "new" and (place.work / "file").read_text() == "out\n"
+    assert "tools" in lines and "srv" not in lines and lines[-2] == "new" and (place.work / "file").read_text() == "out\n"
     assert place.run("/usr/bin/env", policy=guest(busy)).returncode == 127
     again = place.run("sh", "-c", "ls /bin/new", policy=guest(busy))
     assert again.returncode != 0 and snapshot(tree(busy)) == before
@@ -389,7 +390,7 @@ def test_a_pool_keeps_guests_ready_with_the_policys_root(place: Place, busy: str
             for folder in (place.work, other):
                 await pool.filled()
                 async with pool.session(cwd=str(folder)) as session:
-                    done = await session.exec(["sh", "-c", "greet; pwd; ls /marker; echo x > /marker; echo y > file"])
+                    done = await session.exec(["sh", "-c", "greet; pwd; ls /marker /ran; echo x > /marker; echo y > file"])
                     assert done.stdout == f"hello there\n{folder}\n".encode() and (folder / "file").read_text() == "y\n", done
                     with pytest.raises(CannotEnforce) as caught:
                         await session.checkpoint()

@@ -116,7 +116,8 @@ class Prepared:
             return False
         if not self.sink.connected:
             return False
-        if not self._rehearsed:
+        # INVARIANT: never a program of an image: the guest's init may still mount.
+        if not self._rehearsed and (self._root is None or self._root.tree is None):
             self._rehearsed = True
             self.box.rehearse()
             return False
