@@ -78,6 +78,7 @@ async def answers(session: LiveSession) -> bool:
     """Whether it is the session that it was: it has what only it was given."""
     session.resume()
     found = await session.exec(["/bin/sh", "-c", "cat /tmp/whose"])
+    session.pause()  # 300 that are awake would take the whole machine
     return found.stdout.decode() == session.id
 
 
