@@ -25,7 +25,7 @@ from pathlib import Path
 from stockade.core.values import Confinement, Limits, Policy
 from stockade.session.live import LiveSession, open_session
 from stockade.session.pool import Pool
-from stockade.walls import gvisor, runsc
+from stockade.walls import gvisor, limits, runsc
 from stockade.walls.box import Box
 
 TRUE, PATH = "/usr/bin/true", {"PATH": "/usr/bin:/bin"}
@@ -129,15 +129,8 @@ def rate(read: int) -> float:
 
 
 def memory(pid: int) -> float:
-    """MB (Pss of proc(5)) of the processes below and with `pid`."""
-    total, waiting = 0, [pid]
-    while waiting:
-        each = waiting.pop()
-        rollup = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
-        total += int(next(line for line in rollup if line.startswith("Pss:")).split()[1])
-        for task in os.listdir(f"/proc/{each}/task"):
-            waiting += map(int, Path(f"/proc/{each}/task/{task}/children").read_text().split())
-    return total / 1024
+    """MiB (Pss of proc(5)) of the processes below and with `pid`."""
+    return limits.usage(pid, precise=True).memory / (1 << 20)
 
 
 def measure(raw: Raw, rounds: int) -> dict[str, list[float]]:

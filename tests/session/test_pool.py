@@ -209,11 +209,16 @@ def test_one_that_went_stale_is_not_used(tmp_path: Path, monkeypatch: pytest.Mon
     with_pool(body, size=1)
 
 
+def killed(pool: Pool) -> Prepared:
+    """The one that waits, whose runsc is dead."""
+    [waiting] = pool._ready
+    os.kill(limits.init_of(waiting.guest.pid), signal.SIGKILL)
+    return waiting
+
+
 def test_one_that_dies_while_it_waits_is_replaced(tmp_path: Path) -> None:
     async def body(pool: Pool) -> None:
-        [waiting] = pool._ready
-        assert waiting.box is not None
-        os.kill(limits.init_of(waiting.box.pid), signal.SIGKILL)
+        waiting = killed(pool)
         while waiting in pool._ready:
             await asyncio.sleep(0.01)
         await pool.filled()
@@ -226,9 +231,7 @@ def test_one_that_dies_while_it_waits_is_replaced(tmp_path: Path) -> None:
 
 def test_one_that_dies_when_it_is_wanted_is_a_typed_error(tmp_path: Path) -> None:
     async def body(pool: Pool) -> None:
-        [waiting] = pool._ready
-        assert waiting.box is not None
-        os.kill(limits.init_of(waiting.box.pid), signal.SIGKILL)
+        killed(pool)
         with pytest.raises(WallFailed):
             async with pool.session(cwd=str(tmp_path / "a")) as session:
                 await session.exec(["/bin/true"])

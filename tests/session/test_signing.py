@@ -27,7 +27,8 @@ from stockade.core.ssh import PublicKey, string
 from stockade.core.values import Environment, Mount, Policy, Signing
 from stockade.drills.vectors_signing import THIEF
 from stockade.session import live
-from stockade.session.signing import INSIDE, SAMPLE
+from stockade.session.confine import AGENT
+from stockade.session.signing import SAMPLE
 from walls.boxes import PYTHON, PYTHON_MOUNTS, until
 from walls.workspace_box import git, repository
 
@@ -452,7 +453,7 @@ def test_a_program_with_many_sandboxes_signs_and_a_client_that_hogs_the_socket_h
 
 
 def test_without_signing_there_is_no_agent_inside(place: Place, ring: Keyring) -> None:
-    done = place.run("/bin/sh", "-c", f"env | grep -c -e SSH -e GIT_CONFIG; ls {INSIDE}", before=ring.before())
+    done = place.run("/bin/sh", "-c", f"env | grep -c -e SSH -e GIT_CONFIG; ls {AGENT}", before=ring.before())
     assert done.stdout == b"0\n" and b"No such file" in done.stderr
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from stockade.cli.commands import commands
 from stockade.core.errors import StockadeError
 from stockade.core.frozen import plain
 
@@ -22,16 +23,10 @@ _NAMED = "registry/name@sha256:..., the digest or the beginning of it, or the na
 
 def build_parser() -> argparse.ArgumentParser:
     """`stockade image`'s own parser."""
-    parser = argparse.ArgumentParser(
+    parser, command = commands(
         prog="stockade image",
         description="Pull images of the OCI for [root] in a policy (gVisor wall), and show and remove those that are here. A session never pulls by itself.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        found = commands.add_parser(name, help=text, description=text)
-        found.add_argument("--json", action="store_true", help="JSON on standard output")
-        return found
 
     pull = command("pull", "Fetch and unpack an image, and print the line for a policy, which names it by its digest.")
     pull.add_argument(

@@ -9,6 +9,7 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from stockade.cli.commands import commands
 from stockade.cli.paint import EFFECTS, Paint
 from stockade.core import frozen, places
 from stockade.core.errors import EXIT_FAILED, PolicyError, StockadeError
@@ -24,13 +25,9 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `stockade policy`."""
-    parser = argparse.ArgumentParser(prog="stockade policy", description="Write, check, show and explain the rules of a sandbox.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        found = commands.add_parser(name, help=text, description=text)
-        found.add_argument("--json", action="store_true", help="print JSON")
-        return found
+    parser, command = commands(
+        prog="stockade policy", description="Write, check, show and explain the rules of a sandbox.", json="print JSON"
+    )
 
     init = command("init", "Write a commented first policy to your configuration. Never overwrites.")
     init.add_argument("--print", action="store_true", dest="to_stdout", help="print it instead")

@@ -9,6 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from stockade.cli.commands import commands
 from stockade.core.errors import StockadeError
 from stockade.core.frozen import plain
 
@@ -22,16 +23,10 @@ _ID = "a session's id, or the beginning of it"
 
 def build_parser() -> argparse.ArgumentParser:
     """`stockade session`'s own parser."""
-    parser = argparse.ArgumentParser(
+    parser, command = commands(
         prog="stockade session",
         description="List sessions, take grants back from one that runs or pause it, bring back or discard what one that is over has left.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        found = commands.add_parser(name, help=text, description=text)
-        found.add_argument("--json", action="store_true", help="JSON on standard output")
-        return found
 
     command("list", "Show the sessions that run, and those that are over and still hold something.")
     command("grants", "Show what may leave a running session, numbered, and what it may sign.").add_argument("id", metavar="ID", help=_ID)

@@ -122,7 +122,7 @@ class Session:
             self.confinement = replace(self.confinement, events=self.sink.path)
         if self.origin is not None:
             self.confinement = replace(self.confinement, image=self.origin.checkpoint.path)
-        self.confinement = made.rooted(replace(self.confinement, root=self.policy.root), dict(self.policy.environment.set_values))
+        self.confinement = made.rooted(self.confinement, dict(self.policy.environment.set_values))
         self._host = wall.look(self.confinement.home)
         plan = self.plan = wall.plan(self.confinement, self._host, stage=f"{self.directory}/stage")
         if self.origin is not None:

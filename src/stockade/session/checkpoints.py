@@ -18,6 +18,7 @@ from stockade.walls.states import FILES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from io import BufferedReader
     from typing import Any
 
     from stockade.session import Session
@@ -59,8 +60,8 @@ def describe(directory: str, session: str, **facts: object) -> Checkpoint:
     size, files = 0, {}
     for name in FILES:
         with open(f"{directory}/{name}", "rb") as file:
-            files[name] = hashlib.file_digest(file, "sha256").hexdigest()
-            size += os.fstat(file.fileno()).st_size
+            files[name], length = _measured(file)
+            size += length
     text = json.dumps({"version": 1, "session": session, "files": files, **facts}).encode()
     with open(os.open(f"{directory}/{NAME}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
         file.write(text)
@@ -76,7 +77,8 @@ def load(wanted: Checkpoint | str) -> Origin:
     path = os.path.abspath(wanted if isinstance(wanted, str) else wanted.path)
     try:
         _private(path, 0o040000)
-        text = _read(f"{path}/{NAME}")
+        with _opened(f"{path}/{NAME}") as file:
+            text = file.read(_LONGEST)
         known = json.loads(text)
         digest = hashlib.sha256(text).hexdigest()
         if not isinstance(known, dict) or known.get("version") != 1 or sorted(known["files"]) != sorted(FILES):
@@ -85,11 +87,11 @@ def load(wanted: Checkpoint | str) -> Origin:
             raise ValueError("it is not the one that was made")
         size = 0
         for name in FILES:
-            _private(f"{path}/{name}", 0o100000)
-            with open(os.open(f"{path}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != known["files"][name]:
-                    raise ValueError(f"{name} was changed")
-                size += os.fstat(file.fileno()).st_size
+            with _opened(f"{path}/{name}") as file:
+                found, length = _measured(file)
+            if found != known["files"][name]:
+                raise ValueError(f"{name} was changed")
+            size += length
         origin = Checkpoint(path, digest, str(known["session"]), size)
         narrowed = known["unsigned"] is not False, known["tainted"] is not False
         return Origin(origin, str(known["shape"]), tuple(known["revoked"]), *narrowed)
@@ -130,7 +132,12 @@ def _private(path: str, kind: int) -> None:
         raise StockadeError(f"{path} is not yours alone", code="checkpoint.unsafe", hint=_HINT)
 
 
-def _read(path: str) -> bytes:
+def _opened(path: str) -> BufferedReader:
+    """A file that is ours alone. Raises as `_private`."""
     _private(path, 0o100000)
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-        return file.read(_LONGEST)
+    return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+
+
+def _measured(file: BufferedReader) -> tuple[str, int]:
+    """Its SHA-256 and its size; reads all of it."""
+    return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size

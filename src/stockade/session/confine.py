@@ -25,6 +25,7 @@ CA_VARIABLES = (
     "DENO_CERT", "NIX_SSL_CERT_FILE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "HTTPLIB2_CA_CERTS", "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
     "npm_config_cafile",  # an npmrc of the machine may name another, which beats NODE_EXTRA_CA_CERTS
 )  # fmt: skip
+AGENT = "/run/stockade/agent"  # where the socket of what signs is, inside
 NO_PROXY = "localhost,127.0.0.1,::1"
 
 
@@ -77,22 +78,20 @@ def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders
             environment[found] = os.environ[found]
     environment.update(policy.environment.set_values)
     environment.update(placeholders)
-    return Confinement(
+    return replace(
+        bare(policy),
         mounts=tuple(mounts),
         overlays=overlays,
         held=(*(one for one in view.held if not f"{one[3:]}/".startswith(covers)), *held),
-        network="door",
-        limits=policy.limits,
         environment=tuple(environment.items()),
         cwd=workspace,
-        home=inside_home(),
         workspace=workspace,
     )
 
 
 def bare(policy: Policy) -> Confinement:
     """What every sandbox of `policy` is, whatever it is for: no mounts, no environment, but its root. A guest that stands ready is started so."""
-    sockets = ("/run/stockade/agent",) if policy.signing is not None else ()
+    sockets = (AGENT,) if policy.signing is not None else ()
     return Confinement(network="door", limits=policy.limits, home=inside_home(), sockets=sockets, root=policy.root)
 
 

@@ -46,6 +46,7 @@ class Pool:
         if not 0 < size <= most:
             raise ValueError("size must be at least 1, and not more than most")
         self._policy, self._size, self._most = policy, size, most
+        self._shape = shape(policy)
         self._wanted = size
         self._ready: list[Prepared] = []
         self._failures = 0
@@ -105,7 +106,7 @@ class Pool:
             await session.close()
 
     def _take(self, policy: Policy, folder: str) -> LiveSession:
-        if not self._ready or shape(policy) != shape(self._policy):
+        if not self._ready or shape(policy) != self._shape:
             self.misses += 1
             if not self._ready:
                 self._wanted = min(self._most, self._wanted * 2)
@@ -116,8 +117,7 @@ class Pool:
         self._unwatch(prepared)
         self._wake.set()
         try:
-            assert prepared.box is not None
-            prepared.box.resume()
+            prepared.guest.resume()
             session = LiveSession(policy, folder, prepared)
         except BaseException:
             prepared.discard()
@@ -132,8 +132,8 @@ class Pool:
             if len(self._ready) < self._wanted and self._failures < FAILURES:
                 if self._ready:
                     await asyncio.sleep(REST)
-                if self._ready and (following := self._ready[0].box) is not None:
-                    following.resume()
+                if self._ready:
+                    self._ready[0].guest.resume()
                 await self._start()
                 continue
             if self._wanted > self._size and time.monotonic() - self._missed > CALM:
@@ -151,9 +151,8 @@ class Pool:
             prepared = Prepared(new_id(), wall_of(self._policy), raw_ports(self._policy))
             prepared.start(confine.bare(self._policy))
             await self._stands(prepared)
-            assert prepared.box is not None
             if self._ready:
-                prepared.box.pause()
+                prepared.guest.pause()
             self._ready.append(prepared)
             self._watch(prepared)
             self._failures = 0
@@ -169,10 +168,10 @@ class Pool:
     async def _stands(self, prepared: Prepared) -> None:
         """Wait until the guest waits for its mounts. Raises WallFailed."""
         loop, deadline = asyncio.get_running_loop(), time.monotonic() + READY
-        assert prepared.box is not None and prepared.sink is not None
+        assert prepared.sink is not None
         while not prepared.news():
             heard: asyncio.Future[None] = loop.create_future()
-            watched = [prepared.box.fileno(), *([] if prepared.sink.connected or prepared.sink.over else [prepared.sink.fileno()])]
+            watched = [prepared.guest.fileno(), *([] if prepared.sink.connected or prepared.sink.over else [prepared.sink.fileno()])]
             for fd in watched:
                 loop.add_reader(fd, _settle, heard)
             try:
@@ -185,12 +184,10 @@ class Pool:
 
     def _watch(self, prepared: Prepared) -> None:
         """Whatever a guest says that nobody has asked for anything means that it has ended."""
-        assert prepared.box is not None
-        asyncio.get_running_loop().add_reader(prepared.box.fileno(), self._ended, prepared)
+        asyncio.get_running_loop().add_reader(prepared.guest.fileno(), self._ended, prepared)
 
     def _unwatch(self, prepared: Prepared) -> None:
-        assert prepared.box is not None
-        asyncio.get_running_loop().remove_reader(prepared.box.fileno())
+        asyncio.get_running_loop().remove_reader(prepared.guest.fileno())
 
     def _ended(self, prepared: Prepared) -> None:
         self._ready.remove(prepared)

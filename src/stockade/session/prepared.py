@@ -69,6 +69,12 @@ class Prepared:
         os.rename(new, ready)
         self.directory = ready
 
+    @property
+    def guest(self) -> GuestBox:
+        """The guest, which `start` has started."""
+        assert self.box is not None
+        return self.box
+
     def finish(self, limits: Limits) -> None:
         """Wait for the door, and make cgroups. Raises WallFailed."""
         from stockade.walls import limits as groups
@@ -106,12 +112,12 @@ class Prepared:
         """Take what the guest's kernel and its init have said, as far as they have; whether the guest waits for its mounts, and has had its rehearsal. Raises
         WallFailed when it ended.
         """
-        assert self.box is not None and self.sink is not None
+        assert self.sink is not None
         if not self.sink.connected and not self.sink.over:
             self.sink.connect()
         try:
-            while not self.box.prepared:
-                self.box.step(0x40)  # MSG_DONTWAIT
+            while not self.guest.prepared:
+                self.guest.step(0x40)  # MSG_DONTWAIT
         except BlockingIOError:
             return False
         if not self.sink.connected:
@@ -119,7 +125,7 @@ class Prepared:
         # INVARIANT: never a program of an image: the guest's init may still mount.
         if not self._rehearsed and (self._root is None or self._root.tree is None):
             self._rehearsed = True
-            self.box.rehearse()
+            self.guest.rehearse()
             return False
         self.sink.begin()
         return True
@@ -128,15 +134,14 @@ class Prepared:
         """The guest, which becomes what `plan` says. Raises StockadeError (`pool.stale`) if it was not started as that says: then it must not be used."""
         from stockade.walls import gvisor
 
-        assert self.box is not None
         if not isinstance(plan, gvisor.Plan) or plan.warm != self.warm:
             raise StockadeError(
                 "the sandbox that stood ready is not what this policy wants on this machine any more",
                 code="pool.stale",
                 hint="Nothing was run in it. Another is started.",
             )
-        self.box.bind(plan.late)
-        return self.box
+        self.guest.bind(plan.late)
+        return self.guest
 
     def close(self) -> None:
         """End the guest, if there is one, and give everything back. May be called twice."""

@@ -15,6 +15,7 @@ from stockade.core.loop import Loop
 from stockade.core.ssh import read_key
 from stockade.core.values import Enforced, Grant, Mount
 from stockade.gateway.agent import Agent, Asking
+from stockade.session.confine import AGENT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from stockade.gateway.agent import Reply
     from stockade.session import Session
 
-INSIDE = "/run/stockade/agent"  # where the socket is, inside
 NAME = "agent"  # and in the session's directory
 START = 5.0  # seconds in which the real agent has to list its keys
 ANSWER = 60.0  # and to sign: it may have to ask a person first (ssh-add -c, a key to touch)
@@ -105,12 +105,12 @@ class Signer:
                 code="signing.no-ssh-keygen",
                 hint="Debian: sudo apt install openssh-client",
             )
-        environment["SSH_AUTH_SOCK"] = INSIDE
+        environment["SSH_AUTH_SOCK"] = AGENT
         if "git" in self._wanted.namespaces:
             settings = {"gpg.format": "ssh", "user.signingKey": f"key::{self._key}", "commit.gpgSign": "true", "tag.gpgSign": "true"}
             _configure(environment, settings)
-        mount = Mount(f"{self._session.directory}/{NAME}", INSIDE, "ro", self._wanted.origin)
-        return replace(wanted, mounts=(*wanted.mounts, mount), environment=tuple(environment.items()), sockets=(INSIDE,))
+        mount = Mount(f"{self._session.directory}/{NAME}", AGENT, "ro", self._wanted.origin)
+        return replace(wanted, mounts=(*wanted.mounts, mount), environment=tuple(environment.items()))
 
     def enforced(self) -> Enforced:
         """The receipt's line."""

@@ -81,8 +81,7 @@ class Box:
             raise ValueError("argv must not be empty, and no string may hold a NUL byte")
         if len(fds) > native.MAX_FDS - 4:  # with the blob and 0-2 they go in one message
             raise ValueError(f"at most {native.MAX_FDS - 4} descriptors can be handed over")
-        words = [cwd, str(len(argv)), *argv, str(len(env)), *(f"{name}={value}" for name, value in env.items())]
-        blob = native.blob(b"".join(os.fsencode(word) + b"\0" for word in words))
+        blob = native.words([cwd, str(len(argv)), *argv, str(len(env)), *(f"{name}={value}" for name, value in env.items())])
         child, theirs = Child(self._next, tty), -1
         self._next += 1
         try:

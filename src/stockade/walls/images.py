@@ -19,6 +19,7 @@ import re
 from stockade.core import places
 from stockade.core.errors import CannotEnforce, StockadeError, Tampered
 from stockade.core.frozen import frozen, plain
+from stockade.walls.workspace.cleanup import discard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -240,14 +241,3 @@ def _names(folder: str) -> list[str]:
         return os.listdir(folder)
     except FileNotFoundError:
         return []
-
-
-def discard(folder: str) -> None:
-    """Remove a folder and all below it, whatever its modes say; links are never followed."""
-    import shutil
-
-    for found, names, _ in os.walk(folder):
-        for name in names:
-            if not os.path.islink(f"{found}/{name}"):
-                os.chmod(f"{found}/{name}", 0o700)
-    shutil.rmtree(folder)

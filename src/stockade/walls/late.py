@@ -47,7 +47,7 @@ def pin(late: Late) -> list[int]:
     """Descriptors of its paths, then of each overlay's three layers, as they were judged. Raises CannotEnforce when one cannot be opened so."""
     opened: list[int] = []
     try:
-        for path in (*late.paths, *(layer for one in late.overlays for layer in (one.lower, one.upper, one.work))):
+        for path in (*late.paths, *(layer for one in late.overlays for layer in launching.layers_of(one))):
             opened.append(launching.pinned(path))
     except BaseException:
         close(opened)
@@ -69,13 +69,10 @@ def bind(late: Late, opened: list[int], sock: int, root: str, stderr: int) -> in
     """
     numbered = dict(zip((f"@{index}" for index in range(len(late.paths))), map(str, opened), strict=False))
     words = [part for mode, target in late.binds for part in (mode[:3] + numbered.get(mode[3:], mode[3:]), target)]
-    blob = native.blob(b"".join(os.fsencode(word) + b"\0" for word in words))
+    blob = native.words(words)
     try:
         layers = opened[len(late.paths) :]
-        overlays = [
-            f"overlay={layers[3 * index]}:{layers[3 * index + 1]}:{layers[3 * index + 2]}:{stage}"
-            for index, stage in enumerate(late.stages)
-        ]
+        overlays = [launching.overlay_option(layers[3 * index : 3 * index + 3], stage) for index, stage in enumerate(late.stages)]
         return native.spawn(["bind", str(sock), str(blob), BELOW, root, *overlays], [*opened, blob, sock], stderr)
     finally:
         os.close(blob)

@@ -73,13 +73,13 @@ def start(
                 "an overlay or a held path needs the door's user namespace", code="overlay.network", hint="This is a bug in stockade."
             )
         for overlay, stage in zip(plan.overlays, plan.stages, strict=True):
-            triple = [pinned(path) for path in (overlay.lower, overlay.upper, overlay.work)]
-            opened += triple
-            launch.append(f"overlay={triple[0]}:{triple[1]}:{triple[2]}:{stage}")
+            layers = [pinned(path) for path in layers_of(overlay)]
+            opened += layers
+            launch.append(overlay_option(layers, stage))
         holding = -1
         if plan.held:
             wait, holding = native.credentials_pair()
-            opened += [wait, holding, native.blob(b"".join(os.fsencode(word) + b"\0" for word in plan.held))]
+            opened += [wait, holding, native.words(plan.held)]
             launch.append(f"hold={opened[-1]}:{wait}")
         inherit = [*joined, *opened, *cgroups]
         launch += [f"cgroup={fd}" for fd in cgroups]
@@ -99,7 +99,7 @@ def start(
         opened += programs
         for fd in programs:
             words += ["--add-seccomp-fd", str(fd)]
-        arguments = native.blob(b"".join(os.fsencode(word) + b"\0" for word in words))
+        arguments = native.words(words)
         opened.append(arguments)
         keep = [
             *kept,
@@ -128,6 +128,16 @@ def start(
         for fd in opened:
             os.close(fd)
     return ours, pid, stderr
+
+
+def layers_of(overlay: Overlay) -> tuple[str, str, str]:
+    """The directories of an overlay, in the order in which our program takes their descriptors."""
+    return overlay.lower, overlay.upper, overlay.work
+
+
+def overlay_option(layers: Sequence[int], stage: str) -> str:
+    """How our program is told to mount an overlay at `stage`; `layers` are the descriptors of `layers_of`."""
+    return f"overlay={':'.join(map(str, layers))}:{stage}"
 
 
 def pinned(path: str) -> int:

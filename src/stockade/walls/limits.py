@@ -140,15 +140,25 @@ def usage(init: int, enough: int = 0, *, precise: bool = False) -> Usage:
             with open(f"/proc/{pid}/stat", "rb") as file:
                 fields = file.read().rsplit(b") ", 1)[1].split()
             size = _shared_out(pid) if precise else _resident(pid)
-            for task in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
-                    waiting += [int(child) for child in file.read().split()]
+            waiting += children(pid)
         except (OSError, ValueError, IndexError):
             continue
         seen += 1
         ticks += sum(int(value) for value in fields[11:15])  # utime, stime, cutime, cstime of proc(5)
         memory += size
     return Usage(seen, memory, ticks / TICKS)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has made and not waited for, by any of its threads (proc_pid_task(5)). Raises OSError when it has ended."""
+    found: list[int] = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        try:
+            with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
+                found += map(int, file.read().split())
+        except (FileNotFoundError, ProcessLookupError):  # a thread that ends hides nobody else's
+            continue
+    return found
 
 
 def _resident(pid: int) -> int:

@@ -22,6 +22,7 @@ from stockade.walls import bubblewrap, images, seccomp
 from stockade.walls.images import LONGEST, Image
 from stockade.walls.programs import printable
 from stockade.walls.registry import INDEX, Part, Reference, decoded, described, digest_of, instance_for, kind_of, layout, machine, parts_of
+from stockade.walls.workspace.cleanup import discard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,7 +74,7 @@ def pull(wanted: Reference, *, authfile: str = "", most: int = MOST, progress: P
         try:
             return _Pull(wanted, folder, authfile, most, progress).run()
         finally:
-            images.discard(folder)
+            discard(folder)
     finally:
         os.close(lock)
 
@@ -88,7 +89,7 @@ def _here(wanted: Reference, digest: str) -> Image | None:
     except FileNotFoundError:
         return None
     except Tampered:  # nobody can use it as it is
-        images.discard(os.path.dirname(path))
+        discard(os.path.dirname(path))
         return None
     if wanted.name not in found.names:
         found = replace(found, names=(*found.names, wanted.name))
@@ -137,7 +138,7 @@ class _Pull:
             image.write(f"{fresh}/image.json")
             os.rename(fresh, images.root_of(digest))
         except BaseException:
-            images.discard(fresh)
+            discard(fresh)
             raise
         return image
 

@@ -167,14 +167,12 @@ def _store(pid: int) -> str:
     """Where a process below `pid` holds runsc's file, "" if none does (yet)."""
     waiting = [pid] if pid else []
     while waiting:
-        process = f"/proc/{waiting.pop()}"
+        process = waiting.pop()
         try:
-            for fd in os.listdir(f"{process}/fd"):
-                if os.readlink(f"{process}/fd/{fd}").startswith(f"{LAYER}/runsc-{STORE}"):
-                    return f"{process}/fd/{fd}"
-            for task in os.listdir(f"{process}/task"):
-                with open(f"{process}/task/{task}/children", "rb") as file:
-                    waiting += [int(child) for child in file.read().split()]
+            for fd in os.listdir(f"/proc/{process}/fd"):
+                if os.readlink(f"/proc/{process}/fd/{fd}").startswith(f"{LAYER}/runsc-{STORE}"):
+                    return f"/proc/{process}/fd/{fd}"
+            waiting += limits.children(process)
         except OSError:
             continue
     return ""

@@ -100,6 +100,11 @@ def note(kind: str) -> bytes:
     return pack("=IIi52s", ord(kind), 0, 0, b"")
 
 
+def words(strings: Iterable[str]) -> int:
+    """A file in memory that holds `strings`, each ended by a NUL as our program and bubblewrap read them; returns its descriptor."""
+    return blob(b"".join(os.fsencode(word) + b"\0" for word in strings))
+
+
 def blob(strings: bytes) -> int:
     """A sealed-in-memory file holding `strings`; returns its descriptor (memfd_create(2))."""
     fd = os.memfd_create("stockade", os.MFD_CLOEXEC)

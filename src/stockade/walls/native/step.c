@@ -359,6 +359,23 @@ static void hold(int blob) {
     }
 }
 
+/* Wait for the byte that a sandbox's first process sends once its mounts stand; who that is, as this PID namespace numbers it. */
+static pid_t greeted(int sock) {
+    char byte;
+    struct iovec part = {&byte, 1};
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof(struct ucred))];
+    } control;
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    struct ucred sender;
+    if (recvmsg(sock, &message, MSG_CMSG_CLOEXEC) != 1 || message.msg_controllen < CMSG_LEN(sizeof sender) ||
+        control.header.cmsg_type != SCM_CREDENTIALS)
+        _exit(EXIT_STEP); /* it never got that far, and has said why */
+    memcpy(&sender, CMSG_DATA(&control.header), sizeof sender);
+    return sender.pid;
+}
+
 /* A process that keeps our privileges over the sandbox's user namespace, waits until the sandbox's init says on `sock` that its mounts stand, holds
  * the paths of `blob` in there, answers, and ends. bubblewrap could make these binds itself, but reads all of mountinfo(5) for each: 0.3 ms
  * instead of 10 us. If anything fails the answer is missing, and the init does not go on. (bubblewrap ignores children that it has not made.) */
@@ -367,19 +384,8 @@ static void holder(int blob, int sock, const int *keep, int kept) {
     if (pid < 0) fail("fork");
     if (pid > 0) return;
     for (int i = 0; i < kept; i++) close(keep[i]); /* the init's end of `sock` is among them: if it never answers, we see the end of file */
-    char byte, name[32];
-    struct iovec part = {&byte, 1};
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(struct ucred))];
-    } control;
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-    struct ucred init;
-    if (recvmsg(sock, &message, MSG_CMSG_CLOEXEC) != 1 || message.msg_controllen < CMSG_LEN(sizeof init) ||
-        control.header.cmsg_type != SCM_CREDENTIALS)
-        _exit(EXIT_STEP); /* it never got that far, and has said why */
-    memcpy(&init, CMSG_DATA(&control.header), sizeof init);
-    snprintf(name, sizeof name, "/proc/%d/ns/mnt", init.pid);
+    char name[32];
+    snprintf(name, sizeof name, "/proc/%d/ns/mnt", greeted(sock));
     int mounts = open(name, O_RDONLY | O_CLOEXEC);
     if (mounts < 0 || setns(mounts, CLONE_NEWNS)) fail("join the sandbox's mount namespace");
     hold(blob);
@@ -494,21 +500,12 @@ static int place_at(int root, const char *path, int like) {
 static int bind_late(int argc, char **argv) {
     if (argc < 4) _exit(EXIT_STEP);
     int sock = (int)number(argv[0]), blob = (int)number(argv[1]), count = 0, trees[MAX_KEPT];
-    char *end = NULL, *text = text_of(blob, &end), byte, name[32];
+    char *end = NULL, *text = text_of(blob, &end), name[32];
     if (!text && lseek(blob, 0, SEEK_END)) fail("list of mounts");
-    struct iovec part = {&byte, 1};
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(struct ucred))];
-    } control;
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-    struct ucred guest;
-    if (recvmsg(sock, &message, 0) != 1 || message.msg_controllen < CMSG_LEN(sizeof guest) || control.header.cmsg_type != SCM_CREDENTIALS)
-        _exit(EXIT_STEP); /* it never got that far, and has said why */
-    memcpy(&guest, CMSG_DATA(&control.header), sizeof guest);
-    snprintf(name, sizeof name, "/proc/%d/ns/user", guest.pid);
+    pid_t guest = greeted(sock);
+    snprintf(name, sizeof name, "/proc/%d/ns/user", guest);
     int user = open(name, O_RDONLY | O_CLOEXEC);
-    snprintf(name, sizeof name, "/proc/%d/ns/mnt", guest.pid);
+    snprintf(name, sizeof name, "/proc/%d/ns/mnt", guest);
     int mounts = open(name, O_RDONLY | O_CLOEXEC);
     if (user < 0 || mounts < 0 || setns(user, CLONE_NEWUSER)) fail("join the sandbox's user namespace");
     /* As long as the host's mounts are in view, in a namespace in which we may mount: copies of what is wanted. */
