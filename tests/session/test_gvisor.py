@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +76,9 @@ def test_a_part_that_is_killed_is_a_typed_end(place: Place, part: str) -> None:
             assert run.stdout and run.stdout.readline() == b"up\n"
             parts = {line.split(" ")[0].rpartition("/")[2]: pid for pid, line in offspring().items()}
             os.kill(parts[part], signal.SIGKILL)
-            _, err = run.communicate(timeout=20)
+            _, err = run.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"{part} was killed, and these go on: {offspring()}")
         finally:
             run.kill()
             run.wait()

@@ -16,12 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from struct import pack
 from typing import Any
-from unittest import mock
 
 from stockade.core.errors import WallFailed
 from stockade.core.frozen import replace
 from stockade.core.values import Confinement, Enforced, Limits, Mount
-from stockade.walls import bubblewrap, seccomp
+from stockade.walls import bubblewrap
 from stockade.walls.box import Child
 from stockade.walls.bubblewrap import Host, Plan
 from stockade.walls.conformance import census
@@ -310,8 +309,7 @@ def open_unfiltered(plan: Plan, door: Door | None, cgroups: Sequence[int]) -> An
             os.lseek(fd, 0, os.SEEK_SET)
         return tuple(found)
 
-    with mock.patch.object(seccomp, "filters", filters):
-        return bubblewrap.open_box(plan, door, cgroups)
+    return bubblewrap.open_box(plan, door, cgroups, filters=filters)
 
 
 def open_regardless(plan: Plan, door: Door | None, cgroups: Sequence[int]) -> Any:
