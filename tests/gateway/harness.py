@@ -245,7 +245,7 @@ class Guest:
                     self.revoked.set()
                 elif message[0] == "ask":
                     threading.Thread(target=self._answer, args=(message[1], message[2]), daemon=True).start()
-                else:
+                elif message[0] == "event":
                     self.events.append(message[2])
                     if not self.hold.is_set():
                         self.control.acknowledge(message[1])

@@ -32,10 +32,11 @@ BOUNDS = {
     "gateway/control.py": 700,
     "gateway/agent.py": 200,
     "gateway/sigv4.py": 200,
-    "checks/": 1600,
+    "checks/": 1700,
     "policy/": 3200,
     "record/": 1200,
-    "core/": 3900,
+    "core/asks.py": 500,
+    "core/": 4000,
 }
 _NOT_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER)
 

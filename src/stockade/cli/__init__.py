@@ -18,6 +18,7 @@ COMMANDS = {
     "policy": "write, check, show and explain policies",
     "log": "show, follow and verify the ledger of decisions",
     "gate": "explain what the gate decides, show what it decided, watch what sessions ask, be the shared one",
+    "approvals": "what running sessions ask you, and your answers",
     "session": "list sessions, and bring back or discard what one that is over has left",
     "image": "pull images for the guest's root, and show and remove those that are here",
     "doctor": "what works on this machine, and how to mend what does not",

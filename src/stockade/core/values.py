@@ -214,6 +214,7 @@ class Grant:
     credential_fields: tuple[str, ...] = ()
     grpc: bool = False
     max_download: int = 0
+    people: bool = False  # with the effect "ask": no reviewer may answer, only a person
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:
@@ -281,6 +282,20 @@ class Signing:
 
 
 @frozen
+class Asking:
+    """How approvals are asked for. A question waits `timeout` seconds; at most `pending` wait at once, and `per_minute` are asked in a minute: more are denied.
+
+    After `refusals` in a row the session is paused (0 = never). Of 100 questions about `canaries` are followed by one that must be refused.
+    """
+
+    timeout: int = 120
+    pending: int = 8
+    per_minute: int = 20
+    refusals: int = 3
+    canaries: int = 0
+
+
+@frozen
 class Policy:
     """Everything the layers decided, merged and validated. `sources` are the (path, sha256) pairs it was compiled from; `canaries` are (name, text).
 
@@ -300,6 +315,7 @@ class Policy:
     gate: Literal["own", "shared"] = "own"
     signing: Signing | None = None
     root: Root = Root()
+    approvals: Asking = Asking()
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:
@@ -324,6 +340,7 @@ class Policy:
             gate=data["gate"],
             signing=Signing(**origin(data["signing"])) if data["signing"] else None,
             root=Root(**origin(data["root"])),
+            approvals=Asking(**data["approvals"]),
         )
 
 

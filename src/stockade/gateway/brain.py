@@ -24,6 +24,7 @@ from stockade.gateway.rooms import Full, Rooms
 from stockade.gateway.sigv4 import Expired
 
 _CUT_TIMEOUT = 0.25  # seconds
+_BEGINS = 512  # characters of a query, and of a body, that a person is shown
 _MOST_ASKED = 32  # requests that wait for somebody's word; each keeps a connection of the engine's
 _TOO_MANY = ("rate-exceeded", "too-many-bodies")  # worth trying again (RFC 6585, section 4)
 _MOST_REMEMBERED = 4096  # names, for logging each once
@@ -94,7 +95,7 @@ class Brain:
         if outcome.tunnel and outcome.verdict.effect == ALLOW and not self._addresses.address(outcome.host):
             outcome = _changed(outcome, "too-many-names", "this session has asked for more names than any needs.")
         connection = next((value for name, value in asked.headers if name == CONNECTION_FACT), "") if self._secretive else ""
-        return await self._settle(outcome, before, connection)
+        return await self._settle(outcome, before, connection, asked)
 
     async def raw(self, name: str, port: int, connection: str) -> tuple[Grant, str] | None:
         """May a raw connection to this name and port be opened? `name` is what its address was given out for, `connection` its number. The grant and the address
@@ -125,7 +126,7 @@ class Brain:
             pass  # it is closed all the same
         return False
 
-    async def _settle(self, outcome: Outcome, before: int, connection: str) -> Answer:
+    async def _settle(self, outcome: Outcome, before: int, connection: str, asked: Asked | None = None) -> Answer:
         """From a verdict to its effect: counted, asked about where somebody must be asked, the address found, and written down. `before`: how often something
         had been taken back when it was given; `connection`: the number of the one that it came on, and what is spoken on it, from the outside in."""
         if outcome.read:
@@ -143,7 +144,7 @@ class Brain:
             before += self._goes_out(outcome.grant, connection)
         address, extra = "", []
         if outcome.verdict.effect == ASK:
-            outcome = await self._asked(outcome)
+            outcome = await self._asked(outcome, asked)
             if outcome.verdict.effect != ALLOW:
                 take_back()
         if outcome.verdict.effect == ALLOW and not outcome.tunnel:
@@ -204,11 +205,12 @@ class Brain:
         name = outcome.grant.credential if outcome.grant else ""
         return self._secrets[name](outcome.leaving) if name and outcome.leaving else []
 
-    async def _asked(self, outcome: Outcome) -> Outcome:
+    async def _asked(self, outcome: Outcome, asked: Asked | None) -> Outcome:
         """Hold the request until somebody has said yes or no, or has had time enough. Others are not held up."""
         self._asking += 1
         try:
-            allowed = self._patience > 0 and self._asking <= _MOST_ASKED and await self._ledger.ask(outcome.event, self._patience)
+            event = {**outcome.event, **_shown(asked), **({"place": self._judge.place(outcome.grant)} if outcome.grant else {})}
+            allowed = self._patience > 0 and self._asking <= _MOST_ASKED and await self._ledger.ask(event, self._patience)
         except NoReceipt:
             allowed = False
         finally:
@@ -319,6 +321,14 @@ def _bounds(outcome: Outcome) -> list[tuple[str, str]]:
         return []
     up, down = outcome.grant.max_upload if outcome.length < 0 else 0, outcome.grant.max_download
     return [(BOUNDS, f"{up} {down}")] if up or down else []
+
+
+def _shown(asked: Asked | None) -> dict[str, object]:
+    """What only the person who is asked gets to see, and no ledger: the query and how the body begins."""
+    if asked is None:
+        return {}
+    query, body = asked.target.partition("?")[2], asked.body[:_BEGINS].decode("latin-1")
+    return {"asks": ascii(query)[1:-1][:_BEGINS], "begins": ascii(body)[1:-1][:_BEGINS]}
 
 
 def _changed(outcome: Outcome, rule: str, reason: str) -> Outcome:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         | tuple[Literal["revoked"]]
         | tuple[Literal["failed"], str]
         | tuple[Literal["event", "ask"], int, dict[str, object]]
+        | tuple[Literal["withdrawn"], int]
     )
 
 _LONGEST = 1 << 16  # bytes of a line
@@ -30,6 +31,11 @@ _FIELDS = {
     "connect": ("effect", "rule", "host"),
     "credential": ("name",),
 }
+_SHOWN = (
+    "place",
+    "asks",
+    "begins",
+)  # of what a person is asked: the place of the grant in the configuration, the query, and how the body begins
 _LONGEST_VALUE = 2048
 _MOST_WAITING = 1 << 24  # bytes that the gate has not read yet
 
@@ -178,10 +184,12 @@ class Control:
             case {"id": int(number), "event": dict(event), **rest} if not rest and type(number) is int and 0 < number < 1 << 53:
                 return ("event", number, self._event(event, ("allow", "deny")))
             case {"id": int(number), "ask": dict(event), **rest} if not rest and type(number) is int and 0 < number < 1 << 53:
-                return ("ask", number, self._event(event, ("ask",)))
+                return ("ask", number, self._event(event, ("ask",), _SHOWN))
+            case {"withdrawn": int(number), **rest} if not rest and type(number) is int and 0 < number < 1 << 53:
+                return ("withdrawn", number)
         raise _broken("a message of no known kind")
 
-    def _event(self, event: dict[object, object], effects: tuple[str, ...]) -> dict[str, object]:
+    def _event(self, event: dict[object, object], effects: tuple[str, ...], more: tuple[str, ...] = ()) -> dict[str, object]:
         kind = event.get("kind")
         known = _FIELDS.get(kind) if isinstance(kind, str) else None
         if known is None:
@@ -191,7 +199,7 @@ class Control:
             if name in ("kind", "session"):
                 continue
             text = isinstance(value, str) and len(value) <= _LONGEST_VALUE and value.isascii() and value.isprintable()
-            if name not in known or not (text or (type(value) is int and -1 <= value < 1 << 53)):
+            if name not in (*known, *more) or not (text or (type(value) is int and -1 <= value < 1 << 53)):
                 raise _broken(f"an event of kind {kind} with a field that it cannot have")
             clean[str(name)] = value
         if "effect" in known and clean.get("effect") not in effects:

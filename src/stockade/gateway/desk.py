@@ -1,6 +1,7 @@
 """Where a running session takes orders from its user: a Unix socket in its own directory, one message in, one message out (unix(7), SOCK_SEQPACKET).
 
-Orders only ever narrow: grants can be looked at and revoked, never added; the session can be paused, and goes on as it was. Whoever can open the socket has the user's rights on this machine; the
+Orders narrow: grants can be looked at and revoked, never added; the session can be paused, and goes on as it was. And they answer what was asked, by a rule that says
+that it may be (session/approvals.py). Whoever can open the socket has the user's rights on this machine; the
 directory is closed to everybody else, and the kernel says who is calling. HOT: made on the path of every `stockade run`; what it needs to answer is
 imported when somebody asks.
 """

@@ -96,11 +96,16 @@ class Line(Buffered):
         await self._answered({"event": event}, _RECEIPT_TIMEOUT)
 
     async def ask(self, event: dict[str, object], seconds: float) -> bool:
-        """Whether somebody who may allows it, within this time. Raises NoReceipt when it could not be asked."""
+        """Whether somebody who may allows it, within this time. Raises NoReceipt when it could not be asked. Cancelled, or too late, it is not asked any more."""
+        number = self._next + 1
         try:
             return await self._answered({"ask": event}, seconds) == "allow"
         except TimeoutError:
+            self.tell({"withdrawn": number})
             return False
+        except asyncio.CancelledError:  # the client has gone
+            self.tell({"withdrawn": number})
+            raise
 
     async def _answered(self, message: dict[str, object], seconds: float) -> str:
         if len(self._waiting) >= _MOST_PENDING:

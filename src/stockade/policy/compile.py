@@ -16,6 +16,7 @@ from stockade.core.frozen import frozen, replace
 from stockade.core.values import DENY, Credential, Environment, Grant, Limits, Mount, Origin, Policy, Workspace
 from stockade.policy import defaults, files, paths
 from stockade.policy import overrides as command_line
+from stockade.policy.approvals import merge_approvals
 from stockade.policy.caps import Caps
 from stockade.policy.egress import Rules
 from stockade.policy.model import keys_of
@@ -137,11 +138,12 @@ class _Merge:
         signing = SigningRules(self.watch, self.cwd, self.caps, self.errors, self.warnings, shown).merge(self.documents)
         self._own_writable(workspace, mounts)
         root = merge_root(self.documents, self.caps, self.errors, self.origins, limits, self._shown)
+        approvals = merge_approvals(self.documents, grants, oversight, self.errors)
         for caps in self.caps.values():
             self.errors += caps.errors
         raise_all(self.errors)
         policy = Policy(wall, oversight, workspace, mounts, environment, limits, grants, credentials)
-        return replace(policy, canaries=tuple(canaries), signing=signing, gate=gate, root=root)
+        return replace(policy, canaries=tuple(canaries), signing=signing, gate=gate, root=root, approvals=approvals)
 
     def _unread(self, grants: tuple[Grant, ...], canaries: Mapping[tuple[str, str], None]) -> None:
         """With a canary all bodies are read before they leave, and those of gRPC calls cannot be."""

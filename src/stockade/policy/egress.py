@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from stockade.core.errors import PolicyError
 from stockade.core.frozen import replace
 from stockade.core.values import BodyRule, Credential, Grant
+from stockade.policy.approvals import asks
 from stockade.policy.git import git_grants
 from stockade.policy.presets import expand
 from stockade.policy.problems import nearest
@@ -26,7 +27,7 @@ _KEY_HEADERS = frozenset(
 )
 _OVER_TIME = ("upload_budget", "uses", "rate", "not_before", "not_after", "secret", "after_secret")
 _WITH_PRESET = ("preset", "credential", "max_upload", "max_download", "private", "files_host", *_OVER_TIME)
-_WITH_TCP = ("host", "scheme", "port", "effect", "private", "max_upload", *_OVER_TIME)
+_WITH_TCP = ("host", "scheme", "port", "effect", "people", "private", "max_upload", *_OVER_TIME)
 _OF_THE_DOOR = (53, 80, 443, 3128)
 _NOT_WITH_GIT = (
     "methods",
@@ -38,6 +39,7 @@ _NOT_WITH_GIT = (
     "body",
     "scheme",
     "effect",
+    "people",
     "websocket",
     "credential_fields",
     "grpc",
@@ -67,6 +69,7 @@ _NOT_IN_A_DENIAL = (
     "body",
     "websocket",
     "credential_fields",
+    "people",
     *_OVER_TIME,
 )
 _LOCAL = ("localhost", "ip6-localhost")
@@ -96,7 +99,7 @@ class Rules:
                     self._owned(grant, one, (*key, "files_host" if grant.host == table.files_host else "host"))
                     grant = self.caps[id(one)].grant(grant, one, key, upload_written=table.max_upload is not None)
                     self._use(grant, one, key, credentials, written)
-                    grants.append(grant)
+                    grants.append(asks(grant, table, one, key, self.errors))
         used = {grant.credential for grant in grants}
         for name, (_, one) in written.items():
             if name not in used:

@@ -23,6 +23,7 @@ from stockade.policy.kinds import (
     Parameter,
     Path,
     Pattern,
+    Percent,
     Pointer,
     Rate,
     Ref,
@@ -163,7 +164,10 @@ class EgressTable(Table):
         None, description="What comes in by this rule is secret: afterwards only rules with secret or after_secret hold for the session."
     )
     after_secret: bool | None = Field(None, description="The rule still holds after something secret has come in.")
-    effect: Literal["allow", "deny"] | None = Field(None, description="A denial beats every allow of any file. Default: allow.")
+    effect: Literal["allow", "ask", "deny"] | None = Field(
+        None, description="A denial beats every allow of any file; ask: each request waits until somebody approves it. Default: allow."
+    )
+    people: bool | None = Field(None, description='With effect = "ask": only a person may approve, once at a time.')
     private: bool | None = Field(None, description="The name may resolve to a private or loopback address.")
 
 
@@ -205,6 +209,18 @@ class SigningTable(Table):
     rate: Rate | None = Field(None, description='How fast: "60 per min". Default: no bound.')
 
 
+class ApprovalsTable(Table):
+    """How approvals are asked for. What a layer above wrote can only be tightened."""
+
+    timeout: Duration | None = Field(None, description="How long a request waits for an answer. Default: 2 min.")
+    pending: Count | None = Field(None, description="How many may wait at once; more are refused. Default: 8.")
+    per_minute: Count | None = Field(None, description="How many are asked in a minute; more are refused. Default: 20.")
+    refusals: Count | None = Field(None, description="After so many refusals in a row the session is paused; 0 = never. Default: 3.")
+    canaries: Percent | None = Field(
+        None, description="After so many of 100 questions comes one that must be refused, to measure whether answers still mean anything."
+    )
+
+
 class CanaryTable(Table):
     """A string that is planted where only a thief looks, and must never leave."""
 
@@ -244,6 +260,7 @@ class PolicyFile(Table):
     credential: dict[Name, CredentialTable] = Field(default_factory=dict)
     canary: dict[Name, CanaryTable] = Field(default_factory=dict)
     signing: SigningTable | None = None
+    approvals: ApprovalsTable | None = None
     caps: CapsTable | None = None
 
 
@@ -251,7 +268,7 @@ TABLES: dict[str, type[Table]] = {
     "": PolicyFile, "workspace": WorkspaceTable, "mount": MountTable, "environment": EnvironmentTable, "limits": LimitsTable,
     "root": RootTable,
     "egress": EgressTable, "egress.body": BodyTable, "credential": CredentialTable, "credential.sigv4": AwsTable,
-    "canary": CanaryTable, "signing": SigningTable,
+    "canary": CanaryTable, "signing": SigningTable, "approvals": ApprovalsTable,
     "caps": CapsTable, "caps.limits": LimitsTable,
 }  # fmt: skip
 

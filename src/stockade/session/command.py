@@ -39,6 +39,17 @@ class Result:
     truncated: bool = False
     timed_out: bool = False
 
+    @property
+    def said(self) -> str:
+        """Why it failed, as far as it said so: the beginning of stderr as a line for people."""
+        text = self.stderr[:300].decode("utf-8", "replace").strip() or f"exit code {self.exit_code}"
+        return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def plain_path(path: str) -> str:
+    """A path that no program takes for an option or for standard input."""
+    return path if path.startswith("/") else f"./{path}"
+
 
 @frozen
 class Piece:

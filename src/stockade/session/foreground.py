@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from stockade.core.asks import Answered, Asked
     from stockade.core.values import Policy
     from stockade.session.gate import GateKeeper
     from stockade.session.guest import Witness
+    from stockade.session.prompt import Prompt
     from stockade.walls.box import Child
     from stockade.walls.streams import Pump
     from stockade.walls.terminal import Raw
@@ -45,6 +47,7 @@ class Foreground:
         self._gate: GateKeeper | None = None
         self._witness: Witness | None = None
         self._raw: Raw | None = None
+        self._prompt: Prompt | None = None
         self._given: list[int] = []
         self._old_signals: dict[int, Any] = {}
 
@@ -127,7 +130,7 @@ class Foreground:
 
         session = self.session
         self.loop.watch(session.box.fileno(), READ, self._notes)
-        self._gate = GateKeeper(session, self.loop, say)
+        self._gate = GateKeeper(session, self.loop, say, self._question)
         self._gate.listen()
         if session.sink is not None:
             from stockade.session.guest import Witness
@@ -144,6 +147,29 @@ class Foreground:
         self.loop.later(MOMENT, session.scan)
 
         self.loop.later(INTERVAL, self._look)
+
+    def _question(self, asked: Asked | None, answered: Answered | None) -> None:
+        """Something is asked, or was answered. Where the program inside has the user's terminal, it is asked there."""
+        gate, child = self._gate, self.child
+        if self._raw is None or gate is None or child is None:
+            if asked is not None:
+                say(f"a request waits for your word ({asked.risk} risk): {asked.key}")
+                say(f"  stockade approvals allow {self.session.id} {asked.number}    (or deny; stockade approvals shows all of it)")
+            return
+        if self._prompt is None:
+            from stockade.session.prompt import Prompt
+
+            def answer(asked: Asked, allow: bool, scope: str) -> None:
+                gate.questions.answer(asked.number, asked.digest, allow, channel="terminal", scope=scope)
+
+            self._prompt = Prompt(self.loop, [*self._pumps, *self._out], answer, self._redraw)
+        self._prompt.hear(asked, answered)
+
+    def _redraw(self) -> None:
+        """Make what runs inside draw again: its window changes, and changes back (ioctl_tty(2), TIOCSWINSZ)."""
+        if self.child is not None and self._given:
+            self.session.box.resize(self.child, 0, fewer=1)
+            self.session.box.resize(self.child, 0)
 
     def _notes(self, _events: int) -> None:
         box = self.session.box
@@ -177,6 +203,8 @@ class Foreground:
             self.loop.turn()
         if session.wall.OWN_KERNEL and not self.outcome and (why := session.died_of()):
             self._stop(why, "memory")  # what of a guest the host's kernel ends, the guest's own does not name
+        if self._prompt is not None:
+            self._prompt.close()
         self.loop.forget(session.box.fileno())
         for pump in self._pumps:
             pump.finish()

@@ -8,7 +8,7 @@ import time
 from stockade.core.errors import StockadeError, WallFailed
 from stockade.core.frozen import plain
 from stockade.core.loop import READ, WRITE
-from stockade.core.values import DENY, Policy
+from stockade.core.values import ASK, DENY, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,19 +20,24 @@ if TYPE_CHECKING:
     from stockade.gateway.control import Control
     from stockade.gateway.desk import Desk
     from stockade.session import Session
+    from stockade.session.approvals import Listener, Questions
     from stockade.session.own_gate import OwnGate
 
 KINDS = {3128: "http-proxy", 80: "http", 443: "https", 53: "dns-tcp"}  # any other port of a door is raw TCP
 LEARNED = 10_000  # requests that are kept to learn from
 NARROWED = 'only rules with "secret" or "after_secret" hold from now on'
+LATER = 5.0  # seconds that the gate waits longer for an answer than we do, so that it is us who say what became of a question
 OBEY = 2.0  # seconds in which a gate must have taken back a grant; then it is ended
 
 
 class GateKeeper:
-    """One gate for one session. `decisions` counts the requests by effect, `engine` names what carries them ("" = nothing has connected yet)."""
+    """One gate for one session. `listener` is told of what a person is asked, and of what is answered (session/approvals.py). `decisions` counts the requests by
+    effect, `engine` names what carries them ("" = nothing has connected yet)."""
 
-    def __init__(self, session: Session, loop: Loop, say: Callable[[str], None] = lambda _: None) -> None:
-        self._session, self._loop, self._say = session, loop, say
+    def __init__(
+        self, session: Session, loop: Loop, say: Callable[[str], None] = lambda _: None, listener: Listener = lambda _asked, _answered: None
+    ) -> None:
+        self._session, self._loop, self._say, self._listener = session, loop, say, listener
         self._gate: OwnGate | None = None
         self._control: Control | None = None
         self._desk: Desk | None = None
@@ -40,6 +45,8 @@ class GateKeeper:
         self._revoked_tokens: list[str] = []  # names of their blocks
         self._sent: list[int] = []  # the numbers of those that the gate was given, in its order
         self._waiting: list[Callable[[], None]] = []  # for the gate's word that it has obeyed
+        self._questions: Questions | None = None
+        self._numbers: dict[int, int] = {}  # of questions, by the gate's own
         self._tainted = False
         if session.origin is not None:
             self._tainted, gone = session.origin.tainted, session.origin.revoked
@@ -129,6 +136,7 @@ class GateKeeper:
                 "credentials": broker.for_gate(policy.credentials, session.placeholders, os.environ),
                 "token_key": session.token_key,
                 "revoked_tokens": self._revoked_tokens,
+                "patience": policy.approvals.timeout + LATER if self._asks else 0.0,
                 "listeners": [{"kind": KINDS.get(port, "tcp"), "port": port} for port in door.listeners]
                 + [{"kind": "dns-udp", "port": 53}],
             }
@@ -136,27 +144,9 @@ class GateKeeper:
         self._poll()
 
     def _obey(self, order: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
-        match order:
-            case {"do": "grants", **rest} if not rest:
-                signer = self._session.signer
-                answer({"grants": self.grants(), "signing": signer.plain() if signer is not None else None})
-            case {"do": "revoke-signing", **rest} if not rest:
-                signer = self._session.signer
-                answer({"revoked": [], "signing": signer is not None and signer.revoke()})
-            case {"do": "pause", **rest} if not rest:
-                answer({"paused": True, "changed": self._session.pause()})
-            case {"do": "resume", **rest} if not rest:
-                answer({"paused": False, "changed": self._session.resume()})
-            case {"do": "rules", **rest} if not rest:
-                answer(self.rules())
-            case {"do": "revoke-token", "token": str(token), **rest} if not rest:
-                self.revoke_token(token, answer)
-            case {"do": "revoke", "rules": list(rules), **rest} if not rest and all(type(rule) is int for rule in rules):
-                signer = self._session.signer
-                signing = {"signing": True} if not rules and signer is not None and signer.revoke() else {}
-                self.revoke(rules, lambda said: answer({**said, **signing}))
-            case _:
-                raise ValueError("it is of no known kind")
+        from stockade.session.orders import obey
+
+        obey(self, self._session, order, answer)
 
     def grants(self) -> list[dict[str, Any]]:
         """The session's grants, numbered from 1 as its policy lists them. `off`: it does not hold any more, since something secret has come in."""
@@ -276,9 +266,10 @@ class GateKeeper:
                     if self._waiting:  # it answers in the order in which it was told
                         self._waiting.pop(0)()
                 elif message[0] == "ask":
-                    # Nobody is there to ask yet, so the gate was told not to; one that asks all the same hears no.
-                    self._session.record("ask", **{name: value for name, value in message[2].items() if name not in ("kind", "session")})
-                    control.answer(message[1], allow=False)
+                    self._ask(control, message[1], dict(message[2]))
+                elif message[0] == "withdrawn":
+                    if message[1] in self._numbers:
+                        self.questions.withdraw(self._numbers.pop(message[1]))
                 elif message[0] == "event":
                     event = dict(message[2])
                     kind = str(event.pop("kind"))
@@ -304,6 +295,35 @@ class GateKeeper:
             self._fail("gate.exit", "the gate ended")
             return
         self._poll()
+
+    @property
+    def _asks(self) -> bool:
+        """Whether there is anything to ask a person about, and one to ask. A session that is there to learn asks nobody: it allows nothing."""
+        session = self._session
+        return session.policy.oversight != "none" and not session.learning and any(grant.effect == ASK for grant in session.policy.grants)
+
+    @property
+    def questions(self) -> Questions:
+        """What waits for a person's word."""
+        if self._questions is None:
+            from stockade.session.approvals import Questions
+
+            self._questions = Questions(self._session, self._loop, self._say, self._listener)
+        return self._questions
+
+    def _ask(self, control: Control, number: int, event: dict[str, Any]) -> None:
+        """Put a question of the gate's to whoever may answer."""
+        place = event.pop("place", -1)
+        if not self._asks or not 0 <= place < len(self._sent) or self._session.policy.grants[self._sent[place]].effect != ASK:
+            raise WallFailed("the gate asked about what is nothing to ask about", code="gate.protocol", hint="The network stays closed.")
+
+        def reply(allow: bool) -> None:
+            if self._numbers.pop(number, None) is not None and control is self._control:
+                control.answer(number, allow)
+                self._poll()
+
+        self._numbers[number] = self.questions.upcoming
+        self.questions.ask(event, self._session.policy.grants[self._sent[place]], tainted=self._tainted, reply=reply)
 
     def _notes(self, _events: int) -> None:
         gate = self._gate
@@ -337,6 +357,8 @@ class GateKeeper:
         self._end()
 
     def _end(self) -> None:
+        if self._questions is not None:
+            self._questions.close()
         if self._control is not None:
             self._loop.forget(self._control.fileno())
             self._control.close()

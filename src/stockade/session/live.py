@@ -18,13 +18,14 @@ from stockade.core.errors import EXIT_FAILED, StockadeError, WallFailed
 from stockade.core.loop import READ
 from stockade.session import READY, Session, slow
 from stockade.session.after import MOMENT
-from stockade.session.command import Command, Piece, Result, SessionEnded
+from stockade.session.command import Command, Piece, Result, SessionEnded, plain_path
+from stockade.session.deciders import Decider, Deciders
 from stockade.session.exchange import AsyncioLoop
 from stockade.session.gate import GateKeeper
 from stockade.session.guest import Witness
 from stockade.session.states import States
 from stockade.walls import limits
-from stockade.walls.streams import pipe
+from stockade.walls.streams import close, pipe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -44,8 +45,17 @@ NO_WAIT = 0x40  # MSG_DONTWAIT of recv(2)
 class LiveSession(States):
     """A sandbox that runs commands, several at once if wanted. Made by `open_session`. `id` is what the ledger calls it."""
 
-    def __init__(self, policy: Policy, cwd: str, prepared: Prepared | None = None, *, restore: Checkpoint | str | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        cwd: str,
+        prepared: Prepared | None = None,
+        *,
+        restore: Checkpoint | str | None = None,
+        deciders: Deciders | None = None,
+    ) -> None:
         super().__init__(Session(policy, cwd, prepared=prepared))
+        self._deciders = deciders or Deciders(None, None)
         self._restore = restore
         self.id = self._session.id
         self.loop = AsyncioLoop(self._broken)
@@ -103,9 +113,9 @@ class LiveSession(States):
 
         Raises StockadeError (`file.read`, `file.size`).
         """
-        found = await self.exec(["/bin/cat", "--", _plain(path)], max_output=max_size)
+        found = await self.exec(["/bin/cat", "--", plain_path(path)], max_output=max_size)
         if found.exit_code:
-            raise StockadeError(f"cannot read {path} inside: {_said(found)}", code="file.read", hint="Paths are those of the sandbox.")
+            raise StockadeError(f"cannot read {path} inside: {found.said}", code="file.read", hint="Paths are those of the sandbox.")
         if found.truncated:
             raise StockadeError(
                 f"{path} inside holds more than {max_size} bytes",
@@ -116,9 +126,9 @@ class LiveSession(States):
 
     async def write(self, path: str, data: bytes) -> None:
         """Write a file inside, through a command inside; replaces what was there. Raises StockadeError (`file.write`)."""
-        done = await self.exec(["/bin/sh", "-c", 'exec /bin/cat >"$1"', "sh", _plain(path)], stdin=data)
+        done = await self.exec(["/bin/sh", "-c", 'exec /bin/cat >"$1"', "sh", plain_path(path)], stdin=data)
         if done.exit_code:
-            raise StockadeError(f"cannot write {path} inside: {_said(done)}", code="file.write", hint="Paths are those of the sandbox.")
+            raise StockadeError(f"cannot write {path} inside: {done.said}", code="file.write", hint="Paths are those of the sandbox.")
 
     # --- life
 
@@ -136,8 +146,9 @@ class LiveSession(States):
             fcntl.fcntl(session.bundle.fileno(), fcntl.F_SETSIG, signal.SIGURG)
             self.loop.later(LEASE, self._certificates)
         session.record_start(())
-        self._gate = GateKeeper(session, self.loop)
-        self._gate.listen()
+        gate = self._gate = GateKeeper(session, self.loop, listener=self._deciders.hear)
+        self._deciders.session, self._deciders.questions = session, lambda: gate.questions
+        gate.listen()
         if session.sink is not None:
             self._witness = Witness(session, session.sink, self.loop)
         if session.box.ready:  # it was waited for already
@@ -171,6 +182,7 @@ class LiveSession(States):
                 self._finish(closed)
                 self._end = closed
             await self._settled()
+            self._deciders.close()
             if self._gate is not None:
                 self._gate.close()
             if self._witness is not None:
@@ -256,10 +268,10 @@ class LiveSession(States):
                     words, env={**dict(wanted.environment), **(env or {})}, cwd=place, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2]
                 )
             except BaseException:
-                _close(ours)
+                close(ours)
                 raise
             finally:
-                _close(theirs)
+                close(theirs)
             command.attach(child, ours[0], ours[1], ours[2], collect=collect)
             self._commands[child.ident] = command
             try:
@@ -353,13 +365,19 @@ class LiveSession(States):
 
 @asynccontextmanager
 async def open_session(
-    policy: Policy | None = None, *, cwd: str | None = None, restore: Checkpoint | str | None = None
+    policy: Policy | None = None,
+    *,
+    cwd: str | None = None,
+    restore: Checkpoint | str | None = None,
+    approver: Decider | None = None,
+    reviewer: Decider | None = None,
 ) -> AsyncIterator[LiveSession]:
     """Open a sandbox, and end everything in it when the block is left.
 
     Without `policy` it is the one that `stockade run` would use in `cwd` (default: the current folder): administrator's and user's layers.
     With `restore` (a checkpoint, or the path of one that was kept) what runs inside goes on from there, in a session of its own; the policy's grants hold, but
     for those that had been taken back. Its mounts and limits must be those that the checkpoint was made under.
+    `approver` and `reviewer` are asked about what the policy lets somebody decide (session/deciders.py).
     Raises PolicyError, CannotEnforce, WallFailed and StockadeError; nothing is left behind then.
     """
     folder = os.getcwd() if cwd is None else os.path.abspath(cwd)
@@ -367,28 +385,12 @@ async def open_session(
         from stockade.policy.cached import load
 
         policy = load(folder)
-    session = LiveSession(policy, folder, restore=restore)
+    session = LiveSession(policy, folder, restore=restore, deciders=Deciders(approver, reviewer))
     try:
         await session.open()
         yield session
     finally:
         await session.close()
-
-
-def _plain(path: str) -> str:
-    """A path that no program takes for an option or for standard input."""
-    return path if path.startswith("/") else f"./{path}"
-
-
-def _said(result: Result) -> str:
-    text = result.stderr[:300].decode("utf-8", "replace").strip() or f"exit code {result.exit_code}"
-    return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
-def _close(fds: list[int]) -> None:
-    for fd in fds:
-        if fd >= 0:
-            os.close(fd)
 
 
 __all__ = ["Command", "LiveSession", "Piece", "Result", "SessionEnded", "open_session"]

@@ -105,11 +105,13 @@ class Box:
         self._children[child.ident] = child
         return child
 
-    def resize(self, child: Child, source: int) -> None:
-        """Give the command's terminal the window size of the terminal `source`; nothing happens if either is none, or the command has ended."""
+    def resize(self, child: Child, source: int, *, fewer: int = 0) -> None:
+        """Give the command's terminal the window size of the terminal `source`, with so many `fewer` rows; nothing happens if either is none, or the
+        command has ended."""
         size = terminal.size_of(source)
         if size is None or child.status is not None or child.error:
             return
+        size = (max(1, size[0] - fewer), *size[1:])
         if not self.terminal_stays:
             terminal.set_size(child.terminal, size)
             return

@@ -76,7 +76,7 @@ if TYPE_CHECKING:
         def signal(self, child: Child, number: int) -> None:
             """Send a signal to the command's whole process group, grandchildren too; nothing happens if it ended."""
 
-        def resize(self, child: Child, source: int) -> None:
+        def resize(self, child: Child, source: int, *, fewer: int = 0) -> None:
             """Give the command's terminal the window size of the terminal `source`; nothing happens if either is none, or the command has ended."""
 
         def pause(self) -> None:

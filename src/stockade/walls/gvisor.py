@@ -14,7 +14,7 @@ import os
 from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import frozen
 from stockade.core.values import Enforced
-from stockade.walls import bubblewrap, door, late, launching, limits, native, root, seccomp, system, view
+from stockade.walls import bubblewrap, door, late, launching, limits, native, root, seccomp, streams, system, view
 from stockade.walls.box import Box
 
 TYPE_CHECKING = False
@@ -286,7 +286,7 @@ class GuestBox(Box):
         try:
             self.bind_opened(wanted, opened)
         finally:
-            late.close(opened)
+            streams.close(opened)
 
     def bind_opened(self, wanted: late.Late, opened: list[int]) -> None:
         """The same with the descriptors of `late.pin`."""
@@ -352,7 +352,7 @@ def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) 
             raise
         return box
     finally:
-        late.close(opened)
+        streams.close(opened)
 
 
 def warm(prepared: Warm, door: Door | None = None, cgroups: Sequence[int] = ()) -> GuestBox:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from stockade.core.frozen import frozen
-from stockade.walls import launching, native, view
+from stockade.walls import launching, native, streams, view
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,15 +50,9 @@ def pin(late: Late) -> list[int]:
         for path in (*late.paths, *(layer for one in late.overlays for layer in launching.layers_of(one))):
             opened.append(launching.pinned(path))
     except BaseException:
-        close(opened)
+        streams.close(opened)
         raise
     return opened
-
-
-def close(fds: list[int]) -> None:
-    """Close all of them."""
-    for fd in fds:
-        os.close(fd)
 
 
 def bind(late: Late, opened: list[int], sock: int, root: str, stderr: int) -> int:

@@ -8,7 +8,7 @@ from stockade.core.loop import READ, WRITE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from stockade.core.loop import Loop
 
@@ -39,6 +39,20 @@ class Pump:
         self._held = memoryview(b"")
         self.done = False
         loop.watch(source, READ, self._read)
+
+    def hold(self) -> None:
+        """Copy nothing until `go_on`; nothing is lost."""
+        self._loop.forget(self._source)
+        self._loop.forget(self._sink)
+
+    def go_on(self) -> None:
+        """After `hold`."""
+        if self.done:
+            return
+        if self._held:
+            self._loop.watch(self._sink, WRITE, self._write)
+        else:
+            self._loop.watch(self._source, READ, self._read)
 
     def _read(self, _events: int) -> None:
         try:
@@ -85,3 +99,10 @@ def pipe(inner_reads: bool) -> tuple[int, int]:
     ours, theirs = (writer, reader) if inner_reads else (reader, writer)
     os.set_blocking(ours, False)
     return ours, theirs
+
+
+def close(fds: Iterable[int]) -> None:
+    """Close all that are open; below zero there is none."""
+    for fd in fds:
+        if fd >= 0:
+            os.close(fd)

@@ -67,7 +67,7 @@ class Native:
         if child.status is None:
             os.killpg(child.pid, number)
 
-    def resize(self, child: Child, source: int) -> None:
+    def resize(self, child: Child, source: int, *, fewer: int = 0) -> None:
         """There is no terminal: nothing happens."""
 
     def pause(self) -> None:

@@ -1,0 +1,142 @@
+"""`stockade approvals`: what running sessions ask a person, the answers, what was approved and still holds, and what the answers are worth."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from stockade.cli.commands import commands
+from stockade.cli.paint import Paint
+from stockade.core.errors import StockadeError
+from stockade.core.frozen import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from stockade.session.inbox import Waiting
+
+_COLOURS = {"low": "green", "medium": "yellow", "high": "red"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """`stockade approvals`'s own parser."""
+    parser, command = commands(
+        prog="stockade approvals",
+        description="Show what running sessions ask you, and answer. Without a command: list.",
+    )
+    command("list", "Show what waits for an answer, and what was approved for a session and still holds.")
+    for name, text in (("allow", "Let what is asked happen, once."), ("deny", "Refuse it.")):
+        one = command(name, text)
+        one.add_argument("id", metavar="ID", help="the session's id, or the beginning of it")
+        one.add_argument("ask", metavar="N", type=int, nargs="?", default=0, help="which question (default: the only one)")
+        if name == "allow":
+            one.add_argument("--for-session", action="store_true", help="and every repetition until the session ends")
+    revoke = command("revoke", "Take back what was approved for a session.")
+    revoke.add_argument("id", metavar="ID", help="the session's id, or the beginning of it")
+    revoke.add_argument("key", metavar="WHAT", nargs="?", default="", help="which approval, as the list shows it (default: all)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `stockade approvals` with `argv` (without "approvals")."""
+    words = list(argv)
+    if not words or words == ["--json"]:
+        words = ["list", *words]
+    options = build_parser().parse_args(words)
+    run: Callable[[Any], int] = {"list": _list, "allow": _answer, "deny": _answer, "revoke": _revoke}[options.command]
+    return run(options)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from stockade.session import inbox
+
+    found = inbox.waiting()
+    if options.json:
+        print(json.dumps([plain(one) for one in found], indent=2))
+        return 0
+    if not found:
+        print("Nothing waits for an answer, and nothing was approved that still holds.")
+    paint = Paint(sys.stdout)
+    for one in found:
+        print(paint(f"{one.session}  {_safe(one.workspace)}", "bold"))
+        for asked in one.asks:
+            for line in shown(asked, paint):
+                print(f"  {line}")
+        for key in one.standing:
+            print(f"    approved until the session ends: {_safe(key)}")
+    return 0
+
+
+def shown(asked: dict[str, Any], paint: Paint) -> list[str]:
+    """A question as a person reads it."""
+    left = max(0, round(asked["expires"] - time.time()))
+    lines = [
+        f"{asked['number']:>3}  {paint(asked['risk'], _COLOURS[asked['risk']])}  {left // 60}:{left % 60:02} left  {_safe(asked['what'])}"
+    ]
+    facts = [f"asked by {_safe(asked['rule'])}"]
+    if asked["tainted"]:
+        facts.append("something secret was read")
+    facts.append("can be undone" if asked["reversible"] else "cannot be undone")
+    lines.append(f"     {'; '.join(facts)}")
+    lines.append("     once at a time" if asked["people"] else f"     --for-session: {_safe(asked['also'])}")
+    return lines
+
+
+def _safe(text: str) -> str:
+    """What comes from a sandbox reaches no terminal but as printable ASCII."""
+    return text.encode("ascii", "backslashreplace").decode() if text.isprintable() else ascii(text)[1:-1]
+
+
+def _session(name: str) -> Waiting:
+    from stockade.cli.session import running
+    from stockade.session import inbox
+
+    return inbox.of(running(name))
+
+
+def _answer(options: argparse.Namespace) -> int:
+    from stockade.session import inbox
+
+    one = _session(options.id)
+    asks = [asked for asked in one.asks if options.ask in (0, asked["number"])]
+    if len(asks) != 1:
+        what = f"no question {options.ask}" if options.ask else f"{len(asks)} questions" if asks else "no question"
+        raise StockadeError(
+            f"{one.session} has {what} that {'waits' if len(asks) < 2 else 'wait'}",
+            code="approval.gone" if not asks else "approval.which",
+            hint="stockade approvals list shows what waits; name its number.",
+        )
+    scope = "session" if getattr(options, "for_session", False) else "once"
+    if not options.json:
+        for line in shown(asks[0], Paint(sys.stdout)):
+            print(line)
+    done = inbox.answer(one, asks[0], options.command == "allow", channel="inbox", scope=scope)
+    if options.json:
+        print(json.dumps(done))
+    elif done["outcome"] == "canary":
+        print(told(done))
+    else:
+        print("Allowed." if done["allow"] else "Refused.")
+    return 0
+
+
+def told(done: dict[str, Any]) -> str:
+    """What a person reads after answering a canary."""
+    trap = _safe(done["asked"]["trap"])
+    return f"That was a test, nothing was {'done' if done['caught'] else 'asked by the agent'}: {trap} {'You let it pass.' if done['caught'] else 'You saw it.'}"
+
+
+def _revoke(options: argparse.Namespace) -> int:
+    from stockade.session import inbox
+
+    one = _session(options.id)
+    keys = [key for key in one.standing if options.key in ("", key)]
+    if not keys:
+        raise StockadeError("nothing that was approved holds", code="approval.gone", hint="stockade approvals list shows what does.")
+    for key in keys:
+        inbox.revoke(one, key)
+    print(json.dumps({"revoked": keys}) if options.json else "\n".join(f"Taken back: {_safe(key)}" for key in keys))
+    return 0

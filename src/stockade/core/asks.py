@@ -1,0 +1,55 @@
+"""What a person, or a reviewer in its place, is asked; and what was answered. Plain values: the gate's side, the channels and the ledger share them."""
+
+from __future__ import annotations
+
+from stockade.core.frozen import frozen
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
+
+    Risk = Literal["low", "medium", "high"]
+    Scope = Literal["once", "session"]
+    Outcome = Literal["approved", "refused", "timed_out", "withdrawn", "too_many", "earlier", "canary"]
+
+
+@frozen
+class Asked:
+    """One question. `number` is the session's own, from 1; `what` is the canonical text of what is asked, and `digest` the SHA-256 of all of it (hex).
+
+    `key` is what a repetition shares, and what an approval for the session covers; `also` says in words what else that would allow. `rule` is where the rule
+    stands that asks. `people`: no reviewer may answer. `asked` and `expires` are Unix seconds. `trap` is why a canary must be refused, "" for a real question.
+    """
+
+    number: int
+    action: str
+    what: str
+    digest: str
+    key: str
+    also: str = ""
+    rule: str = ""
+    risk: Risk = "medium"
+    reversible: bool = False
+    tainted: bool = False
+    people: bool = False
+    asked: float = 0.0
+    expires: float = 0.0
+    trap: str = ""
+
+
+@frozen
+class Answered:
+    """What became of a question. `by` is "person", "reviewer" or "rule"; `channel` where it was answered; `seconds` how long that took.
+
+    `allow` is never true for a canary: then `caught` says whether somebody approved it.
+    """
+
+    asked: Asked
+    allow: bool
+    outcome: Outcome
+    by: Literal["person", "reviewer", "rule"]
+    channel: str = ""
+    scope: Scope = "once"
+    seconds: float = 0.0
+    caught: bool = False
+    pause: bool = False  # that many refusals in a row are a sign: the session is to stand still

@@ -1,0 +1,138 @@
+"""One session's questions on their way: from the gate to whoever may answer, into the ledger, and back. Imported when there is a first one.
+
+INVARIANT: what is answered is in the ledger before anything moves by it; what cannot be written is a no.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+from stockade.checks.approvals import Approvals
+from stockade.checks.questions import question
+from stockade.core.errors import StockadeError
+from stockade.core.frozen import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from stockade.core.asks import Answered, Asked
+    from stockade.core.loop import Loop
+    from stockade.core.values import Grant
+    from stockade.session import Session
+
+    type Listener = Callable[[Asked | None, Answered | None], None]
+
+
+class Questions:
+    """`say` is told what the user should know; `listener` of each question that waits (question, None), and of each answer (None, answer)."""
+
+    def __init__(self, session: Session, loop: Loop, say: Callable[[str], None], listener: Listener) -> None:
+        self._session, self._loop, self._say, self._listener = session, loop, say, listener
+        self._approvals = Approvals(session.policy.approvals)
+        self._replies: dict[int, Callable[[bool], None]] = {}
+        self._timer = 0
+
+    @property
+    def upcoming(self) -> int:
+        """The number of the next question."""
+        return self._approvals.upcoming
+
+    @property
+    def pending(self) -> tuple[Asked, ...]:
+        """What waits, oldest first."""
+        return tuple(self._approvals.pending.values())
+
+    def ask(self, event: Mapping[str, object], grant: Grant, *, tainted: bool, reply: Callable[[bool], None]) -> int:
+        """Put a question of the gate's; `reply` is called once, now or later. Its number. Raises StockadeError (`ledger.*`): then nobody was asked."""
+        now = time.time()
+        asked = question(self._approvals.take(), event, grant, tainted=tainted)
+        facts = {
+            name: value
+            for name, value in plain(asked).items()
+            if name in ("action", "digest", "key", "rule", "risk", "reversible", "tainted", "people")
+        }
+        self._session.record("ask", ask=asked.number, what=asked.key, **facts)
+        self._replies[asked.number] = reply
+        answered = self._approvals.ask(asked, now)
+        if answered is not None:
+            self._tell(answered)
+            return asked.number
+        self._wait()
+        waiting = self._approvals.pending[asked.number]
+        self._listener(waiting, None)
+        return asked.number
+
+    def withdraw(self, number: int) -> None:
+        """Whoever asked does not wait any more."""
+        over = self._approvals.withdraw(number, time.time())
+        if over is not None:
+            self._tell(over)
+
+    def answer(
+        self, number: int, digest: str, allow: bool, *, channel: str, scope: str = "once", by: Literal["person", "reviewer"] = "person"
+    ) -> Answered:
+        """Somebody's word. Raises StockadeError: `approval.*`, and nothing is changed; `ledger.*`, and it is a no."""
+        if scope not in ("once", "session"):
+            raise StockadeError(f"an approval cannot be for {scope!r}", code="approval.scope", hint='It is for "once" or "session".')
+        found = self._approvals.answer(
+            number, digest, allow, by=by, channel=channel, now=time.time(), scope="session" if scope == "session" else "once"
+        )
+        self._tell(found)
+        return found
+
+    def revoke(self, key: str) -> None:
+        """Take back an approval for the session. Raises StockadeError `approval.gone`, `ledger.*`."""
+        if key not in self._approvals.standing:
+            raise StockadeError(f"nothing was approved for {key!r}", code="approval.gone", hint="stockade approvals list shows what holds.")
+        self._approvals.revoke(key)  # narrower at once, whether it can be written down or not
+        self._session.record("approval.revoke", key=key)
+
+    def plain(self) -> dict[str, Any]:
+        """What waits and what was approved for the session, for a channel. A canary looks like any other."""
+        shown = [{name: value for name, value in plain(asked).items() if name != "trap"} for asked in self.pending]
+        return {"asks": shown, "standing": sorted(self._approvals.standing)}
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        for number in [*self._approvals.pending]:
+            self.withdraw(number)
+        self._loop.cancel(self._timer)
+
+    def _tell(self, answered: Answered) -> None:
+        asked = answered.asked
+        reply = self._replies.pop(asked.number, None)
+        facts = {name: getattr(answered, name) for name in ("outcome", "by", "channel", "scope", "seconds")}
+        trap = {"canary": True, "caught": answered.caught} if asked.trap else {}
+        try:
+            self._session.record("answer", ask=asked.number, effect="allow" if answered.allow else "deny", **facts, **trap)
+        except StockadeError:
+            if reply is not None:
+                reply(False)
+            raise
+        if reply is not None:
+            reply(answered.allow)
+        self._listener(None, answered)
+        if answered.pause:
+            self._pause()
+        self._wait()
+
+    def _pause(self) -> None:
+        self._say(
+            f"{self._session.policy.approvals.refusals} refusals in a row: the session is paused. Go on: stockade session resume {self._session.id}"
+        )
+        try:
+            self._session.pause()
+        except StockadeError as error:
+            self._say(f"it could not be paused: {error.message} ({error.code})")
+
+    def _wait(self) -> None:
+        self._loop.cancel(self._timer)
+        due = self._approvals.due()
+        if due is not None:
+            self._timer = self._loop.later(max(0.0, due - time.time()), self._expire)
+
+    def _expire(self) -> None:
+        for over in self._approvals.expire(time.time()):
+            self._tell(over)
+        self._wait()

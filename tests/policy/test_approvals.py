@@ -1,0 +1,75 @@
+"""[approvals] and rules that ask: what is written above binds what is written below."""
+
+from __future__ import annotations
+
+import pytest
+
+from policy.support import Places
+from stockade.core.errors import PolicyError
+from stockade.core.values import Asking
+from stockade.policy.problems import each
+
+ASKS = '[[egress]]\nhost = "api.example.test"\nmethods = ["POST"]\npaths = ["/v1"]\neffect = "ask"'
+
+
+def codes(places: Places, *overrides: tuple[str, str]) -> set[str]:
+    with pytest.raises(PolicyError) as caught:
+        places.compile(*overrides)
+    return {error.code for error in each(caught.value)}
+
+
+def test_a_rule_that_asks(places: Places) -> None:
+    places.write(user=f"{ASKS}\npeople = true\n[approvals]\ntimeout = '90 s'\npending = 2")
+    found = places.compile().policy
+    (grant,) = found.grants
+    assert (grant.effect, grant.people) == ("ask", True)
+    assert found.approvals == Asking(timeout=90, pending=2)
+    assert places.load() == places.load() == found  # the cache gives back the same
+
+
+@pytest.mark.parametrize(
+    "above, below, allowed",
+    [
+        ("timeout = 60", "timeout = 30", True),
+        ("timeout = 60", "timeout = 61", False),
+        ("pending = 2", "pending = 3", False),
+        ("per_minute = 2", "per_minute = 1", True),
+        ("per_minute = 2", "per_minute = 3", False),
+        ("refusals = 2", "refusals = 1", True),
+        ("refusals = 2", "refusals = 0", False),  # it would never be paused
+        ("refusals = 2", "refusals = 3", False),
+        ("refusals = 0", "refusals = 3", True),
+        ("canaries = 5", "canaries = 10", True),
+        ("canaries = 5", "canaries = 0", False),
+    ],
+)
+def test_what_a_layer_wrote_is_only_tightened_below(places: Places, above: str, below: str, allowed: bool) -> None:
+    places.write(managed=f"[approvals]\n{above}", user=f"[approvals]\n{below}")
+    if allowed:
+        name, value = below.split(" = ")
+        assert getattr(places.compile().policy.approvals, name) == int(value)
+    else:
+        assert codes(places) == {"policy.capped"}
+
+
+@pytest.mark.parametrize(
+    "written, code",
+    [
+        ("[approvals]\ntimeout = 0", "policy.bad-value"),
+        ("[approvals]\ntimeout = '11 min'", "policy.bad-value"),
+        ("[approvals]\npending = 0", "policy.bad-value"),
+        ("[approvals]\ncanaries = 51", "policy.bad-value"),
+        (ASKS.replace('"ask"', '"allow"') + "\npeople = true", "policy.people"),
+        (ASKS.replace('"ask"', '"deny"') + "\npeople = true", "policy.denial"),
+        (f'oversight = "none"\n{ASKS}', "policy.nobody-to-ask"),
+    ],
+)
+def test_what_cannot_be(places: Places, written: str, code: str) -> None:
+    places.write(user=written)
+    assert code in codes(places)
+
+
+def test_raw_tcp_may_be_asked_about(places: Places) -> None:
+    places.write(user='[[egress]]\nhost = "db.example.test"\nscheme = "tcp"\nport = 5432\neffect = "ask"\npeople = true')
+    (grant,) = places.compile().policy.grants
+    assert (grant.effect, grant.people) == ("ask", True)
