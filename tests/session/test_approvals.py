@@ -78,6 +78,14 @@ def stockade(place: Place, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def end(run: subprocess.Popen[bytes]) -> None:
+    run.kill()
+    run.wait()
+    for stream in (run.stdout, run.stderr):
+        if stream is not None:
+            stream.close()
+
+
 def waiting() -> list[dict[str, Any]]:
     return [{**asked, "session": one.session} for one in inbox.waiting() for asked in one.asks]
 
@@ -107,8 +115,7 @@ def test_what_is_approved_happens_once_and_what_is_refused_does_not(place: Place
         assert third["number"] == 3 and stockade(place, "deny", third["session"]).returncode == 0
         assert run.communicate(timeout=20)[0].split() == [b"200", b"403", b"403"]
     finally:
-        run.kill()
-        run.wait()
+        end(run)
     assert server.seen == ["/yes?q=1"]
     told = events(place, "ask", "answer", "egress")
     assert [event["kind"] for event in told if event.get("way") != "tunnel"] == ["ask", "answer", "egress"] * 3
@@ -139,8 +146,7 @@ def test_an_approval_for_the_session_holds_for_the_same_and_can_be_taken_back(pl
         assert stockade(place, "deny", asked("/a")["session"]).returncode == 0
         assert run.communicate(timeout=20)[0].split() == [b"200", b"200", b"403", b"403"]
     finally:
-        run.kill()
-        run.wait()
+        end(run)
     assert [one["outcome"] for one in events(place, "answer")] == ["approved", "earlier", "refused", "refused"]
     assert [one["key"] for one in events(place, "approval.revoke")] == [f"GET http://open.localhost:{server.server_port}/a"]
 
@@ -153,8 +159,7 @@ def test_nobody_answers_others_go_on_and_what_is_not_waited_for_is_not_asked_any
     try:
         out = run.communicate(timeout=30)[0].split()
     finally:
-        run.kill()
-        run.wait()
+        end(run)
     assert out == [b"200", b"200", b"403"] and server.seen == ["/free", "/free"]
     assert [one["outcome"] for one in events(place, "answer")] == ["withdrawn", "timed_out"]
 
@@ -177,8 +182,7 @@ def test_an_answer_about_something_else_or_too_late_changes_nothing(place: Place
         assert caught.value.code == "approval.gone"
         assert run.communicate(timeout=20)[0] == b"403\n" and server.seen == []
     finally:
-        run.kill()
-        run.wait()
+        end(run)
 
 
 def test_what_only_people_may_approve_is_approved_once_at_a_time(place: Place, server: Any) -> None:
@@ -190,8 +194,7 @@ def test_what_only_people_may_approve_is_approved_once_at_a_time(place: Place, s
         assert stockade(place, "allow", one["session"]).returncode == 0
         assert run.communicate(timeout=20)[0] == b"200\n"
     finally:
-        run.kill()
-        run.wait()
+        end(run)
 
 
 def test_after_refusals_in_a_row_the_session_stands_still(place: Place, server: Any) -> None:
@@ -207,8 +210,7 @@ def test_after_refusals_in_a_row_the_session_stands_still(place: Place, server: 
         assert stockade(place, "allow", asked("/c")["session"]).returncode == 0
         assert run.communicate(timeout=20)[0].split() == [b"403", b"403", b"200"]
     finally:
-        run.kill()
-        run.wait()
+        end(run)
 
 
 def test_no_receipt_no_effect(place: Place, server: Any) -> None:
@@ -229,8 +231,7 @@ ledger.Ledger.append = broken
         assert "ledger.write" in stockade(place, "allow", one["session"], "--json").stderr
         assert run.communicate(timeout=20)[0] == b"403\n"
     finally:
-        run.kill()
-        run.wait()
+        end(run)
     assert server.seen == []
 
 
@@ -357,8 +358,7 @@ def test_a_caller_from_inside_has_no_desk(place: Place, server: Any) -> None:
         assert stockade(place, "deny", one["session"]).returncode == 0
         run.communicate(timeout=20)
     finally:
-        run.kill()
-        run.wait()
+        end(run)
 
 
 # ---- in a program -------------------------------------------------------------------------------------------------------------------
@@ -420,3 +420,76 @@ def test_an_approver_that_never_answers_holds_up_nothing_but_the_question(place:
     began = time.monotonic()
     assert in_program(place, server, "/a", approver=never) == [b"403"]
     assert time.monotonic() - began < 30 and [one["outcome"] for one in events(place, "answer")] == ["timed_out"]
+
+
+# ---- on a full screen ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_inbox_on_a_full_screen(place: Place, server: Any) -> None:
+    """As a person sees and uses it: through a pty, by its keys."""
+    wait = "while [ ! -e go ]; do sleep 0.05; done"
+    run = place.start("/bin/sh", "-c", f"{script(server, '/a', '/b', '/c')}; {wait}; {script(server, '/c')}", policy=policy(server))
+    screen = Terminal(place, (), words=[sys.executable, "-m", "stockade", "approvals"])
+    try:
+        screen.resize(120, 30)
+        asked("/a")
+        screen.expect(r"open\.localhost:\d+/a", 30)
+        screen.type("\x1b[B")  # down: choose it
+        screen.expect("cannot be undone|can be undone")
+        screen.type("a")
+        screen.expect(r"Allow this\?")
+        screen.type("\r")  # Enter leaves it
+        time.sleep(0.5)
+        assert server.seen == []
+        screen.type("a")
+        screen.expect(r"Allow this\?")
+        screen.type("y")
+        asked("/b")
+        assert server.seen == ["/a"]
+        screen.expect(r"open\.localhost:\d+/b", 30)
+        time.sleep(1)
+        screen.type("d")  # nothing is chosen any more: what was, has gone
+        time.sleep(1)
+        assert [one["key"][-2:] for one in waiting()] == ["/b"]
+        screen.type("\x1b[B")
+        time.sleep(0.5)
+        screen.type("d")
+        asked("/c")
+        screen.expect(r"open\.localhost:\d+/c", 30)
+        time.sleep(1)
+        screen.type("\x1b[B")
+        time.sleep(0.5)
+        screen.type("s")
+        screen.expect(r"Allow this\?")
+        screen.type("y")
+        screen.expect("approved")
+        time.sleep(1)
+        screen.type("\x1b[B")
+        time.sleep(0.5)
+        screen.type("r")
+        assert until(lambda: inbox.waiting() == [], 10)
+        (place.work / "go").touch()
+        assert stockade(place, "deny", asked("/c")["session"]).returncode == 0
+        assert run.communicate(timeout=20)[0].split() == [b"200", b"403", b"200", b"403"]
+        screen.type("q")
+        assert screen.wait() == 0
+    finally:
+        screen.close()
+        end(run)
+    assert server.seen == ["/a", "/c"]
+
+
+def test_a_full_screen_draws_nothing_that_a_sandbox_sends(place: Place, server: Any) -> None:
+    body = "$(printf '\\033]0;title\\007[red]markup[/red]\\302\\233m')"
+    run = place.start("/bin/sh", "-c", script(server, f'/a -X POST --data-binary "{body}"'), policy=policy(server))
+    screen = Terminal(place, (), words=[sys.executable, "-m", "stockade", "approvals"])
+    try:
+        screen.resize(120, 30)
+        asked("/a")
+        screen.expect(r"open\.localhost:\d+/a", 30)
+        screen.type("\x1b[B")
+        seen = screen.expect(r"\[red\]markup\[/red\]")[0]
+        assert b"\x1b]0;title" not in seen and b"\x9bm" not in seen
+    finally:
+        screen.close()
+        end(run)

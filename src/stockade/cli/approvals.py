@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from stockade.cli.commands import commands
@@ -18,15 +19,16 @@ if TYPE_CHECKING:
 
     from stockade.session.inbox import Waiting
 
-_COLOURS = {"low": "green", "medium": "yellow", "high": "red"}
+COLOURS = {"low": "green", "medium": "yellow", "high": "red"}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """`stockade approvals`'s own parser."""
     parser, command = commands(
         prog="stockade approvals",
-        description="Show what running sessions ask you, and answer. Without a command: list.",
+        description="Show what running sessions ask you, and answer. Without a command: inbox on a terminal, else list.",
     )
+    command("inbox", "A full screen of what is asked, as it comes.")
     command("list", "Show what waits for an answer, and what was approved for a session and still holds.")
     for name, text in (("allow", "Let what is asked happen, once."), ("deny", "Refuse it.")):
         one = command(name, text)
@@ -44,10 +46,22 @@ def main(argv: Sequence[str]) -> int:
     """Run `stockade approvals` with `argv` (without "approvals")."""
     words = list(argv)
     if not words or words == ["--json"]:
-        words = ["list", *words]
+        words = ["inbox" if not words and sys.stdin.isatty() and sys.stdout.isatty() and find_spec("textual") else "list", *words]
     options = build_parser().parse_args(words)
-    run: Callable[[Any], int] = {"list": _list, "allow": _answer, "deny": _answer, "revoke": _revoke}[options.command]
+    run: Callable[[Any], int] = {"inbox": _inbox, "list": _list, "allow": _answer, "deny": _answer, "revoke": _revoke}[options.command]
     return run(options)
+
+
+def _inbox(_: argparse.Namespace) -> int:
+    try:
+        from stockade.cli.inbox import Inbox
+    except ImportError as error:
+        raise StockadeError(
+            f"the full screen needs Textual: {error}", code="cli.extra", hint="pip install 'stockade[tui]', or: stockade approvals list"
+        ) from error
+    app = Inbox()
+    app.run()
+    return app.return_code or 0
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -61,12 +75,12 @@ def _list(options: argparse.Namespace) -> int:
         print("Nothing waits for an answer, and nothing was approved that still holds.")
     paint = Paint(sys.stdout)
     for one in found:
-        print(paint(f"{one.session}  {_safe(one.workspace)}", "bold"))
+        print(paint(f"{one.session}  {safe(one.workspace)}", "bold"))
         for asked in one.asks:
             for line in shown(asked, paint):
                 print(f"  {line}")
         for key in one.standing:
-            print(f"    approved until the session ends: {_safe(key)}")
+            print(f"    approved until the session ends: {safe(key)}")
     return 0
 
 
@@ -74,18 +88,18 @@ def shown(asked: dict[str, Any], paint: Paint) -> list[str]:
     """A question as a person reads it."""
     left = max(0, round(asked["expires"] - time.time()))
     lines = [
-        f"{asked['number']:>3}  {paint(asked['risk'], _COLOURS[asked['risk']])}  {left // 60}:{left % 60:02} left  {_safe(asked['what'])}"
+        f"{asked['number']:>3}  {paint(asked['risk'], COLOURS[asked['risk']])}  {left // 60}:{left % 60:02} left  {safe(asked['what'])}"
     ]
-    facts = [f"asked by {_safe(asked['rule'])}"]
+    facts = [f"asked by {safe(asked['rule'])}"]
     if asked["tainted"]:
         facts.append("something secret was read")
     facts.append("can be undone" if asked["reversible"] else "cannot be undone")
     lines.append(f"     {'; '.join(facts)}")
-    lines.append("     once at a time" if asked["people"] else f"     --for-session: {_safe(asked['also'])}")
+    lines.append("     once at a time" if asked["people"] else f"     --for-session: {safe(asked['also'])}")
     return lines
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     """What comes from a sandbox reaches no terminal but as printable ASCII."""
     return text.encode("ascii", "backslashreplace").decode() if text.isprintable() else ascii(text)[1:-1]
 
@@ -125,7 +139,7 @@ def _answer(options: argparse.Namespace) -> int:
 
 def told(done: dict[str, Any]) -> str:
     """What a person reads after answering a canary."""
-    trap = _safe(done["asked"]["trap"])
+    trap = safe(done["asked"]["trap"])
     return f"That was a test, nothing was {'done' if done['caught'] else 'asked by the agent'}: {trap} {'You let it pass.' if done['caught'] else 'You saw it.'}"
 
 
@@ -138,5 +152,5 @@ def _revoke(options: argparse.Namespace) -> int:
         raise StockadeError("nothing that was approved holds", code="approval.gone", hint="stockade approvals list shows what does.")
     for key in keys:
         inbox.revoke(one, key)
-    print(json.dumps({"revoked": keys}) if options.json else "\n".join(f"Taken back: {_safe(key)}" for key in keys))
+    print(json.dumps({"revoked": keys}) if options.json else "\n".join(f"Taken back: {safe(key)}" for key in keys))
     return 0
