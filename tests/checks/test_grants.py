@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from typing import Any
 
@@ -272,9 +273,23 @@ def test_denials_ignore_case_and_parameters_and_unreadable_ones_cover_everything
     assert decide(request, (Grant("h.example.com", paths=("broken",)),)).effect == DENY
 
 
-def test_ask_is_not_an_allow_and_beats_one() -> None:
+def test_a_question_is_lifted_by_an_allow_of_its_own_file_and_by_no_other() -> None:
     request = HttpRequest("GET", "h.example.com", "/x")
-    assert decide(request, (Grant("h.example.com"), Grant("h.example.com", effect=ASK))).effect == ASK
+    asks = Grant("h.example.com", effect=ASK, origin=Origin("user", 1))
+    own, other = Grant("h.example.com", origin=Origin("user", 9)), Grant("h.example.com", origin=Origin("managed", 9))
+    elsewhere = Grant("h.example.com", paths=("/y",), origin=Origin("user", 9))
+    for found, wanted in (
+        ((asks,), ASK),
+        ((asks, own), ALLOW),
+        ((asks, other), ASK),
+        ((asks, elsewhere), ASK),
+        ((asks, own, other), ALLOW),
+    ):
+        for grants in itertools.permutations(found):
+            assert decide(request, grants).effect == wanted
+            assert weigh(request, grants)[0][0].effect == wanted
+    denied = Grant("h.example.com", effect=DENY)
+    assert decide(request, (asks, own, denied)).effect == DENY
 
 
 def test_suffixes_need_two_labels() -> None:

@@ -251,6 +251,27 @@ def test_without_anybody_to_ask_it_is_refused_at_once(place: Place, server: Any)
     assert done.stdout == b"403\n" and time.monotonic() - began < 15 and server.seen == [] and events(place, "ask", "answer") == []
 
 
+def test_what_was_approved_becomes_a_rule_after_it_was_shown(place: Place, server: Any) -> None:
+    user = place.home / ".config/stockade/policy.toml"
+    assert "approval.none" in stockade(place, "rule", "--json").stderr
+    run = place.start("/bin/sh", "-c", script(server, "/a", "/no"), policy=policy(server))
+    try:
+        assert stockade(place, "allow", asked("/a")["session"]).returncode == 0
+        assert stockade(place, "deny", asked("/no")["session"]).returncode == 0
+        assert run.communicate(timeout=20)[0].split() == [b"200", b"403"]
+    finally:
+        end(run)
+    shown = stockade(place, "rule").stdout
+    assert '+paths = ["/a"]' in shown and "/no" not in shown and '+query = "none"' in shown and not user.exists()
+    assert "goes on asking" in shown  # the rule that asked is none of the user's file
+    assert stockade(place, "rule", "--write").returncode == 0
+    check = subprocess.run(
+        [sys.executable, "-m", "stockade", "policy", "show"], cwd=place.work, env=place.env, capture_output=True, text=True
+    )
+    assert check.returncode == 0 and "open.localhost" in check.stdout, check
+    assert "approval.none" in stockade(place, "rule", "--json").stderr  # it is there already
+
+
 # ---- in the terminal ----------------------------------------------------------------------------------------------------------------
 
 

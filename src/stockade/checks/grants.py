@@ -103,7 +103,7 @@ def choose(
                 0, "host-not-granted", f"no grant covers {request.scheme}://{host}:{request.port}", _snippet(request, host, path)
             )
         return Verdict(DENY, worst.rule, (f"{worst.reason}.",), worst.grant), None
-    best = accepted[0] if len(accepted) == 1 else min(accepted, key=_best)
+    best = accepted[0] if len(accepted) == 1 else min(counting(accepted), key=_best)
     if best.effect == ASK:
         return Verdict(ASK, "approval-needed", (f"{request.method} {host}{path} needs a person's approval ({where(best)}).",)), best
     return Verdict(ALLOW, f"grant {best.origin}"), best
@@ -119,13 +119,16 @@ def weigh(
     except Ambiguous:
         return ()
 
+    each = tuple(_each(request, settled, grants, credentials, state))
+    count = counting([grant for grant, refusal in each if refusal is None and grant.effect != DENY])
+
     def order(item: tuple[Grant, Refusal | None]) -> tuple[object, ...]:
         grant, refusal = item
         if refusal is None:
-            return (0,) if grant.effect == DENY else (1, *_best(grant))
+            return (0,) if grant.effect == DENY else (1, grant not in count, *_best(grant))
         return (3,) if grant.effect == DENY else (2, -refusal.depth)
 
-    return tuple(sorted(_each(request, settled, grants, credentials, state), key=order))
+    return tuple(sorted(each, key=order))
 
 
 def decide_connect(host: str, port: int, grants: tuple[Grant, ...]) -> Verdict:
@@ -195,11 +198,17 @@ def _each(
             yield grant, _refuse(grant, request, host, path, query, in_use, state)
 
 
+def counting(accepted: list[Grant]) -> list[Grant]:
+    """Of the grants that cover a request those among which one counts. A rule that asks is overruled by one of the same file that allows, since whoever wrote it
+    has decided; what another file says lifts no question, neither a wider one nor a narrower one."""
+    decided = {grant.origin.file for grant in accepted if grant.effect == ALLOW}
+    asks = [grant for grant in accepted if grant.effect == ASK and grant.origin.file not in decided]
+    return asks or [grant for grant in accepted if grant.effect == ALLOW]
+
+
 def _best(grant: Grant) -> tuple[object, ...]:
-    """Orders the grants that cover a request: the first is the one that counts. Of what is bounded only later, while it passes, the widest: so one more
-    grant never narrows."""
+    """Orders the grants among which one counts: the first does. Of what is bounded only later, while it passes, the widest: so one more grant never narrows."""
     return (
-        grant.effect != ASK,
         not grant.credential,
         -(grant.max_download or float("inf")),
         -grant.max_upload * grant.grpc,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stockade.checks.grants import sort_key, where
+from stockade.checks.grants import counting, sort_key, where
 from stockade.checks.normalise import Ambiguous, normalise_host
 from stockade.checks.patterns import host_matches
 from stockade.checks.usage import FRESH, State, spent
@@ -20,11 +20,16 @@ def decide_raw(host: str, port: int, grants: tuple[Grant, ...], state: State = F
         if grant.effect == DENY:
             return Verdict(DENY, "denied-by-rule", (f"{name}:{port} is denied by {where(grant)}.",)), None
     refused = ("host-not-granted", f"no grant covers raw TCP to {name}:{port}")
-    for grant in sorted(set(matching), key=lambda grant: (grant.effect != ASK, sort_key(grant))):
+    accepted = []
+    for grant in sorted(set(matching), key=sort_key):
         rule, reason = spent(grant, 0, state)
-        if not rule and grant.effect == ASK:
-            return Verdict(ASK, "approval-needed", (f"raw TCP to {name}:{port} needs a person's approval ({where(grant)}).",)), grant
-        if not rule:
-            return Verdict(ALLOW, f"grant {grant.origin}"), grant
-        refused = (rule, f"{reason} ({where(grant)})")
+        if rule:
+            refused = (rule, f"{reason} ({where(grant)})")
+        else:
+            accepted.append(grant)
+    if accepted:
+        best = counting(accepted)[0]
+        if best.effect == ASK:
+            return Verdict(ASK, "approval-needed", (f"raw TCP to {name}:{port} needs a person's approval ({where(best)}).",)), best
+        return Verdict(ALLOW, f"grant {best.origin}"), best
     return Verdict(DENY, refused[0], (f"{refused[1]}.",), f'[[egress]]\nhost = "{name}"\nscheme = "tcp"\nport = {port}\n'), None

@@ -39,6 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
     revoke = command("revoke", "Take back what was approved for a session.")
     revoke.add_argument("id", metavar="ID", help="the session's id, or the beginning of it")
     revoke.add_argument("key", metavar="WHAT", nargs="?", default="", help="which approval, as the list shows it (default: all)")
+    rule = command("rule", "Show rules that would allow without asking what you have approved, as a difference to your policy.")
+    rule.add_argument("--session", metavar="ID", default="", help="only what was approved in this session, or in those whose id begins so")
+    rule.add_argument("--write", action="store_true", help="put them into your policy")
     return parser
 
 
@@ -48,7 +51,9 @@ def main(argv: Sequence[str]) -> int:
     if not words or words == ["--json"]:
         words = ["inbox" if not words and sys.stdin.isatty() and sys.stdout.isatty() and find_spec("textual") else "list", *words]
     options = build_parser().parse_args(words)
-    run: Callable[[Any], int] = {"inbox": _inbox, "list": _list, "allow": _answer, "deny": _answer, "revoke": _revoke}[options.command]
+    run: Callable[[Any], int] = {"inbox": _inbox, "list": _list, "allow": _answer, "deny": _answer, "revoke": _revoke, "rule": _rule}[
+        options.command
+    ]
     return run(options)
 
 
@@ -153,4 +158,24 @@ def _revoke(options: argparse.Namespace) -> int:
     for key in keys:
         inbox.revoke(one, key)
     print(json.dumps({"revoked": keys}) if options.json else "\n".join(f"Taken back: {safe(key)}" for key in keys))
+    return 0
+
+
+def _rule(options: argparse.Namespace) -> int:
+    from stockade.session import rules
+
+    change = rules.proposed(options.session)
+    if options.write:
+        rules.write(change)
+    if options.json:
+        print(json.dumps({**plain(change), "diff": change.diff, "written": options.write}))
+        return 0
+    print(change.diff, end="")
+    for one in change.proposals:
+        print(f"\nIt would allow {safe(one.allows)}.")
+        for note in one.notes:
+            print(f"  {safe(note)}")
+    for rule in change.asked:
+        print(f"\nThis goes on asking, since it stands in another file: {safe(rule)}")
+    print(f"\nWritten to {change.path}." if options.write else "\n--write puts it there.")
     return 0

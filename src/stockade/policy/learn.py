@@ -61,6 +61,8 @@ def _proposal(host: str, port: int, scheme: str, method: str, calls: bool, event
         lines += [f'methods = ["{method}"]', "paths = [" + ", ".join(f'"{path}"' for path in paths) + "]"]
         lines += [] if any(event.get("query") for event in events) else ['query = "none"']
     lines += [f'max_upload = "{show_size(_round(length))}"'] if length > _DEFAULT_UPLOAD else []
+    keys = {event.get("credential") for event in events}
+    lines += [f'credential = "{key}"' for key in keys if key and len(keys) == 1]
     notes = []
     if method not in ("GET", "HEAD", "OPTIONS"):
         notes.append(f"with {method} it can be told things: whatever is in the workspace can leave in a body")

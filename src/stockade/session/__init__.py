@@ -10,7 +10,7 @@ import os
 import time
 
 from stockade.core import places
-from stockade.core.errors import CannotEnforce, StockadeError, WallFailed
+from stockade.core.errors import StockadeError, WallFailed
 from stockade.core.frozen import plain, replace
 from stockade.core.values import DENY, Enforced
 from stockade.session import confine
@@ -83,7 +83,7 @@ class Session:
 
     def open(self) -> None:
         """Set the sandbox going. Raises StockadeError and its kinds; nothing is left behind then."""
-        self.wall = wall_of(self.policy)
+        self.wall = confine.wall_of(self.policy)
         try:
             self._open()
         except OSError as error:  # a full or vanished disk, no descriptors left
@@ -103,7 +103,7 @@ class Session:
 
         wall, made = self.wall, self._prepared
         if made is None:
-            made = Prepared(self.id, wall, raw_ports(self.policy))
+            made = Prepared(self.id, wall, confine.raw_ports(self.policy))
             self._closers.append(made.close)
         self.directory, self.lock, self.bundle, self.sink = made.directory, made.lock, made.bundle, made.sink
         variables = confine.stand_ins(self.policy, self.placeholders)
@@ -183,8 +183,10 @@ class Session:
         """Which limit the sandbox exceeds, as a sentence, or ""."""
         from stockade.walls import limits
 
-        init = limits.init_of(self.box.pid)
-        why = limits.exceeded(init, self.policy.limits, self.groups.held, self.wall.OWN_KERNEL) if init else ""
+        wanted, held, own = self.policy.limits, self.groups.held, self.wall.OWN_KERNEL
+        # In one that is paused nothing grows, and of hundreds looking at each is dear.
+        init = 0 if self.box.paused or limits.left(wanted, held, own) is None else limits.init_of(self.box.pid)
+        why = limits.exceeded(init, wanted, held, own) if init else ""
         return why or (self._layer.exceeded(self.box.pid) if self._layer is not None and self.box.ready else "")
 
     def died_of(self) -> str:
@@ -369,30 +371,4 @@ def slow() -> WallFailed:
     )
 
 
-def raw_ports(policy: Policy) -> tuple[int, ...]:
-    """The ports on which raw TCP is granted: the door listens there too."""
-    return tuple(sorted({grant.port for grant in policy.grants if grant.scheme == "tcp"}))
-
-
-def wall_of(policy: Policy) -> Wall:
-    """The wall that the policy means. Raises CannotEnforce (`wall.missing`) for one that this version does not have."""
-    wanted = policy.wall
-    if wanted == "auto":
-        wanted = "vm" if policy.oversight == "none" else "bubblewrap"
-    if wanted == "bubblewrap":
-        from stockade.walls import bubblewrap
-
-        return bubblewrap
-    if wanted == "gvisor":
-        from stockade.walls import gvisor
-
-        return gvisor
-    why = ' (wall = "auto" with oversight = "none" means the sealed VM)' if policy.wall == "auto" else ""
-    raise CannotEnforce(
-        f"the {wanted} wall is not part of this version{why}",
-        code="wall.missing",
-        hint='Nothing was run. These are here: wall = "bubblewrap" and wall = "gvisor", both with oversight = "developer".',
-    )
-
-
-__all__ = ["Session", "StockadeError", "wall_of"]
+__all__ = ["Session", "StockadeError"]

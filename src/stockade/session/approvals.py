@@ -107,6 +107,8 @@ class Questions:
         try:
             self._session.record("answer", ask=asked.number, effect="allow" if answered.allow else "deny", **facts, **trap)
         except StockadeError:
+            if answered.outcome == "approved" and answered.scope == "session":
+                self._approvals.revoke(asked.key)  # what is on no record holds for nothing
             if reply is not None:
                 reply(False)
             raise

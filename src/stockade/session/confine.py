@@ -196,3 +196,29 @@ def placeholders(policy: Policy, session: str) -> tuple[dict[str, str], str]:
                 else "Correct the path.",
             )
     return mint(session, policy.credentials)
+
+
+def raw_ports(policy: Policy) -> tuple[int, ...]:
+    """The ports on which raw TCP is granted: the door listens there too."""
+    return tuple(sorted({grant.port for grant in policy.grants if grant.scheme == "tcp"}))
+
+
+def wall_of(policy: Policy) -> Wall:
+    """The wall that the policy means. Raises CannotEnforce (`wall.missing`) for one that this version does not have."""
+    wanted = policy.wall
+    if wanted == "auto":
+        wanted = "vm" if policy.oversight == "none" else "bubblewrap"
+    if wanted == "bubblewrap":
+        from stockade.walls import bubblewrap
+
+        return bubblewrap
+    if wanted == "gvisor":
+        from stockade.walls import gvisor
+
+        return gvisor
+    why = ' (wall = "auto" with oversight = "none" means the sealed VM)' if policy.wall == "auto" else ""
+    raise CannotEnforce(
+        f"the {wanted} wall is not part of this version{why}",
+        code="wall.missing",
+        hint='Nothing was run. These are here: wall = "bubblewrap" and wall = "gvisor", both with oversight = "developer".',
+    )

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Self
 
 from stockade.core.errors import CannotEnforce, StockadeError, WallFailed
-from stockade.session import READY, confine, raw_ports, slow, wall_of
+from stockade.session import READY, confine, slow
 from stockade.session.live import LiveSession
 from stockade.session.prepared import Prepared, new_id
 
@@ -37,9 +37,9 @@ class Pool:
 
     def __init__(self, policy: Policy, *, size: int = 2, most: int = 32) -> None:
         """`policy` is what sessions have that name no other. Raises CannotEnforce (`pool.wall`) on a wall whose sandboxes cannot be made before."""
-        if wall_of(policy).NAME != "gvisor":
+        if confine.wall_of(policy).NAME != "gvisor":
             raise CannotEnforce(
-                f"sandboxes of the {wall_of(policy).NAME} wall cannot stand ready before they are wanted",
+                f"sandboxes of the {confine.wall_of(policy).NAME} wall cannot stand ready before they are wanted",
                 code="pool.wall",
                 hint='Use wall = "gvisor", or open sessions one by one (open_session): on this wall that is fast.',
             )
@@ -148,7 +148,7 @@ class Pool:
     async def _start(self) -> None:
         prepared: Prepared | None = None
         try:
-            prepared = Prepared(new_id(), wall_of(self._policy), raw_ports(self._policy))
+            prepared = Prepared(new_id(), confine.wall_of(self._policy), confine.raw_ports(self._policy))
             prepared.start(confine.bare(self._policy))
             await self._stands(prepared)
             if self._ready:
@@ -201,7 +201,7 @@ class Pool:
 
 def shape(policy: Policy) -> tuple[str, tuple[int, ...], Confinement]:
     """What of a policy a sandbox is started with; the rest it is given when it is taken."""
-    return wall_of(policy).NAME, raw_ports(policy), confine.bare(policy)
+    return confine.wall_of(policy).NAME, confine.raw_ports(policy), confine.bare(policy)
 
 
 def _settle(future: asyncio.Future[None]) -> None:

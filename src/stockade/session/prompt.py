@@ -8,6 +8,7 @@ what a terminal answers to sequences that the program has sent (its title, where
 from __future__ import annotations
 
 import os
+import textwrap
 import time
 from typing import TYPE_CHECKING
 
@@ -86,7 +87,8 @@ class Prompt:
             f"  {asked.what}",
             f"Type {self._code} and Enter to allow it once{session}. Enter alone refuses. {left // 60}:{left % 60:02}  > {self._typed}",
         ]
-        lines = [line[at : at + columns - 1] for line in text for at in range(0, len(line), columns - 1)]
+        # Nothing of it is dropped: blanks at the end of a line stand there too.
+        lines = [part for line in text for part in textwrap.wrap(line, max(8, columns - 1), drop_whitespace=False, break_on_hyphens=False)]
         if len(lines) > rows - 1:  # never without how to answer, and never as if that were all
             last = lines[-(rows // 2) :]
             lines = [*lines[: rows - 2 - len(last)], "[...] all of it: stockade approvals", *last]

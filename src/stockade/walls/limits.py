@@ -175,16 +175,22 @@ def _shared_out(pid: int) -> int:
         return _resident(pid)
 
 
-def exceeded(init: int, limits: Limits, held: set[str], own_kernel: bool = False) -> str:
-    """Look at the tree below `init` once; which limit it exceeds, as a sentence, or "". With `own_kernel` the guest's memory is memory that its kernel shares
-    with the guest's processes, and what counts is every page of it.
-    """
+def left(limits: Limits, held: set[str], own_kernel: bool = False) -> Limits | None:
+    """The limits that somebody has to look at, None if a kernel holds them all."""
     watched = replace(
         limits,
         processes=0 if own_kernel or "processes" in held else limits.processes,
         memory=0 if "memory" in held else limits.memory,
     )
-    if not (watched.processes or watched.memory or watched.cpu_time):  # the kernel holds everything
+    return watched if watched.processes or watched.memory or watched.cpu_time else None
+
+
+def exceeded(init: int, limits: Limits, held: set[str], own_kernel: bool = False) -> str:
+    """Look at the tree below `init` once; which limit it exceeds, as a sentence, or "". With `own_kernel` the guest's memory is memory that its kernel shares
+    with the guest's processes, and what counts is every page of it.
+    """
+    watched = left(limits, held, own_kernel)
+    if watched is None:
         return ""
     used = usage(init, watched.processes, precise=own_kernel and watched.memory > 0)
     if not own_kernel and 0 < watched.memory < used.memory:
