@@ -10,7 +10,7 @@ import pytest
 from stockade.core.errors import StockadeError, Tampered
 from stockade.record.ledger import LOG
 from stockade.record.lines import MAX_LINE
-from stockade.record.reading import Reader
+from stockade.record.reading import Reader, events
 
 
 def test_lines_come_once_and_only_when_they_are_finished(tmp_path: Path) -> None:
@@ -70,3 +70,17 @@ def test_a_log_that_shrank_or_cannot_be_read_is_an_error(tmp_path: Path) -> None
     with pytest.raises(StockadeError) as other:
         list(Reader(str(tmp_path)).lines())
     assert other.value.code == "ledger.unreadable"
+
+
+def test_lines_that_are_no_event_of_a_session_are_left_out() -> None:
+    lines = [
+        b"\xff{one\n",
+        b"[1]\n",
+        b"[" * 100_000,
+        b"{}\n",
+        b'{"session":5}\n',
+        b'{"session":"one"}\n',
+        b'{"session":"two","of":"one"}\n',
+    ]
+    assert [session for session, _ in events(lines)] == ["one", "two"]
+    assert list(events(lines, ["one"])) == [("one", {"session": "one"})]

@@ -144,8 +144,8 @@ def _running(name: str) -> str:
 
 def _ended(name: str) -> str:
     """Why the session's gate ended, "" if it did not: then it is not there any more to let anything out."""
-    from stockade.record.measures import Board
     from stockade.record.reading import Reader
+    from stockade.record.traffic import Board
     from stockade.session import kept
 
     board, session = Board(), kept.find(name).id

@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
             one.add_argument(
                 "--since",
                 metavar="WHEN",
-                type=_when,
+                type=when,
                 default=0.0,
                 help="10m, 2h, 3d, a date (2026-01-31), a time (2026-01-31T08:00) or Unix seconds",
             )
@@ -234,7 +234,7 @@ def clock(stamp: object) -> str:
         return "(no valid time)        "
 
 
-def _when(text: str) -> float:
+def when(text: str) -> float:
     """Unix seconds of what --since takes."""
     try:
         if text[-1:] in _UNITS and text[:-1].replace(".", "", 1).isdecimal():

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from stockade.cli.log import safe
 from stockade.core import places
 from stockade.core.errors import StockadeError
-from stockade.record.measures import Board, Traffic
 from stockade.record.reading import Reader
+from stockade.record.traffic import Board, Traffic
 from stockade.session import kept
 
 if TYPE_CHECKING:

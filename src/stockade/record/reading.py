@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stockade.core.errors import StockadeError, Tampered
 from stockade.record.ledger import LOG
 from stockade.record.lines import MAX_LINE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import BinaryIO
+
+LARGEST = 1 << 53  # of a number that is taken from an event
 
 
 class Reader:
@@ -65,3 +68,25 @@ class Reader:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+
+def events(lines: Iterable[bytes], wanted: Iterable[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(session, event) of each of the ledger's lines that is about a session, or about one of those `wanted`. What is no event is left out."""
+    names = None if wanted is None else {name.encode(): name for name in wanted}
+    for line in lines:
+        if names is not None and not any(name in line for name in names):  # most lines of an old ledger: not worth parsing
+            continue
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        session = event.get("session") if isinstance(event, dict) else None
+        if isinstance(session, str) and (names is None or session in names.values()):
+            yield session, event
+
+
+def number(value: object) -> float:
+    """A number out of an event; 0 for what is none, or none of ours."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0.0
+    return float(value) if -LARGEST < value < LARGEST else 0.0
