@@ -62,7 +62,7 @@ def test_a_person_reads_a_table_and_plots(directory: Path, capsys: pytest.Captur
     assert [line.split() for line in lines if line.endswith(("commands", "connections", "files written"))] == [
         ["at", "least", "1", "commands"], ["at", "least", "58", "connections"], ["at", "least", "11", "files", "written"],
     ]  # fmt: skip
-    assert "  at least 91% less" in lines
+    assert "  so at least 91% fewer" in lines
     assert any(line.startswith("Approved: 2 of 3, 67% (95% interval: 21% to 94%)") for line in lines)
     assert [line for line in lines if line.startswith(("  low", "  high"))] == [
         f"  low           {'█' * 24}  1 of 1, 100%",
@@ -137,7 +137,7 @@ def test_without_block_characters_bars_are_ascii() -> None:
 
 def test_what_is_not_known_is_not_zero() -> None:
     assert "         unknown  connections" in [*lines([start(), ask(1), answer(1)])]
-    assert "  how much less is not known" in [*lines([ask(1), answer(1)])]
+    assert "  how many fewer it was is not known" in [*lines([ask(1), answer(1)])]
     assert [*lines([{**ask(1), "key": 5}])][-1] == "1 event about approvals could not be understood."
 
 

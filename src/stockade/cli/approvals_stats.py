@@ -101,8 +101,13 @@ def _asked(found: Approvals) -> list[str]:
     )
     lines = [f"{'A person was asked ' + _number(found.prompts, 'time')}{rate}", *(f"  {count:4} {text}" for count, text in rows if count)]
     known = ((seen.commands, "commands"), (seen.connections, "connections"), (seen.writes, "files written"))
-    less = "how much less is not known" if seen.cut is None else f"at least {seen.cut:.0%} less"
-    return [*lines, "  Asked for everything it would have been for:", *(f"  {_count(one):>14}  {name}" for one, name in known), f"  {less}"]
+    less = "how many fewer it was is not known" if seen.cut is None else f"so at least {seen.cut:.0%} fewer"
+    return [
+        *lines,
+        "  With a question for every command, connection and file it would have been:",
+        *(f"  {_count(one):>14}  {name}" for one, name in known),
+        f"  {less}",
+    ]
 
 
 def _approved(found: Approvals, blocks: bool) -> list[str]:
