@@ -43,6 +43,7 @@ bench: ## start-up and gateway cost against bare bubblewrap and against peers, w
 	$(BIN)/python bench/peers.py
 	$(BIN)/python bench/sessions.py
 	$(BIN)/python bench/gvisor.py
+	$(BIN)/python bench/fatigue.py
 
 fmt: ## format and sort imports
 	$(BIN)/ruff check --fix-only --quiet .

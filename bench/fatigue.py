@@ -261,7 +261,7 @@ def main() -> int:
     """Run one of the two, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--approver", type=float, metavar="RATE", help="the share of bad requests to which a simulated person says yes")
-    parser.add_argument("--runs", type=int, default=3, help="at most so many variants of each attack of the drill")
+    parser.add_argument("--runs", type=int, default=2, help="at most so many variants of each attack of the drill")
     parser.add_argument("--lures", type=int, default=1000, help="how many requests are made up")
     parser.add_argument("--seed", type=int, default=5, help="of the simulated person and of the made-up requests")
     parser.add_argument("--json", action="store_true")

@@ -101,7 +101,7 @@ def _asked(found: Approvals) -> list[str]:
     )
     lines = [f"{'A person was asked ' + _number(found.prompts, 'time')}{rate}", *(f"  {count:4} {text}" for count, text in rows if count)]
     known = ((seen.commands, "commands"), (seen.connections, "connections"), (seen.writes, "files written"))
-    less = "how many fewer it was is not known" if seen.cut is None else f"so at least {seen.cut:.0%} fewer"
+    less = "how many fewer it was is not known" if seen.cut is None else f"so {seen.cut:.0%} fewer, by what the ledger knows"
     return [
         *lines,
         "  With a question for every command, connection and file it would have been:",

@@ -42,8 +42,8 @@ class Count:
 
 @frozen
 class Baseline:
-    """What a person would have been asked who is asked for every command, connection and file; `cut` is by how much less was asked, at the least (None:
-    that is not known).
+    """What a person would have been asked who is asked for every command, connection and file, as far as the ledger knows; `cut` is the share of that which
+    was not asked (None: not known). `commands` counts every program where the guest's kernel says what is executed.
     """
 
     commands: Count
