@@ -33,8 +33,7 @@ from bench.developer import IDENTITY, PACKAGES, STANDARDS, STATISTICS, STEPS, TR
 
 from stockade.core.frozen import plain
 from stockade.core.values import ALLOW, DENY
-from stockade.record.measures import Approvals, Share, added, approvals, share
-from stockade.record.reading import Reader
+from stockade.record.measures import Share, share
 
 if TYPE_CHECKING:
     from stockade.core.values import Grant
@@ -133,37 +132,47 @@ def everything_asked(desk: Desk, port: int) -> tuple[int, list[bool]]:
     raise SystemExit("the developer has ended early")
 
 
-def policy(port: int, asking: bool) -> str:
-    """Packages are granted; what one would want to see now and then is asked about. `asking`: whether policies can say so; if not it is granted."""
-    every = [(text, "") for text in GRANTED] + [(text, 'effect = "ask"\n' if asking else "") for text in ASKED]
+def policy(port: int) -> str:
+    """Packages are granted; what one would want to see each time is asked about."""
+    every = [*((text, "allow") for text in GRANTED), *((text, "ask") for text in ASKED)]
     return "version = 1\n" + "".join(
-        f'\n[[egress]]\n{text}scheme = "http"\nport = {port}\nprivate = true\n{effect}' for text, effect in every
+        f'\n[[egress]]\n{text}scheme = "http"\nport = {port}\nprivate = true\neffect = "{effect}"\n' for text, effect in every
     )
 
 
-def stockade(desk: Desk, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "stockade", *words], cwd=desk.work, env=desk.env, capture_output=True, text=True, **more
-    )
-
-
-def few_asked(desk: Desk, port: int) -> tuple[Approvals, list[bool], bool]:
-    """The work in a sandbox: (what the ledger says was asked, which steps worked, whether policies can ask)."""
-    path = desk.root / "policy.toml"
-    for asking in (True, False):
-        path.write_text(policy(port, asking))
-        checked = stockade(desk, "policy", "check", str(path))
-        if checked.returncode == 0:
-            break
-    else:
-        raise SystemExit(f"the policy is wrong: {checked.stderr}")
-    ran = stockade(desk, "run", "--wall", "bubblewrap", "--policy", str(path), "--", PYTHON, "-c", DEVELOPER, str(port))
+def stockade(desk: Desk, *words: str) -> str:
+    """What the command prints; ends all of this if it fails."""
+    argv = [sys.executable, "-P", "-m", "stockade", *words]
+    ran = subprocess.run(argv, cwd=desk.work, env=desk.env, capture_output=True, text=True)
     if ran.returncode:
-        raise SystemExit(f"the developer ended with {ran.returncode}: {ran.stderr}")
+        raise SystemExit(f"stockade {' '.join(words)[:100]}: {ran.returncode}: {ran.stderr}")
+    return ran.stdout
+
+
+def few_asked(desk: Desk, port: int) -> tuple[dict[str, Any], list[bool]]:
+    """The work in a sandbox, with a person who says yes to what is part of it: (what the ledger says was asked, which steps worked)."""
+    path = desk.root / "policy.toml"
+    path.write_text(policy(port))
+    words = ("run", "--wall", "bubblewrap", "--policy", str(path), "--", PYTHON, "-c", DEVELOPER, str(port))
+    over = threading.Event()
+    person = threading.Thread(target=answer, args=(desk, over))
+    person.start()
+    try:
+        said = stockade(desk, *words)
+    finally:
+        over.set()
+        person.join()
     until_swept(desk)
-    with closing(Reader(f"{desk.env['XDG_STATE_HOME']}/stockade/ledger")) as reader:
-        found = approvals(added(reader.lines()).values())
-    return found, json.loads(ran.stdout)["worked"], asking
+    return json.loads(stockade(desk, "approvals", "stats", "--json")), json.loads(said)["worked"]
+
+
+def answer(desk: Desk, over: threading.Event) -> None:
+    """A person at `stockade approvals`, until it is over."""
+    while not over.wait(0.1):
+        for session in json.loads(stockade(desk, "approvals", "list", "--json")):
+            for asked in session["asks"]:
+                wanted = any(f"http://{host}:" in asked["what"] for host in (STANDARDS, TRACKER))
+                stockade(desk, "approvals", "allow" if wanted else "deny", session["session"], str(asked["number"]))
 
 
 def until_swept(desk: Desk) -> None:
@@ -181,24 +190,23 @@ def replay() -> dict[str, Any]:
         loose, held = Desk(Path(place) / "everything"), Desk(Path(place) / "stockade")
         asked, worked = everything_asked(loose, port)
         first = site.take()
-        found, worked_inside, asking = few_asked(held, port)
+        found, worked_inside = few_asked(held, port)
         second = site.take()
         wanted = [not step[0].startswith("unwanted") for step in STEPS]
         results = loose.result(), held.result()
     missing = [STEPS[at] for at, need in enumerate(wanted) if need and not (worked[at] and worked_inside[at])]
     unwanted = [one for one in (*first, *second) if one[1] == STATISTICS] + [name for result in results for name in result["home"]]
-    cut = 1 - found.prompts / asked
+    cut = 1 - found["prompts"] / asked
     same = results[0] == results[1] and first == second and not missing
     return {
         "steps": len(STEPS),
         "everything": asked,
-        "stockade": found.prompts,
+        "stockade": found["prompts"],
         "cut": cut,
-        "asking": asking,
         "same_work": same,
         "missing": missing,
         "unwanted": unwanted,
-        "baseline_by_the_ledger": plain(found.baseline),
+        "baseline_by_the_ledger": found["baseline"],
         "ok": same and not unwanted and cut >= BAR,
     }
 
@@ -281,8 +289,6 @@ def _print_replay(found: dict[str, Any]) -> None:
     print(f"  {found['everything']:4} questions with one for every write, command and connection")
     print(f"  {found['stockade']:4} questions under stockade (bubblewrap wall, by the ledger)")
     print(f"  {found['cut']:4.0%} fewer; the bar is {BAR:.0%}")
-    if not found["asking"]:
-        print("       Policies here cannot ask yet: what would be asked about was granted.")
     print("The same work was done: files, commits, branches, requests." if found["same_work"] else "NOT the same work was done.")
     for step in found["missing"]:
         print(f"  did not work: {' '.join(step)[:100]}")

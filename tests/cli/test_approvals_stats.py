@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import pty
@@ -16,10 +15,11 @@ from typing import Any
 import pytest
 
 from record.test_measures import answer, ask, canary, event, start
-from stockade.cli.approvals_stats import add_parser, shown, stats
-from stockade.cli.commands import commands
+from stockade.cli import approvals
+from stockade.cli.approvals_stats import shown
 from stockade.record.ledger import LOG, Ledger
-from stockade.record.measures import added, approvals
+from stockade.record.measures import added
+from stockade.record.measures import approvals as measures
 
 EVENTS = [
     start(),
@@ -34,11 +34,8 @@ EVENTS = [
 ]  # fmt: skip
 
 
-def options(directory: Path, *words: str) -> argparse.Namespace:
-    """As the lead's `stockade approvals` will parse them."""
-    parser, command = commands("stockade approvals", "Approvals.")
-    add_parser(command)
-    return parser.parse_args(["stats", "--ledger", str(directory), *words])
+def stats(directory: Path, *words: str) -> int:
+    return approvals.main(["stats", "--ledger", str(directory), *words])
 
 
 @pytest.fixture
@@ -51,7 +48,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_a_person_reads_a_table_and_plots(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert stats(options(directory)) == 0
+    assert stats(directory) == 0
     found = capsys.readouterr()
     assert found.err == "" and "\x1b" not in found.out
     lines = found.out.splitlines()
@@ -74,7 +71,7 @@ def test_a_person_reads_a_table_and_plots(directory: Path, capsys: pytest.Captur
 
 
 def test_a_program_reads_every_number(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert stats(options(directory, "--json")) == 0
+    assert stats(directory, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["asked"], found["prompts"], found["repeats"], found["reversals"]) == (6, 6, 1, 1)
     assert found["by_risk"]["high"]["rate"] == 0.5 and found["times"]["bins"] == [1, 2, 1, 0, 1]
@@ -84,7 +81,7 @@ def test_a_program_reads_every_number(directory: Path, capsys: pytest.CaptureFix
 
 def test_some_sessions_only(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def asked(*words: str) -> tuple[int, int]:
-        assert stats(options(directory, "--json", *words)) == 0
+        assert stats(directory, "--json", *words) == 0
         found = json.loads(capsys.readouterr().out)
         return found["sessions"], found["asked"]
 
@@ -100,34 +97,34 @@ def test_some_sessions_only(directory: Path, capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_that_nobody_was_asked_is_said(directory: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert stats(options(directory, *words)) == 0
+    assert stats(directory, *words) == 0
     assert capsys.readouterr().out == f"{said}\n"
 
 
 def test_without_a_ledger_nothing_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert stats(options(tmp_path / "none")) == 0
+    assert stats(tmp_path / "none") == 0
     assert capsys.readouterr().out == f"Nothing is recorded in {tmp_path}/none yet.\n"
-    assert stats(options(tmp_path / "none", "--json")) == 0
+    assert stats(tmp_path / "none", "--json") == 0
     assert json.loads(capsys.readouterr().out)["asked"] == 0
     assert not (tmp_path / "none").exists()
 
 
 def test_a_ledger_that_cannot_be_read_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / LOG).mkdir()
-    assert stats(options(tmp_path)) == 125
+    assert stats(tmp_path) == 125
     assert "cannot read the ledger" in capsys.readouterr().err
-    assert stats(options(tmp_path, "--json")) == 125
+    assert stats(tmp_path, "--json") == 125
     assert json.loads(capsys.readouterr().out)["error"] == "ledger.unreadable"
 
 
 def test_a_wrong_time_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        options(tmp_path, "--since", "yesterday")
+        stats(tmp_path, "--since", "yesterday")
     assert ended.value.code == 2 and "'yesterday' is no time" in capsys.readouterr().err
 
 
 def lines(events: list[dict[str, Any]], **more: Any) -> Iterator[str]:
-    return shown(approvals(added(json.dumps(one).encode() for one in events).values()), lambda text, colour: text, **more)
+    return shown(measures(added(json.dumps(one).encode() for one in events).values()), lambda text, colour: text, **more)
 
 
 def test_without_block_characters_bars_are_ascii() -> None:
@@ -141,7 +138,7 @@ def test_what_is_not_known_is_not_zero() -> None:
     assert [*lines([{**ask(1), "key": 5}])][-1] == "1 event about approvals could not be understood."
 
 
-DRIVER = "import sys; from cli.test_approvals_stats import *; sys.exit(stats(options(Path(sys.argv[1]))))"
+DRIVER = "import sys; from cli.test_approvals_stats import *; sys.exit(stats(Path(sys.argv[1])))"
 
 
 @pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stockade.core.frozen import plain
-from stockade.record.measures import BINS, Approvals, Asking, added, approvals, ranked, share
+from stockade.record.measures import BINS, Measures, Tally, added, approvals, ranked, share
 
 Event = dict[str, Any]
 
@@ -21,7 +21,16 @@ Event = dict[str, Any]
 def ask(ident: int, key: str = "k", risk: str = "low", **facts: Any) -> Event:
     """As the supervisor writes it."""
     what = f"POST https://api.example.test/{key}"
-    said = {"action": "egress", "what": what, "digest": "0" * 64, "key": key, "rule": "policy.toml:3", "risk": risk, "tainted": False}
+    said = {
+        "action": "egress",
+        "what": what,
+        "digest": "0" * 64,
+        "key": key,
+        "rule": "policy.toml:3",
+        "risk": risk,
+        "tainted": False,
+        "reversible": False,
+    }
     return {"kind": "ask", "session": "one", "time": 10.0 * ident, "ask": ident, **said, "people": False, **facts}
 
 
@@ -43,7 +52,7 @@ def event(kind: str, time: float = 1.0, **facts: Any) -> Event:
     return {"kind": kind, "session": "one", "time": time, **facts}
 
 
-def measured(*events: Event) -> Approvals:
+def measured(*events: Event) -> Measures:
     return approvals(added(json.dumps(one).encode() for one in events).values())
 
 
@@ -199,7 +208,7 @@ def test_only_the_first_answer_counts() -> None:
 
 @pytest.mark.parametrize("seconds", [None, "4", True, -1.0, nan, inf, 10**400])
 def test_a_time_that_is_none_is_not_taken_for_a_quick_answer(seconds: object) -> None:
-    one = Asking()
+    one = Tally()
     for each in (ask(1), {**answer(1), "seconds": seconds}):
         one.add(each)
     assert one.times == [] and approvals([one]).approved.of == 1
@@ -302,7 +311,7 @@ def test_the_numbers_fit_together(events: list[Event]) -> None:
 
 @given(st.lists(EVENTS, max_size=20), st.integers(0, 20))
 def test_half_a_ledger_and_then_the_rest_is_the_whole(events: list[Event], at: int) -> None:
-    one = Asking()
+    one = Tally()
     for each in events[:at]:
         one.add(each)
     approvals([one])  # looking in between changes nothing
@@ -324,7 +333,7 @@ WORDS = st.sampled_from(
 
 @given(st.lists(st.dictionaries(FIELDS, WORDS | PLAIN, max_size=12), max_size=12))
 def test_no_event_at_all_makes_it_fall(events: list[Event]) -> None:
-    one = Asking()
+    one = Tally()
     for each in events:
         one.add(each)
     found = approvals([one])

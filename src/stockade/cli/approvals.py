@@ -9,6 +9,7 @@ import time
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from stockade.cli import approvals_stats
 from stockade.cli.commands import commands
 from stockade.cli.paint import Paint
 from stockade.core.errors import StockadeError
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     rule = command("rule", "Show rules that would allow without asking what you have approved, as a difference to your policy.")
     rule.add_argument("--session", metavar="ID", default="", help="only what was approved in this session, or in those whose id begins so")
     rule.add_argument("--write", action="store_true", help="put them into your policy")
+    approvals_stats.add_parser(command)
     return parser
 
 
@@ -51,9 +53,15 @@ def main(argv: Sequence[str]) -> int:
     if not words or words == ["--json"]:
         words = ["inbox" if not words and sys.stdin.isatty() and sys.stdout.isatty() and find_spec("textual") else "list", *words]
     options = build_parser().parse_args(words)
-    run: Callable[[Any], int] = {"inbox": _inbox, "list": _list, "allow": _answer, "deny": _answer, "revoke": _revoke, "rule": _rule}[
-        options.command
-    ]
+    run: Callable[[Any], int] = {
+        "inbox": _inbox,
+        "list": _list,
+        "allow": _answer,
+        "deny": _answer,
+        "revoke": _revoke,
+        "rule": _rule,
+        "stats": approvals_stats.stats,
+    }[options.command]
     return run(options)
 
 

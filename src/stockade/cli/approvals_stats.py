@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
-    from stockade.record.measures import Approvals, Count, Share
+    from stockade.record.measures import Count, Measures, Share
 
 _WIDTH = 24  # of a bar that stands for all
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -70,7 +70,7 @@ def _can_show(text: str) -> bool:
     return True
 
 
-def shown(found: Approvals, paint: Callable[[str, str], str], *, blocks: bool = True) -> Iterator[str]:
+def shown(found: Measures, paint: Callable[[str, str], str], *, blocks: bool = True) -> Iterator[str]:
     """The lines for a person. `blocks`: the output can show block characters."""
     work = f"{_number(found.sessions, 'session')}, {_hours(found.hours)} at work"
     if not found.asked:
@@ -86,7 +86,7 @@ def shown(found: Approvals, paint: Callable[[str, str], str], *, blocks: bool = 
         yield paint(f"{_number(found.unread, 'event')} about approvals could not be understood.", "yellow")
 
 
-def _asked(found: Approvals) -> list[str]:
+def _asked(found: Measures) -> list[str]:
     outcomes, seen = found.outcomes, found.baseline
     rate = "" if found.per_hour is None else f", {found.per_hour:.1f} an hour"
     rows = (
@@ -110,7 +110,7 @@ def _asked(found: Approvals) -> list[str]:
     ]
 
 
-def _approved(found: Approvals, blocks: bool) -> list[str]:
+def _approved(found: Measures, blocks: bool) -> list[str]:
     risks = [(risk, one) for risk, one in found.by_risk.each() if one.rate is not None]
     if not risks:
         return []
@@ -120,7 +120,7 @@ def _approved(found: Approvals, blocks: bool) -> list[str]:
     ]
 
 
-def _answered(found: Approvals, blocks: bool) -> list[str]:
+def _answered(found: Measures, blocks: bool) -> list[str]:
     times = found.times
     if times.median is None or times.p90 is None:
         return []
@@ -131,7 +131,7 @@ def _answered(found: Approvals, blocks: bool) -> list[str]:
     ]
 
 
-def _canaries(found: Approvals, paint: Callable[[str, str], str]) -> list[str]:
+def _canaries(found: Measures, paint: Callable[[str, str], str]) -> list[str]:
     seen = found.canaries
     if not seen.seeded:
         return []

@@ -108,7 +108,7 @@ _OUTCOMES = tuple(name for name in Outcomes.__annotations__ if name != "open")
 
 
 @frozen
-class Approvals:
+class Measures:
     """What people were asked, and whether their answers mean anything. `hours` are those of the sessions, without the time in which they were paused.
 
     `asked` counts requests, `prompts` those of them that a person was shown (canaries too), `reviewed` those that a reviewer answered. `approved` and `by_risk` are of
@@ -133,7 +133,7 @@ class Approvals:
     unread: int
 
 
-class Asking:
+class Tally:
     """One session: what was asked, who answered and how soon, and what somebody would have been asked who is asked for everything."""
 
     def __init__(self) -> None:
@@ -249,15 +249,15 @@ class Asking:
         return len(keys), len(keys) - len({*keys} - self._shown)
 
 
-def added(lines: Iterable[bytes]) -> dict[str, Asking]:
+def added(lines: Iterable[bytes]) -> dict[str, Tally]:
     """Each session of the ledger's lines, by its name."""
-    found: dict[str, Asking] = {}
+    found: dict[str, Tally] = {}
     for session, event in events(lines):
-        found.setdefault(session, Asking()).add(event)
+        found.setdefault(session, Tally()).add(event)
     return found
 
 
-def approvals(sessions: Iterable[Asking]) -> Approvals:
+def approvals(sessions: Iterable[Tally]) -> Measures:
     """All of them together."""
     every = list(sessions)
     hours = fsum(one.seconds for one in every) / 3600  # exact: the order of sessions is no part of it
@@ -266,7 +266,7 @@ def approvals(sessions: Iterable[Asking]) -> Approvals:
     outcomes = {name: sum(one.outcomes[name] for one in every) for name in _OUTCOMES}
     risks = {risk: [sum(one.real[risk][at] for one in every) for at in (0, 1)] for risk in Risks.__annotations__}
     refused, missed, unanswered = (sum(one.canaries[at] for one in every) for at in range(3))
-    return Approvals(
+    return Measures(
         sessions=len(every),
         hours=hours,
         asked=sum(one.asked for one in every),
@@ -285,7 +285,7 @@ def approvals(sessions: Iterable[Asking]) -> Approvals:
     )
 
 
-def _baseline(every: Sequence[Asking], prompts: int) -> Baseline:
+def _baseline(every: Sequence[Tally], prompts: int) -> Baseline:
     commands = Count(
         sum(max(one.starts, one.programs) for one in every), bool(every) and all(one.wall == "gvisor" and not one.lost for one in every)
     )
