@@ -272,6 +272,36 @@ def test_what_was_approved_becomes_a_rule_after_it_was_shown(place: Place, serve
     assert "approval.none" in stockade(place, "rule", "--json").stderr  # it is there already
 
 
+def test_a_canary_looks_like_any_other_and_is_never_done_whoever_approves_it(place: Place, server: Any) -> None:
+    run = place.start("/bin/sh", "-c", script(server, "/a", "/b"), policy=policy(server, canaries=50))  # after each real one
+    try:
+        real = asked("/a")
+        assert until(lambda: len(waiting()) == 2)
+        (trap,) = [one for one in waiting() if one["number"] != real["number"]]
+        assert trap.keys() == real.keys() and "open.localhost" not in trap["what"] and "trap" not in trap
+        assert stockade(place, "allow", trap["session"], str(trap["number"])).stdout.count("That was a test") == 1
+        assert stockade(place, "allow", real["session"]).stdout.endswith("Allowed.\n")
+        again = asked("/b")
+        assert until(lambda: len(waiting()) == 2)
+        (other,) = [one for one in waiting() if one["number"] != again["number"]]
+        assert "You saw it." in stockade(place, "deny", other["session"], str(other["number"])).stdout
+        assert stockade(place, "deny", again["session"]).returncode == 0
+        assert run.communicate(timeout=20)[0].split() == [b"200", b"403"]
+    finally:
+        end(run)
+    assert server.seen == ["/a"]
+    answers = {one["ask"]: one for one in events(place, "answer")}
+    assert [
+        (answers[one["number"]]["effect"], answers[one["number"]]["outcome"], answers[one["number"]]["caught"]) for one in (trap, other)
+    ] == [
+        ("deny", "canary", True),
+        ("deny", "canary", False),
+    ]
+    assert not any("canary" in one for one in events(place, "ask"))  # nothing that can be read while it waits tells it from others
+    stats = json.loads(stockade(place, "stats", "--json").stdout)
+    assert "vigilance" in json.dumps(stats)
+
+
 # ---- in the terminal ----------------------------------------------------------------------------------------------------------------
 
 

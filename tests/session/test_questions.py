@@ -22,7 +22,7 @@ class Ledger:
     """A session as far as Questions knows one: its ledger fails when it is told to."""
 
     def __init__(self) -> None:
-        self.policy, self.id = Policy(approvals=Asking(timeout=10, pending=4, per_minute=9, refusals=3)), "s"
+        self.policy, self.id = Policy(approvals=Asking(timeout=10, pending=4, per_minute=9, refusals=3, canaries=50)), "s"
         self.events: list[dict[str, Any]] = []
         self.broken = False
         self.paused = 0
@@ -109,7 +109,7 @@ class Machine(RuleBasedStateMachine):
             except StockadeError as error:
                 assert error.code.startswith("approval.") or broken
                 if broken:
-                    assert self.said[one.number] in ([], [False])
+                    assert self.said.get(one.number, []) in ([], [False])
         self.ledger.broken = False
         self.check()
 

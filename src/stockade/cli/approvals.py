@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stockade.cli import approvals_stats
 from stockade.cli.commands import commands
 from stockade.cli.paint import Paint
+from stockade.core.asks import lesson
 from stockade.core.errors import StockadeError
 from stockade.core.frozen import plain
 
@@ -151,9 +152,8 @@ def _answer(options: argparse.Namespace) -> int:
 
 
 def told(done: dict[str, Any]) -> str:
-    """What a person reads after answering a canary."""
-    trap = safe(done["asked"]["trap"])
-    return f"That was a test, nothing was {'done' if done['caught'] else 'asked by the agent'}: {trap} {'You let it pass.' if done['caught'] else 'You saw it.'}"
+    """What a person reads after answering a canary (Answered, as a dictionary)."""
+    return safe(lesson(done["asked"]["trap"], done["caught"]))
 
 
 def _revoke(options: argparse.Namespace) -> int:

@@ -53,3 +53,8 @@ class Answered:
     seconds: float = 0.0
     caught: bool = False
     pause: bool = False  # that many refusals in a row are a sign: the session is to stand still
+
+
+def lesson(trap: str, caught: bool) -> str:
+    """What a person reads after answering a canary."""
+    return f"That was a test, and nothing of it was done: {trap} {'You let it pass.' if caught else 'You saw it.'}"

@@ -8,10 +8,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
+from stockade.checks import lures
 from stockade.checks.approvals import Approvals
 from stockade.checks.questions import question
 from stockade.core.errors import StockadeError
-from stockade.core.frozen import plain
+from stockade.core.frozen import plain, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,6 +33,8 @@ class Questions:
         self._approvals = Approvals(session.policy.approvals)
         self._replies: dict[int, Callable[[bool], None]] = {}
         self._timer = 0
+        self._since = 0  # real questions that were shown after the last canary
+        self._like: list[tuple[str, str]] = []  # method and path of what was asked lately
 
     @property
     def upcoming(self) -> int:
@@ -47,21 +50,43 @@ class Questions:
         """Put a question of the gate's; `reply` is called once, now or later. Its number. Raises StockadeError (`ledger.*`): then nobody was asked."""
         now = time.time()
         asked = question(self._approvals.take(), event, grant, tainted=tainted)
+        self._put(asked)
+        self._replies[asked.number] = reply
+        answered = self._approvals.ask(asked, now)
+        if answered is not None:
+            self._tell(answered)
+            return asked.number
+        self._show(asked.number)
+        self._like = [*self._like[-7:], (str(event.get("method", "")), str(event.get("path", "")))]
+        self._since += 1
+        if lures.due(self._session.policy.approvals.canaries / 100, self._since):
+            self._since = 0
+            self._lure(grant, now, tainted=tainted)
+        return asked.number
+
+    def _lure(self, grant: Grant, now: float, *, tainted: bool) -> None:
+        """Ask about something that must be refused. It looks like any other question, and nothing happens by it."""
+        found = lures.lure(self._session.policy.grants, self._like)
+        event = {name: value for name, value in plain(found).items() if name != "why"}
+        asked = question(self._approvals.take(), event, replace(grant, credential=""), tainted=tainted)
+        asked = replace(asked, trap=found.why)
+        self._put(asked)
+        self._approvals.ask(asked, now)
+        self._show(asked.number)
+
+    def _put(self, asked: Asked) -> None:
+        """Write down that it is asked."""
         facts = {
             name: value
             for name, value in plain(asked).items()
             if name in ("action", "digest", "key", "rule", "risk", "reversible", "tainted", "people")
         }
         self._session.record("ask", ask=asked.number, what=asked.key, **facts)
-        self._replies[asked.number] = reply
-        answered = self._approvals.ask(asked, now)
-        if answered is not None:
-            self._tell(answered)
-            return asked.number
+
+    def _show(self, number: int) -> None:
+        """Tell the channels."""
         self._wait()
-        waiting = self._approvals.pending[asked.number]
-        self._listener(waiting, None)
-        return asked.number
+        self._listener(self._approvals.pending[number], None)
 
     def withdraw(self, number: int) -> None:
         """Whoever asked does not wait any more."""

@@ -151,6 +151,10 @@ class Foreground:
     def _question(self, asked: Asked | None, answered: Answered | None) -> None:
         """Something is asked, or was answered. Where the program inside has the user's terminal, it is asked there."""
         gate, child = self._gate, self.child
+        if answered is not None and answered.asked.trap and answered.by == "person":
+            from stockade.core.asks import lesson
+
+            say(lesson(answered.asked.trap, answered.caught))
         if self._raw is None or gate is None or child is None:
             if asked is not None:
                 say(f"a request waits for your word ({asked.risk} risk): {asked.key}")
