@@ -95,6 +95,18 @@ def test_they_resemble_what_is_really_asked() -> None:
     assert len({one.host for one in alike}) > 5 and len(set(found)) > 290 - sum(one.length == 0 for one in found)
 
 
+def test_what_resembles_a_name_is_none_that_is_granted_too() -> None:
+    alike = {one.host for one in several([Grant("example.com")]) if not one.host[-1].isdecimal()}
+    granted = [Grant("example.com"), *(Grant(f"*.{host}") for host in sorted(alike)[::2])]
+    found = {one.host for one in several(granted)}
+    assert len(alike) > 9 and found & alike and not found & {*sorted(alike)[::2]}
+
+
+def test_where_names_are_registered_below_a_countrys_own_that_part_stays() -> None:
+    hosts = {one.host for one in several([Grant("files.example.co.uk")]) if one.why.endswith("bytes.") and "looks like" in one.why}
+    assert len(hosts) > 5 and all(host.startswith("files.") and host.endswith(".co.uk") for host in hosts)
+
+
 def test_without_grants_there_are_lures_too() -> None:
     hosts = {one.host for one in several([])}
     assert "169.254.169.254" in hosts and "paste.dropzone.example" in hosts and any(host.startswith("203.0.113.") for host in hosts)

@@ -41,7 +41,7 @@ def answer(ident: int, outcome: str = "approved", by: str = "person", seconds: f
 
 
 def canary(ident: int, *, approved: bool) -> list[Event]:
-    return [ask(ident, f"canary {ident}", "high"), answer(ident, "canary" if approved else "refused", canary=True, caught=approved)]
+    return [ask(ident, f"canary {ident}", "high"), answer(ident, "canary", canary=True, caught=approved)]
 
 
 def start(time: float = 0.5, wall: str = "bubblewrap", command: Sequence[str] = ("claude",), **facts: Any) -> Event:
@@ -143,6 +143,7 @@ def test_time_at_work_is_without_pauses_and_without_what_comes_afterwards() -> N
     assert measured(start(1000.0), *paused, event("session.exit", 2000.0)).hours == 600 / 3600
     assert measured(start(1000.0), event("egress", 1300.0), event("workspace.report", 99000.0, changed=1)).hours == 300 / 3600
     assert measured(start(1000.0), event("session.pause", 1100.0), event("session.exit", 1400.0)).hours == 100 / 3600
+    assert measured(start(1000.0), event("session.exit", 1100.0), event("gate.exit", 1500.0)).hours == 100 / 3600
     assert measured(event("egress", 1000.0), event("egress", 1060.0)).hours == 60 / 3600  # its start is in an older ledger
     backwards = measured(start(1000.0), ask(1), event("session.exit", 900.0))
     assert (backwards.hours, backwards.per_hour) == (0.0, None)
