@@ -55,7 +55,12 @@ def test_check_warns(places: Places, capsys: pytest.CaptureFixture[str]) -> None
     (places.work / "stockade.toml").write_text("nonsense = [")
     assert main(["check"]) == 0
     out = capsys.readouterr().out
-    assert "ANTHROPIC_API_KEY is not set here" in out and "./stockade.toml was not read" in out and f"ok: {places.own}" in out
+    assert (
+        "ANTHROPIC_API_KEY is not set here" in out
+        and "./stockade.toml was not read" in out
+        and "stockade trust" in out
+        and f"ok: {places.own}" in out
+    )
     assert main(["check", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["warnings"][0]["error"] == "policy.no-secret"
 

@@ -112,7 +112,7 @@ def test_no_option_runs_anything_outside_or_switches_a_wall_off() -> None:
     """There is no escape hatch to find: every option is one of these (M15)."""
     assert {option for option, _, _, _ in OPTIONS} == {
         *("--policy", "--wall", "--workspace", "--mode", "--ro", "--rw", "--allow", "--image", "--preset", "--sign", "--env", "--limit"),
-        *("--receipt", "--tty", "--no-tty", "--json"),
+        *("--receipt", "--tty", "--no-tty", "--json", "--no-project"),
     }
 
 

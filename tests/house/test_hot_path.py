@@ -61,6 +61,8 @@ HOT = [
     "stockade.walls.runsc",
     "stockade.session",
     "stockade.session.signing",  # in sessions that sign
+    "stockade.session.trust",
+    "stockade.walls.workspace.brought",  # in folders that are trusted
     "stockade.cli",
     "stockade.cli.run",
 ]
@@ -81,11 +83,16 @@ def test_the_measure_sees_a_costly_import(cache: Path) -> None:
 
 
 @pytest.mark.wall
-def test_a_whole_run_loads_only_cheap_modules(cache: Path, tmp_path: Path) -> None:
-    """Also what is imported inside functions, up to the end of the command."""
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_whole_run_loads_only_cheap_modules(cache: Path, tmp_path: Path, trusted: bool) -> None:
+    """Also what is imported inside functions, up to the end of the command; and in a folder whose own policy counts."""
     command = [sys.executable, "-X", "importtime", "-m", "stockade", "run", "--", "true"]
     env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPYCACHEPREFIX": str(cache)}
     (tmp_path / "work").mkdir()
+    if trusted:
+        (tmp_path / "work/stockade.toml").write_text("version = 1\n[limits]\nprocesses = 200\n")
+        grant = "import os; from stockade.session import trust; from stockade.walls.workspace.brought import collect; trust.grant(os.getcwd(), collect(os.getcwd()), 'digest')"
+        subprocess.run([sys.executable, "-c", grant], cwd=tmp_path.resolve() / "work", env=env, check=True, timeout=60)
     for _ in range(2):  # the first run compiles bytecode and fills the caches
         done = subprocess.run(command, cwd=tmp_path / "work", env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     if done.returncode:

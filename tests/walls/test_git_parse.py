@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stockade.walls import git
 from stockade.walls.workspace import bringback, gitconfig, hostgit, listing, names, report
 
 OID = "a" * 40
@@ -151,3 +154,28 @@ def test_text_from_inside_cannot_talk_to_a_terminal(text: str) -> None:
 def test_names_that_tools_execute(path: str, risk: str | None) -> None:
     found = names.judge(path)
     assert (found[0] if found else None) == risk
+
+
+@pytest.mark.parametrize("name", ["config", "config.worktree"])
+def test_a_config_that_is_a_link_or_a_pipe_is_not_opened_and_the_users_own_may_be_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A repository brings these: a link would show a file outside, and a pipe would keep the start waiting."""
+    for variable in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+        (tmp_path / variable).mkdir()
+    (tmp_path / "outside").write_text("[user]\n\tname = Outside\n")
+    (tmp_path / "repo").mkdir()
+    config = tmp_path / "repo" / name
+    config.symlink_to("../outside")
+    assert "Outside" in config.read_text() and "Outside" not in git.sanitised(str(tmp_path / "repo"))
+    config.unlink()
+    os.mkfifo(config)
+    assert "Outside" not in git.sanitised(str(tmp_path / "repo"))
+    assert gitconfig.entries_of_file(str(config)) == []
+    config.unlink()
+    config.write_text((tmp_path / "outside").read_text())
+    assert "Outside" in git.sanitised(str(tmp_path / "repo"))
+    config.unlink()
+    (tmp_path / "HOME/.gitconfig").symlink_to("../outside")
+    assert "Outside" in git.sanitised(str(tmp_path / "repo"))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "run": "run a command inside the wall",
     "policy": "write, check, show and explain policies",
+    "trust": "see what a project brings, and let its own stockade.toml count or not",
     "log": "show, follow and verify the ledger of decisions",
     "gate": "explain what the gate decides, show what it decided, watch what sessions ask, be the shared one",
     "approvals": "what running sessions ask you, and your answers",

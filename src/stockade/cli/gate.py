@@ -63,9 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--session", metavar="ID", default="", help="ask about the grants of this running session (the beginning is enough)"
     )
     for option, metavar, _, text in OPTIONS:
-        if option not in _OTHERS:
+        if option not in _OTHERS and metavar:
             short = ["-p"] if option == "--policy" else []
             explain.add_argument(*short, option, metavar=metavar, action="append", default=[], help=f"as for `stockade run`: {text}")
+        elif option not in _OTHERS:
+            explain.add_argument(option, action="store_const", const=["1"], default=[], help=f"as for `stockade run`: {text}")
 
     decided = command("log", "Show what gates decided, oldest first: requests, names, keys, their starts and ends, and alarms.")
     decided.add_argument(
@@ -127,13 +129,16 @@ def _explain(options: argparse.Namespace) -> int:
 
 def _policy(given: list[tuple[str, str, list[str]]]) -> Any:
     from stockade.policy.cached import load
+    from stockade.session.trust import layer
 
     for option, _, values in given:
         if option in ("--policy", "--wall", "--workspace", "--mode") and len(values) > 1:
             raise _usage(f"{option} was given twice", "Give it once.")
-    files = next(values for option, _, values in given if option == "--policy")
+    values_of = {option: values for option, _, values in given}
+    file = next(iter(values_of["--policy"]), None)
     overrides = tuple(override(key, value) for _, key, values in given if key for value in values)
-    return load(here(), policy_file=files[0] if files else None, overrides=overrides)
+    project = None if values_of["--no-project"] else layer(here(), file)
+    return load(here(), policy_file=file, overrides=overrides, project=project)
 
 
 def _running(name: str) -> str:

@@ -33,12 +33,14 @@ def build_parser() -> argparse.ArgumentParser:
     init.add_argument("--print", action="store_true", dest="to_stdout", help="print it instead")
     check = command("check", "Say whether the policy is valid, with warnings. Exit status 1 if it is not.")
     check.add_argument("file", nargs="?", metavar="FILE", help="a policy file, as `stockade run --policy FILE` would take it")
+    check.add_argument("--no-project", action="store_true", help="without the stockade.toml of a project that you trust")
     check.add_argument("--managed", action="store_true", help="FILE is meant to become the managed policy")
     for one in (
         command("show", "Show the merged policy and where each part of it was written."),
         explain := command("explain", "Say what the policy says to a request or a path, by which rule. Exit status 0: allowed, 1: denied."),
     ):
-        one.add_argument("--policy", metavar="FILE", help="a policy file on top of yours (./stockade.toml is never read by itself)")
+        one.add_argument("--policy", metavar="FILE", help="a policy file on top of yours")
+        one.add_argument("--no-project", action="store_true", help="without the stockade.toml of a project that you trust")
     explain.add_argument(
         "question",
         nargs="+",
@@ -50,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Run a command with your policy, refuse whatever that does not grant, and propose the narrowest rules for it. Nothing is applied.",
     )
     learn.add_argument("--policy", metavar="FILE", help="a policy file on top of yours")
+    learn.add_argument("--no-project", action="store_true", help="without the stockade.toml of a project that you trust")
     learn.add_argument("--from-nothing", action="store_true", help="as if nothing were granted yet")
     learn.add_argument("--output", metavar="FILE", help="write the proposals to FILE, which must not exist")
     learn.add_argument(
@@ -97,12 +100,14 @@ def _init(options: argparse.Namespace) -> int:
     return 0
 
 
-def _compile(policy_file: str | None) -> Compiled:
+def _compile(options: argparse.Namespace, policy_file: str | None) -> Compiled:
     from stockade.policy.compile import compile_policy
+    from stockade.session.trust import layer
 
     own = os.path.realpath(places.config("policy.toml"))
     same = policy_file is not None and os.path.realpath(policy_file) in (own, os.path.realpath(places.MANAGED_POLICY))
-    return compile_policy(os.getcwd(), policy_file=None if same else policy_file)
+    project = None if options.no_project else layer(os.getcwd(), policy_file)
+    return compile_policy(os.getcwd(), policy_file=None if same else policy_file, project=project)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -113,7 +118,7 @@ def _check(options: argparse.Namespace) -> int:
             raise PolicyError("--managed needs a FILE that exists", code="policy.no-file")
         found = compile_policy(os.getcwd(), managed=os.path.abspath(options.file), managed_owner=os.stat(options.file).st_uid)
     else:
-        found = _compile(options.file)
+        found = _compile(options, options.file)
     warnings = [*found.warnings, *_sources_missing(found.policy)]
     if options.json:
         print(json.dumps({"ok": True, "files": [path for path, _ in found.policy.sources], "warnings": [one.plain() for one in warnings]}))
@@ -123,7 +128,7 @@ def _check(options: argparse.Namespace) -> int:
         print(f"{paint('warning', 'yellow')}: {_clean(_whole(one))}")
     where = ", ".join(path for path, _ in found.policy.sources) or "no policy file, the defaults hold"
     print(f"{paint('ok', 'green')}: {_clean(where)}")
-    _mention_project(found.policy)
+    _mention_project(options, found.policy)
     return 0
 
 
@@ -144,13 +149,17 @@ def _sources_missing(policy: Policy) -> list[PolicyError]:
     return found
 
 
-def _mention_project(policy: Policy) -> None:
-    if os.path.lexists("stockade.toml") and os.path.abspath("stockade.toml") not in [path for path, _ in policy.sources]:
-        print("note: ./stockade.toml was not read: a project does not set its own rules. If you trust it: --policy stockade.toml")
+def _mention_project(options: argparse.Namespace, policy: Policy) -> None:
+    if (
+        not options.no_project
+        and os.path.lexists("stockade.toml")
+        and os.path.abspath("stockade.toml") not in [path for path, _ in policy.sources]
+    ):
+        print("note: ./stockade.toml was not read: a project does not set its own rules. If you trust it: stockade trust")
 
 
 def _show(options: argparse.Namespace) -> int:
-    found = _compile(options.policy)
+    found = _compile(options, options.policy)
     policy = found.policy
     if options.json:
         origins = {key: frozen.plain(origin) for key, origin in found.origins}
@@ -166,7 +175,7 @@ def _show(options: argparse.Namespace) -> int:
         head, newline, rest = text.lstrip("\n").partition("\n")
         gap = "\n" if text.startswith("\n") else ""
         print(gap + _clean(head) + (paint(_clean(note), "dim") if note else "") + newline + _clean(rest))
-    _mention_project(policy)
+    _mention_project(options, policy)
     return 0
 
 
@@ -281,14 +290,15 @@ def _grant(grant: Grant) -> str:
 
 
 def _learn(options: argparse.Namespace) -> int:
-    from stockade.policy.cached import load
     from stockade.policy.learn import propose
+    from stockade.session import trust
     from stockade.session.foreground import run
 
     words = options.words[1:] if options.words[:1] == ["--"] else options.words
     if not words:
         raise StockadeError("no command to learn from", code="cli.usage", hint="stockade policy learn -- COMMAND...")
-    policy = load(os.getcwd(), policy_file=options.policy, overrides=(("egress", "none"),) if options.from_nothing else ())
+    overrides = (("egress", "none"),) if options.from_nothing else ()
+    policy = trust.policy(os.getcwd(), policy_file=options.policy, overrides=overrides, project=not options.no_project)
     try:
         output = os.open(options.output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600) if options.output else os.dup(1)
     except OSError as error:
@@ -315,7 +325,7 @@ def _learn(options: argparse.Namespace) -> int:
 def _explain(options: argparse.Namespace) -> int:
     question = " ".join(options.question).strip()
     verb, _, rest = question.partition(" ")
-    found = _compile(options.policy)
+    found = _compile(options, options.policy)
     if verb in ("read", "write") and rest:
         from stockade.policy.visible import explain_path
 

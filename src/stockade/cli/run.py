@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # (option, metavar or "" for a flag, key of the override handed to the policy or "" for one of ours, help)
 OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--policy", "FILE", "", "use this policy file on top of the user's and the administrator's"),
+    ("--no-project", "", "", "leave the project's own stockade.toml out, also where you trust the folder; nothing of it is looked at"),
     ("--wall", "WALL", "wall", "bubblewrap or gvisor (vm is not part of this version)"),
     ("--workspace", "DIR", "workspace.path", "the folder to work in (default: the current one)"),
     ("--mode", "MODE", "workspace.mode", "how the workspace is mounted: rw, ro or rw-no-delete"),
@@ -107,12 +108,12 @@ def parse(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status, or ours."""
     given, command = parse(argv)
-    from stockade.policy.cached import load
+    from stockade.session import trust
     from stockade.session.foreground import run
 
     cwd = here()
     overrides = tuple(override(key, value) for option, _, key, _ in OPTIONS if key for value in given.get(option, ()))
-    policy = load(cwd, policy_file=given.get("--policy", [None])[0], overrides=overrides)
+    policy = trust.policy(cwd, policy_file=given.get("--policy", [None])[0], overrides=overrides, project="--no-project" not in given)
     tty = True if "--tty" in given else False if "--no-tty" in given else None
     end = run(policy, command, cwd=cwd, tty=tty, receipt=given.get("--receipt", [""])[0])
     if "--json" in given:

@@ -31,24 +31,27 @@ def load(
     *,
     policy_file: str | None = None,
     overrides: tuple[tuple[str, str], ...] | None = None,
+    project: tuple[str, bytes] | None = None,
     managed: str = "",
     managed_owner: int = 0,
 ) -> Policy:
     """The merged policy for a start in `cwd`. Paths in it are absolute and resolved: open them without following symbolic links.
 
-    A project's own file is read only as `policy_file`; it is never looked for. `overrides`: see overrides.py. `managed` and `managed_owner` are
-    for tests. Raises PolicyError, and StockadeError `place.unsafe` if somebody else can write to the cache.
+    A project's own file is never looked for: it is read only as `policy_file`, or has been read by whoever knows that its user trusts it (`project`, its name
+    and content). `overrides`: see overrides.py. `managed` and `managed_owner` are for tests. Raises PolicyError, and StockadeError `place.unsafe` if somebody else can write to the cache.
     """
     options = tuple(overrides or ())
     managed = managed or places.MANAGED_POLICY
-    if policy_file is None and not options and not _exists(managed) and not _exists(places.config("policy.toml")):
+    if policy_file is None and project is None and not options and not _exists(managed) and not _exists(places.config("policy.toml")):
         return defaults.builtin(cwd)
-    path = _entry(cwd, policy_file, options, managed, managed_owner)
+    path = _entry(cwd, policy_file, options, project, managed, managed_owner)
     if path and (policy := _stored(path)) is not None:
         return policy
     from stockade.policy.compile import compile_policy
 
-    compiled = compile_policy(cwd, policy_file=policy_file, overrides=options, managed=managed, managed_owner=managed_owner)
+    compiled = compile_policy(
+        cwd, policy_file=policy_file, overrides=options, project=project, managed=managed, managed_owner=managed_owner
+    )
     if path:
         _store(path, compiled)
     return compiled.policy
@@ -65,7 +68,14 @@ def _exists(path: str) -> bool:
     return True
 
 
-def _entry(cwd: str, policy_file: str | None, options: tuple[tuple[str, str], ...], managed: str, managed_owner: int) -> str:
+def _entry(
+    cwd: str,
+    policy_file: str | None,
+    options: tuple[tuple[str, str], ...],
+    project: tuple[str, bytes] | None,
+    managed: str,
+    managed_owner: int,
+) -> str:
     """Where the entry of these inputs lies, "" if there is no room for a cache. Raises StockadeError `place.unsafe`."""
     try:
         folder = places.private(places.cache("policy"))
@@ -89,6 +99,7 @@ def _entry(cwd: str, policy_file: str | None, options: tuple[tuple[str, str], ..
         os.path.realpath(cwd),
         policy_file,
         options,
+        project and (project[0], files.digest(project[1])),
         managed,
         managed_owner,
         around,

@@ -122,7 +122,7 @@ class Caps:
             if grant.effect == DENY:
                 break
             via = f" of the preset {grant.origin.preset}" if grant.origin.preset else ""
-            if cap.egress_hosts is not None and not any(_covers(pattern, grant.host) for pattern in cap.egress_hosts):
+            if cap.egress_hosts is not None and not any(covers(pattern, grant.host) for pattern in cap.egress_hosts):
                 self._refuse(
                     f"the host {grant.host}{via}", asked, (*key, "host"), by, "egress_hosts", ", ".join(cap.egress_hosts) or "no host"
                 )
@@ -146,7 +146,8 @@ def _narrower(modes: tuple[Mode, ...]) -> tuple[Mode, ...]:
     return MODES[: widest + 1]
 
 
-def _covers(pattern: str, host: str) -> bool:
+def covers(pattern: str, host: str) -> bool:
+    """Whether every name that `host` stands for (itself, or those below "*.") is one that `pattern` stands for."""
     if pattern.startswith("*."):
         return host == pattern or host.removeprefix("*").endswith(pattern[1:]) and host.removeprefix("*.") != pattern[2:]
     return host == pattern

@@ -1,4 +1,4 @@
-"""From layers to one policy: managed > user > the file that the command line named > the command line itself.
+"""From layers to one policy: managed > user > a trusted project's own > the file that the command line named > the command line itself.
 
 A later layer's single values replace an earlier one's, lists add up, denials always count, and caps bind every layer below (caps.py).
 Relative paths start where stockade is started, whatever file they stand in.
@@ -21,6 +21,7 @@ from stockade.policy.caps import Caps
 from stockade.policy.egress import Rules
 from stockade.policy.model import keys_of
 from stockade.policy.problems import each, raise_all
+from stockade.policy.project import LAYER, judge, judge_grants
 from stockade.policy.read import Document, parse, validate
 from stockade.policy.root import merge_root
 from stockade.policy.signing import SigningRules
@@ -67,11 +68,13 @@ def compile_policy(
     *,
     policy_file: str | None = None,
     overrides: tuple[tuple[str, str], ...] = (),
+    project: tuple[str, bytes] | None = None,
     managed: str = "",
     managed_owner: int = 0,
 ) -> Compiled:
     """Read and merge all layers for a start in `cwd`. Raises PolicyError; several errors come together as problems.PolicyErrors.
 
+    `project` is the name and the content of the file of a project that its user trusts; it is not read here.
     `managed` and `managed_owner` (a uid) are for tests: the managed file has one place and belongs to root.
     """
     cwd = os.path.realpath(cwd)
@@ -82,13 +85,18 @@ def compile_policy(
     ]
     if policy_file is not None:
         wanted.append(("file", paths.expand(policy_file, cwd), "file"))
+    if project is not None:
+        wanted.insert(2, (LAYER, project[0], ""))
     documents: list[Document] = []
     sources: list[tuple[str, str]] = []
     errors: list[PolicyError] = []
     for layer, path, kind in wanted:
         kind, _, owner = kind.partition(":")
-        data = files.read(path, owner=int(owner) if owner else None)
-        watch.seen[(f"{kind}:{owner}" if owner else kind, path)] = "" if data is None else files.digest(data)
+        if project is not None and layer == LAYER:
+            data: bytes | None = files.bounded(project[1], path)
+        else:
+            data = files.read(path, owner=int(owner) if owner else None)
+            watch.seen[(f"{kind}:{owner}" if owner else kind, path)] = "" if data is None else files.digest(data)
         if data is None and layer == "file":
             raise PolicyError(f"there is no file {path}", code="policy.no-file", hint="Name a policy file, or leave --policy out.")
         if data is not None:
@@ -128,6 +136,8 @@ class _Merge:
         rules = Rules(self.watch, self.cwd, self.caps, self.errors, self.warnings)
         grants, credentials, variables = rules.merge(self.documents)
         canaries = dict.fromkeys((name, table.value) for one in self.documents for name, table in one.tables.canary.items())
+        self.errors += judge(self.documents, self.cwd, workspace.path)
+        self.errors += judge_grants(self.documents, grants)
         self._unread(grants, canaries)
         self._ports(grants)
         if self.no_egress:

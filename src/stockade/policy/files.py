@@ -41,9 +41,7 @@ def read(path: str, *, owner: int | None = None) -> bytes | None:
             _check_owner(path, found, owner)
             _check_owner(os.path.dirname(os.path.realpath(path)), os.stat(os.path.dirname(os.path.realpath(path))), owner)
         if found.st_size > MAX_BYTES:
-            raise PolicyError(
-                f"the file is larger than {MAX_BYTES >> 10} KiB", code="policy.too-large", file=path, hint="This is hardly a policy."
-            )
+            raise _too_large(path)
         data = b""
         while part := os.read(opened, MAX_BYTES + 1 - len(data)):
             data += part
@@ -52,6 +50,19 @@ def read(path: str, *, owner: int | None = None) -> bytes | None:
         raise _unreadable(path, error.strerror or "reading failed") from error
     finally:
         os.close(opened)
+
+
+def bounded(data: bytes, path: str) -> bytes:
+    """The content of a policy file that somebody else has read. Raises PolicyError `policy.too-large`."""
+    if len(data) > MAX_BYTES:
+        raise _too_large(path)
+    return data
+
+
+def _too_large(path: str) -> PolicyError:
+    return PolicyError(
+        f"the file is larger than {MAX_BYTES >> 10} KiB", code="policy.too-large", file=path, hint="This is hardly a policy."
+    )
 
 
 def _check_owner(path: str, found: os.stat_result, owner: int) -> None:

@@ -23,7 +23,7 @@ _POSITION = re.compile(r" ?\(at (?:line ([0-9]+), column ([0-9]+)|end of documen
 
 @frozen
 class Document:
-    """A policy file that has the right shape. `layer` is managed, user, file or command line; `name` is what errors call it."""
+    """A policy file that has the right shape. `layer` is managed, user, project, file or command line; `name` is what errors call it."""
 
     layer: str
     name: str

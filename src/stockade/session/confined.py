@@ -1,4 +1,4 @@
-"""A second look from inside: run one of the wall's own programs in the view of a session that is over, without network."""
+"""One program in a new sandbox, to its end: a second look from inside a session that is over, or the first at a project that nobody trusts yet."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from stockade.walls.door import Door
 
 
-def confined(wall: Wall, plan: Plan, door: Door, wanted: Confinement, argv: Sequence[str], stdout: int, seconds: float) -> int:
-    """Run `argv` in a new sandbox made by the session's own `plan` of `wanted`; its exit status, or 137 when `seconds` are over.
+def confined(wall: Wall, plan: Plan, door: Door | None, wanted: Confinement, argv: Sequence[str], stdout: int, seconds: float) -> int:
+    """Run `argv` in a new sandbox made by the `plan` of `wanted`; its exit status, or 137 when `seconds` are over.
 
-    The door is shut by then, so nothing answers there. Everything that was started is dead when this returns. Raises WallFailed.
+    The session's door, if there is one, is shut by then, so nothing answers there. Everything that was started is dead when this returns. Raises WallFailed.
     """
-    door.shut()
+    if door is not None:
+        door.shut()
     box = wall.open_box(plan, door)
     try:
         child = box.spawn(argv, env=dict(wanted.environment), cwd=wanted.cwd, stdout=stdout)

@@ -374,7 +374,8 @@ async def open_session(
 ) -> AsyncIterator[LiveSession]:
     """Open a sandbox, and end everything in it when the block is left.
 
-    Without `policy` it is the one that `stockade run` would use in `cwd` (default: the current folder): administrator's and user's layers.
+    Without `policy` it is the one that `stockade run` would use in `cwd` (default: the current folder): administrator's and user's layers, and the project's where its user
+    trusts the folder.
     With `restore` (a checkpoint, or the path of one that was kept) what runs inside goes on from there, in a session of its own; the policy's grants hold, but
     for those that had been taken back. Its mounts and limits must be those that the checkpoint was made under.
     `approver` and `reviewer` are asked about what the policy lets somebody decide (session/deciders.py).
@@ -382,9 +383,9 @@ async def open_session(
     """
     folder = os.getcwd() if cwd is None else os.path.abspath(cwd)
     if policy is None:
-        from stockade.policy.cached import load
+        from stockade.session import trust
 
-        policy = load(folder)
+        policy = trust.policy(folder)
     session = LiveSession(policy, folder, restore=restore, deciders=Deciders(approver, reviewer))
     try:
         await session.open()

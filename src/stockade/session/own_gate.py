@@ -63,8 +63,8 @@ class OwnGate:
         os.close(self._output)
 
 
-def confinement() -> Confinement:
-    """What the gate itself may see: Python and our code, read-only; how the host resolves names; which authorities it trusts upstream."""
+def code() -> list[Mount]:
+    """Python and our code, read-only: what a program of ours needs in a box of its own."""
     import stockade
 
     places_of_code = {
@@ -73,7 +73,12 @@ def confinement() -> Confinement:
         os.path.dirname(os.path.dirname(os.path.realpath(stockade.__file__))),
     }
     places_of_code.add(os.path.realpath(os.path.dirname(sys.executable)))
-    mounts = [Mount(path, path) for path in sorted(places_of_code) if not path.startswith("/usr/") and path != "/usr"]
+    return [Mount(path, path) for path in sorted(places_of_code) if not path.startswith("/usr/") and path != "/usr"]
+
+
+def confinement() -> Confinement:
+    """What the gate itself may see: Python and our code, read-only; how the host resolves names; which authorities it trusts upstream."""
+    mounts = code()
     trusted = os.environ.get("SSL_CERT_FILE") or ROOTS
     for source, target in (
         (trusted, ROOTS),

@@ -267,14 +267,15 @@ def sanitised(gitdir: str) -> str:
 
     # The user's own first: who they are is needed for a commit, and the private home has no .gitconfig. The repository's own values win.
     settings = os.environ.get("XDG_CONFIG_HOME") or f"{places.home()}/.config"
-    files = (f"{settings}/git/config", f"{places.home()}/.gitconfig", f"{gitdir}/config", f"{gitdir}/config.worktree")
-    cached = places.cache(f"git/{sha256(b'2' + b''.join(_bytes(path) + bytes(1) for path in files)).hexdigest()}")
+    own = (_bytes(path, links=True) for path in (f"{settings}/git/config", f"{places.home()}/.gitconfig"))
+    configs = (*own, *(_bytes(path) for path in (f"{gitdir}/config", f"{gitdir}/config.worktree")))
+    cached = places.cache(f"git/{sha256(b'3' + b''.join(data + bytes(1) for data in configs)).hexdigest()}")
     found = _bytes(cached)
     if found:
         return found.decode("utf-8", "surrogateescape")
     from stockade.walls.workspace import gitconfig
 
-    text = gitconfig.sanitise_files(files)
+    text = gitconfig.sanitise(configs)
     places.private(os.path.dirname(cached))
     _write(f"{cached}.{os.getpid()}", text)
     os.replace(f"{cached}.{os.getpid()}", cached)
@@ -353,9 +354,10 @@ def _owner(path: str) -> int:
         return -1
 
 
-def _bytes(path: str, limit: int = 1 << 20) -> bytes:
+def _bytes(path: str, limit: int = 1 << 20, *, links: bool = False) -> bytes:
+    """What the file at `path` holds; nothing of what is no file, or, without `links`, of a symbolic link, which a repository could bring."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW))
     except OSError:
         return b""
     try:

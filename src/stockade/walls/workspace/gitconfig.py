@@ -6,6 +6,7 @@ Source: git-config(1).
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 
@@ -74,17 +75,24 @@ def entries(data: bytes) -> list[tuple[str, str | None]]:
 
 
 def entries_of_file(path: str) -> list[tuple[str, str | None]]:
-    """Like `entries` for a file that is ours to trust not to change; an absent, unreadable or broken one gives nothing."""
+    """Like `entries` for a file of a repository; an absent, unreadable or broken one gives nothing, nor does one that is a link or no file."""
     try:
-        with open(path, "rb") as file:
-            return entries(file.read(1 << 20))
-    except (OSError, ValueError, subprocess.SubprocessError):
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return _understood(file.read(1 << 20) or b"")
+    except OSError:
         return []
 
 
-def sanitise_files(paths: Iterable[str]) -> str:
-    """One config text with the safe entries of all `paths` (missing ones count as empty)."""
-    found = [pair for path in paths for pair in entries_of_file(path)]
+def _understood(data: bytes) -> list[tuple[str, str | None]]:
+    try:
+        return entries(data)
+    except (ValueError, OSError, subprocess.SubprocessError):
+        return []
+
+
+def sanitise(configs: Iterable[bytes]) -> str:
+    """One config text with the safe entries of all `configs`."""
+    found = [pair for data in configs for pair in (_understood(data) if data else ())]
     return write([*(pair for pair in map(safe, found) if pair), *_PRIVATE_LAYER])
 
 

@@ -41,6 +41,7 @@ PROTECTED: tuple[tuple[str, str], ...] = (
 
 _SHELL = ".bashrc .bash_profile .bash_login .bash_logout .profile .zshrc .zshenv .zprofile .zlogin .kshrc .inputrc".split()
 _EXACT: dict[str, tuple[Risk, str]] = {
+    "stockade.toml": ("high", "sets rules of the sandbox where you trust the folder"),
     **dict.fromkeys(_SHELL, ("high", "the shell runs it")),
     ".envrc": ("high", "direnv runs it on entering the folder"),
     ".mcp.json": ("high", "names programs that agents start"),
@@ -146,3 +147,34 @@ def judge(rel: str) -> tuple[Risk, str] | None:
 
 
 EXECUTABLE: tuple[Risk, str] = ("low", "is executable")
+
+# What a project brings: everything at its top that tools obey on entering or opening the folder, or on the next git command there, without being asked for it
+# by name. (path, what obeys it) A folder stands for everything in it. Left out is what runs by name (Makefile, package.json) and what is only text for a
+# model (CLAUDE.md, AGENTS.md): people and agents change both in every task, and a model reads the rest of the project just as well.
+BROUGHT: tuple[tuple[str, str], ...] = (
+    ("stockade.toml", _EXACT["stockade.toml"][1]),
+    *PROTECTED,
+    (".claude/hooks", "hooks of Claude Code"),
+    *(
+        (name, _EXACT[name][1])
+        for name in ".mise.toml mise.toml .tool-versions .vimrc .exrc .nvim.lua .dir-locals.el .lldbinit .gdbinit .gitattributes .gitmodules "
+        ".pre-commit-config.yaml".split()
+    ),
+    (".githooks", "git hooks of the host"),
+    (".git", "says where git looks for this repository"),
+    (".git/commondir", "sends git to a config of somebody's choice"),
+    (".git/config", "git of the host obeys it"),
+    (".git/config.worktree", "git of the host obeys it"),
+    (".git/info/attributes", "chooses among filters that the host's git knows"),
+    (".git/objects/info/alternates", "objects come from there"),
+    (".git/hooks", "git hooks of the host"),
+)
+RESTLESS = (".idea/workspace.xml",)  # the editor writes it all the time, and asks by itself whether a project is trusted
+
+
+def why(rel: str) -> str:
+    """What obeys the file at `rel`, which a project brings."""
+    return next(
+        (reason for path, reason in BROUGHT if rel == path or rel.startswith(f"{path}/") and path != ".git"),
+        "is on the way to a file that tools obey",
+    )
