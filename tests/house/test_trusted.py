@@ -37,7 +37,7 @@ BOUNDS = {
     "record/": 1200,
     "core/asks.py": 500,
     "core/brought.py": 250,
-    "core/": 4000,
+    "core/": 4150,
 }
 _NOT_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER)
 

@@ -137,29 +137,43 @@ def adopting() -> Iterator[None]:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
-def offspring() -> dict[int, str]:
-    """Living processes below this one: pid and command line. Reaps the dead that we adopted."""
-    found: dict[int, str] = {}
-    waiting = [os.getpid()]
-    while waiting:
-        pid = waiting.pop()
+def _parents() -> tuple[dict[int, int], set[int]]:
+    """Every process and its parent, as one after the other was read, and which of them are dead."""
+    parents, dead = {0: 0}, set()
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         try:
-            below = [
-                int(child)
-                for task in os.listdir(f"/proc/{pid}/task")
-                for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()
-            ]
+            state, parent = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[:2]
+        except (OSError, IndexError):
+            continue
+        parents[pid] = int(parent)
+        dead |= {pid} if state in "ZX" else set()
+    return parents, dead
+
+
+def offspring(top: int = 0) -> dict[int, str]:
+    """Living processes below `top` (default: this one): pid and command line. Reaps the dead that we adopted.
+
+    By the parent that each names. The lists of children are whole only while those stand still (proc_pid_task(5)), and one that ends meanwhile hides its own.
+    """
+    top = top or os.getpid()
+    parents, dead = _parents()
+    while not parents.keys() >= {
+        *parents.values()
+    }:  # somebody's parent has ended between two reads, so that who has it now was read before it had
+        parents, dead = _parents()
+    found: dict[int, str] = {}
+    for pid, parent in parents.items():
+        above = pid
+        while above and above != top:
+            above = parents[above]
+        if not above or pid == top:
+            continue
+        try:
+            if pid in dead and (parent != os.getpid() or os.waitpid(pid, os.WNOHANG)[0]):
+                continue  # one that cannot be waited for yet has threads that still end
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        waiting += below
-        for child in below:
-            try:
-                state = Path(f"/proc/{child}/stat").read_text().rsplit(") ", 1)[1][0]
-                if state == "Z" and (pid != os.getpid() or os.waitpid(child, os.WNOHANG)[0]):
-                    continue  # one that cannot be waited for yet has threads that still end
-                found[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except (OSError, IndexError):
-                continue
     return found
 
 

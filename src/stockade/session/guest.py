@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from stockade.core.errors import WallFailed
 from stockade.core.loop import READ
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 SUM = 1.0  # seconds: so often at most, what is not on record is summed up
 GRACE = 0.5  # seconds from the end of the stream until the sandbox must have ended too
+SOON = 0.25  # seconds after it stands: then its start has had both cores, and it is looked for what it consists of
 LAST = 16  # batches that are read once the sandbox is dead: more than the socket holds
 
 
@@ -24,7 +27,8 @@ class Witness:
     def __init__(self, session: Session, sink: Sink, loop: Loop, say: Callable[[str], None] = lambda _: None) -> None:
         self._session, self._sink, self._loop, self._say = session, sink, loop, say
         self._watched = -1
-        self._summing = self._closed = False
+        self._parts: tuple[int, ...] = ()
+        self._stood = self._summing = self._closed = False
         self._watch()
 
     def stands(self) -> None:
@@ -35,6 +39,34 @@ class Witness:
                 code="gvisor.events",
                 hint="The sandbox was ended. `stockade doctor --wall gvisor` tries runsc, and with --fix installs one that works.",
             )
+        if self._session.box.ready and not self._stood:
+            self._stood = True
+            self._loop.later(SOON, self._guard)
+
+    def _guard(self) -> None:
+        """From now on see by ourselves when a part of the guest ends: runsc ends the rest then, but not while it stands still, and nobody should depend on it."""
+        from stockade.walls import states
+
+        if self._closed or self._session.box.dead:
+            return
+        try:
+            self._parts = states.parts(self._session.box.pid)
+        except WallFailed:
+            self._loop.later(GRACE, self._broken)
+        for fd in self._parts:
+            self._loop.watch(fd, READ, self._part_ended)
+
+    def _part_ended(self, _events: int) -> None:
+        for fd in self._parts:
+            self._loop.forget(fd)
+        self._loop.later(GRACE, self._broken)
+
+    def _broken(self) -> None:
+        """A part of the guest has ended. Raises WallFailed if it has not ended as a whole by now."""
+        if not self._closed and not self._session.box.dead:
+            from stockade.walls import states
+
+            raise states.lost(self._session.died_of())
 
     def close(self) -> None:
         """The sandbox is dead: write down what it has said before. Raises StockadeError when that cannot be recorded. May be called twice."""
@@ -42,6 +74,10 @@ class Witness:
             return
         self._closed = True
         self._loop.forget(self._watched)
+        for fd in self._parts:
+            self._loop.forget(fd)
+            os.close(fd)
+        self._parts = ()
         for _ in range(LAST):
             if not self._sink.over:
                 self._record()

@@ -106,6 +106,8 @@ class Pool:
             await session.close()
 
     def _take(self, policy: Policy, folder: str) -> LiveSession:
+        while self._ready and not self._ready[0].stands:  # it has ended, and the loop has not told us yet
+            self._let_go(self._ready.pop(0))
         if not self._ready or shape(policy) != self._shape:
             self.misses += 1
             if not self._ready:
@@ -151,6 +153,7 @@ class Pool:
             prepared = Prepared(new_id(), confine.wall_of(self._policy), confine.raw_ports(self._policy))
             prepared.start(confine.bare(self._policy))
             await self._stands(prepared)
+            prepared.guard()
             if self._ready:
                 prepared.guest.pause()
             self._ready.append(prepared)
@@ -183,11 +186,13 @@ class Pool:
                     loop.remove_reader(fd)
 
     def _watch(self, prepared: Prepared) -> None:
-        """Whatever a guest says that nobody has asked for anything means that it has ended."""
-        asyncio.get_running_loop().add_reader(prepared.guest.fileno(), self._ended, prepared)
+        for fd in prepared.sentinels:
+            asyncio.get_running_loop().add_reader(fd, self._ended, prepared)
 
     def _unwatch(self, prepared: Prepared) -> None:
-        asyncio.get_running_loop().remove_reader(prepared.guest.fileno())
+        for fd in prepared.sentinels:
+            asyncio.get_running_loop().remove_reader(fd)
+        prepared.unguard()
 
     def _ended(self, prepared: Prepared) -> None:
         self._ready.remove(prepared)

@@ -40,6 +40,7 @@ class Prepared:
         self.groups: Groups
         self.box: GuestBox | None = None
         self.warm: Warm | None = None
+        self._parts: tuple[int, ...] = ()  # of the guest that stands ready (walls/states.py)
         self._rehearsed = False
         self._root: Rooted | None = None
         self.directory = ""
@@ -129,6 +130,34 @@ class Prepared:
             return False
         self.sink.begin()
         return True
+
+    def guard(self) -> None:
+        """The guest stands ready: from now on `sentinels` say when it, or a part of it, has ended. Raises WallFailed if one has by now."""
+        from stockade.walls import states
+
+        self._parts = states.parts(self.guest.pid)
+        self._closers.append(self.unguard)
+
+    @property
+    def sentinels(self) -> tuple[int, ...]:
+        """Descriptors of which none is readable while the guest stands ready, and one is when it does not any more: nobody has asked it for anything."""
+        return self.guest.fileno(), *self._parts
+
+    @property
+    def stands(self) -> bool:
+        """Whether it still stands ready."""
+        import select
+
+        poll = select.poll()
+        for fd in self.sentinels:
+            poll.register(fd, select.POLLIN)
+        return not poll.poll(0)
+
+    def unguard(self) -> None:
+        """It is somebody's now, or nobody's any more. May be called twice."""
+        for fd in self._parts:
+            os.close(fd)
+        self._parts = ()
 
     def bind(self, plan: Plan) -> Box:
         """The guest, which becomes what `plan` says. Raises StockadeError (`pool.stale`) if it was not started as that says: then it must not be used."""

@@ -109,6 +109,35 @@ def _threads(pid: int) -> tuple[frozenset[int], list[int]]:
     return frozenset(states), children
 
 
+def parts(bwrap: int) -> tuple[int, ...]:
+    """Descriptors (pidfd_open(2)) of the processes without which what stands below a bubblewrap is no guest: its kernel, and who opens its files. Each is readable
+    once that has ended. runsc ends the guest by itself then, but not while it stands still. Raises WallFailed (`wall.died`) when one is gone by now.
+    """
+    try:
+        children = limits.children(limits.init_of(bwrap))
+    except FileNotFoundError:
+        children = []
+    found: list[int] = []
+    for pid in children:
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                if file.read(1):  # what runsc has started; orphans of the guest's kernel have no arguments left
+                    found.append(os.pidfd_open(pid))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    if len(found) < 2:
+        for fd in found:
+            os.close(fd)
+        raise lost()
+    return tuple(found)
+
+
+def lost(why: str = "") -> WallFailed:
+    """The error for a guest of which a part has ended."""
+    what = why or "its kernel, or the process that opens its files, is gone"
+    return WallFailed(f"the sandbox ended: {what}", code="wall.died", hint="`stockade doctor` tries each part of the wall.")
+
+
 def unable(wall: str) -> CannotEnforce:
     """The error for a wall that cannot save what runs in it."""
     return CannotEnforce(
