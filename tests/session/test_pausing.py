@@ -228,7 +228,9 @@ def test_a_user_pauses_a_run_and_its_token_passes_as_before(place: Place, server
         time.sleep(0.5)
         assert answers.read_text() == said
         assert json.loads(stockade(place, "pause", ident, "--json").stdout) == {"paused": True, "changed": False}
+        assert [(left["id"], left["state"]) for left in json.loads(stockade(place, "list", "--json").stdout)] == [(ident, "paused")]
         assert "goes on" in stockade(place, "resume", ident).stdout
+        assert [left["state"] for left in json.loads(stockade(place, "list", "--json").stdout)] == ["running"]
         assert until(lambda: answers.read_text().count("200") > said.count("200") + 3, 20)
         assert {*answers.read_text().split()} == {"200"}
         assert json.loads(stockade(place, "resume", ident, "--json").stdout) == {"paused": False, "changed": False}

@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="List sessions, take grants back from one that runs or pause it, bring back or discard what one that is over has left.",
     )
 
-    command("list", "Show the sessions that run, and those that are over and still hold something.")
+    command("list", "Show the sessions that run or are paused, and those that are over and still hold something.")
     command("grants", "Show what may leave a running session, numbered, and what it may sign.").add_argument("id", metavar="ID", help=_ID)
     revoke = command(
         "revoke",
@@ -93,7 +93,7 @@ def running(name: str) -> Left:
     from stockade.session import kept
 
     left = kept.find(name)
-    if left.state != "running":
+    if not left.lives:
         raise StockadeError(
             f"{left.id} does not run any more", code="session.over", hint="Nothing of it runs that could be paused or lose a grant."
         )

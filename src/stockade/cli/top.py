@@ -147,7 +147,7 @@ def _row(left: Left, traffic: Traffic, rates: tuple[float, float], now: float) -
 
 
 def _running() -> list[Left]:
-    return [left for left in kept.sessions() if left.state == "running"]
+    return [left for left in kept.sessions() if left.lives]
 
 
 def _age(seconds: float) -> str:

@@ -210,7 +210,7 @@ class Session:
         except WallFailed as error:
             self.record("session.resume", error=error.code)
             raise
-        self.changed()
+        self._shown(True)
         return True
 
     def resume(self) -> bool:
@@ -219,8 +219,14 @@ class Session:
             return False
         self.record("session.resume")
         self.box.resume()
-        self.changed()
+        self._shown(False)
         return True
+
+    def _shown(self, paused: bool) -> None:
+        from stockade.session import after
+
+        after.pausing(self.directory, paused)
+        self.changed()
 
     @property
     def recording(self) -> bool:

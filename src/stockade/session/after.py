@@ -112,6 +112,17 @@ def reasons(directory: str) -> tuple[str, ...]:
         return ()
 
 
+def pausing(directory: str, paused: bool) -> None:
+    """Say in a session's directory whether it stands still, for whoever lists sessions. That is shown and nothing else, so an error of the disk is no reason."""
+    try:
+        if paused:
+            os.close(os.open(f"{directory}/paused", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        else:
+            os.unlink(f"{directory}/paused")
+    except OSError:
+        pass
+
+
 def discard(directory: str) -> None:
     """Remove a session's directory. What cannot be removed is left for the sweeper."""
     from stockade.walls.workspace import cleanup

@@ -28,7 +28,7 @@ def waiting() -> list[Waiting]:
     """Every running session that has something to tell. One that ends just now is left out."""
     found = []
     for left in kept.sessions():
-        if left.state in ("running", "paused"):
+        if left.lives:
             try:
                 found.append(of(left))
             except StockadeError:

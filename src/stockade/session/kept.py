@@ -25,7 +25,7 @@ HINT = "stockade session list shows what there is."
 
 @frozen
 class Left:
-    """A session that has a directory. `state` is "running", "ending" (a moment after its end) or "kept"; `what` says what it holds, in words."""
+    """A session that has a directory. `state` is "running", "paused", "ending" (a moment after its end) or "kept"; `what` says what it holds, in words."""
 
     id: str
     directory: str
@@ -33,6 +33,11 @@ class Left:
     workspace: str
     started: float  # Unix seconds, 0 = it never started
     what: tuple[str, ...]
+
+    @property
+    def lives(self) -> bool:
+        """Whether somebody holds it, so that it can be given orders."""
+        return self.state in ("running", "paused")
 
 
 def sessions() -> list[Left]:
@@ -142,7 +147,7 @@ def _holding(left: Left) -> Iterator[None]:
 
 def _look(name: str, directory: str) -> Left:
     facts = after.load(f"{directory}/facts") or {}
-    state = "running"
+    state = "paused" if os.path.exists(f"{directory}/paused") else "running"
     what: tuple[str, ...] = ()
     fd = after.hold(directory)
     if fd >= 0:
