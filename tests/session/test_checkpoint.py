@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import json
 import os
@@ -26,10 +27,10 @@ from session.test_revoke import server as server
 from stockade.core.errors import CannotEnforce, StockadeError, WallFailed
 from stockade.core.frozen import replace
 from stockade.core.values import Confinement, Grant, Limits, Mount, Policy
-from stockade.session import checkpoints, live, states
+from stockade.session import Session, checkpoints, live, states
 from stockade.session.command import SessionEnded
 from stockade.session.pool import Pool
-from stockade.walls import bubblewrap, gvisor
+from stockade.walls import bubblewrap, gvisor, runsc
 from walls.boxes import HOME, PYTHON, require, until
 from walls.workspace_box import repository
 
@@ -423,6 +424,38 @@ def test_what_is_not_the_one_that_was_made_is_not_restored(folder: Path, place: 
     assert len([event for event in of_sessions(place) if event["kind"] == "session.start"]) == starts
     assert until(lambda: os.listdir(place.sessions) == [])
     assert _restored(folder, made, replace(GUEST, grants=(Grant("new.example.test", scheme="http"),))) == b"alive\n"  # the twin
+
+
+def test_one_of_another_runsc_is_refused_before_anything_is_started(folder: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one works, as a session of its own shows; by its bytes it is not the same."""
+
+    async def body(session: live.LiveSession) -> checkpoints.Checkpoint:
+        return await session.checkpoint(str(place.root / "kept"))
+
+    made = within(folder, body)
+    digest = hashlib.sha256(Path(runsc.find().path).read_bytes()).hexdigest()
+    assert json.loads((place.root / "kept" / checkpoints.NAME).read_text())["runsc"] == digest
+    assert [event["runsc"] for event in of_sessions(place) if event["kind"] == "session.checkpoint"] == [digest]
+    other = place.root / "runsc"
+    other.write_bytes(Path(runsc.find().path).read_bytes() + b"\0")
+    other.chmod(0o755)
+    with monkeypatch.context() as patched:
+        patched.setattr(runsc, "PROGRAMS", (str(other),))
+        patched.setenv("XDG_CACHE_HOME", str(place.root / "cache"))
+        patched.setattr(Session, "record", lambda *_, **__: pytest.fail("something was recorded"))
+        patched.setattr(gvisor, "warm", lambda *_: pytest.fail("something was started"))
+        with pytest.raises(CannotEnforce, match=f"another runsc.*{digest[:16]}") as caught:
+            _restored(folder, made)
+        assert caught.value.code == "checkpoint.differs"
+    with monkeypatch.context() as patched:
+        patched.setattr(runsc, "PROGRAMS", (str(other),))
+        patched.setenv("XDG_CACHE_HOME", str(place.root / "cache"))
+
+        async def alive(session: live.LiveSession) -> bytes:
+            return (await session.exec(["echo", "alive"])).stdout
+
+        assert within(folder, alive) == b"alive\n"
+    assert _restored(folder, made) == b"alive\n"
 
 
 # ---- how it fails

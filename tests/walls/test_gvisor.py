@@ -25,6 +25,7 @@ from walls.test_plan import WANTED
 HOST = gvisor.Host(
     bwrap="/usr/bin/bwrap",
     runsc="/usr/bin/runsc",
+    digest="5" * 64,
     platform="systrap",
     cover_sys_net=True,
     links=(("usr/bin", "/bin"), ("/lib64", "/lib64")),  # one merged, one a directory of its own
@@ -63,6 +64,7 @@ def test_the_whole_argument_vector() -> None:
     assert (found.paths, found.overlays, found.stages, found.held) == ((), (), (), ())
     assert found.rlimits == ((4, 0), (6, 2 * 100 + 128))
     assert (found.network, found.bwrap, found.data[1]) == ("door", "/usr/bin/bwrap", f"MemTotal: {1 << 20} kB\n")
+    assert found.digest == HOST.digest  # so that no guest of another runsc is taken for one of this
     assert plan.late == late.Late(
         (
             ("rw:@1", "/work/project"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -157,7 +158,7 @@ def test_the_real_one_leaves_nothing_behind() -> None:
 @pytest.mark.wall
 def test_one_that_boots_is_found(stand_in: MakeRunsc) -> None:
     path = stand_in()
-    assert runsc.find() == runsc.Found(str(path), 20240729, "systrap", False)
+    assert runsc.find() == runsc.Found(str(path), 20240729, "systrap", False, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 @pytest.mark.wall

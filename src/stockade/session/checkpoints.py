@@ -45,11 +45,14 @@ class Checkpoint:
 
 @frozen
 class Origin:
-    """Where a session goes on: `checkpoint`, the `shape` that the sandbox must have (walls/gvisor.py), and what has narrowed the session: `revoked` grants as
-    they were written, whether it was to sign nothing any more (`unsigned`), and whether something secret had come in (`tainted`)."""
+    """Where a session goes on: `checkpoint`, the `shape` that the sandbox must have (walls/gvisor.py), the SHA-256 of the `runsc` that has written it and that alone
+    may read it, and what has narrowed the session: `revoked` grants as they were written, whether it was to sign nothing any more (`unsigned`), and whether
+    something secret had come in (`tainted`).
+    """
 
     checkpoint: Checkpoint
     shape: str
+    runsc: str
     revoked: tuple[dict[str, Any], ...]
     unsigned: bool
     tainted: bool
@@ -94,7 +97,7 @@ def load(wanted: Checkpoint | str) -> Origin:
             size += length
         origin = Checkpoint(path, digest, str(known["session"]), size)
         narrowed = known["unsigned"] is not False, known["tainted"] is not False
-        return Origin(origin, str(known["shape"]), tuple(known["revoked"]), *narrowed)
+        return Origin(origin, str(known["shape"]), str(known["runsc"]), tuple(known["revoked"]), *narrowed)
     except OSError as error:
         raise StockadeError(f"cannot read the checkpoint {path}: {error.strerror}", code="checkpoint.missing", hint=_HINT) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -107,13 +110,26 @@ def narrow(session: Session, origin: Origin) -> Origin:
     """
     from stockade.walls import gvisor
 
-    if gvisor.shape(session.plan) != origin.shape:  # type: ignore[arg-type]  # no other wall's plan takes an image
+    plan = session.plan
+    assert isinstance(plan, gvisor.Plan)  # no other wall's plan takes an image
+    if plan.warm.digest != origin.runsc:
+        raise another(plan.warm.digest, origin.runsc)
+    if gvisor.shape(plan) != origin.shape:
         raise differs()
     made, tainted = origin.checkpoint, origin.tainted or any(mount.secret for mount in session.confinement.mounts)
     session.record("session.restore", digest=made.digest, parent=made.session, tainted=tainted, revoked=len(origin.revoked))
     if session.signer is not None and origin.unsigned:
         session.signer.revoke()
     return replace(origin, tainted=tainted)
+
+
+def another(here: str, wanted: str) -> CannotEnforce:
+    """The error for a runsc that has not made the checkpoint."""
+    return CannotEnforce(
+        f"the checkpoint was made by another runsc (SHA-256 {wanted[:16]}..., the one here is {here[:16]}...), and no other can be trusted to read it",
+        code="checkpoint.differs",
+        hint="Nothing was started. Install that runsc again, or start anew: a checkpoint does not outlive an update of runsc.",
+    )
 
 
 def differs() -> CannotEnforce:

@@ -151,15 +151,17 @@ class States:
             keeper = self._gate
             tainted = keeper is not None and keeper.tainted or _pending(session)
             revoked = keeper.revoked() if keeper is not None else []
-            shape = gvisor.shape(session.plan)  # type: ignore[arg-type]  # its box is a guest's
+            plan = session.plan
+            assert isinstance(plan, gvisor.Plan)  # its box is a guest's
             facts = {
-                "shape": shape,
+                "shape": gvisor.shape(plan),
+                "runsc": plan.warm.digest,
                 "revoked": revoked,
                 "unsigned": session.signer is not None and session.signer.revoked,
                 "tainted": tainted,
             }
             made = await asyncio.to_thread(checkpoints.describe, place, session.id, **facts)
-            session.record("session.checkpoint", digest=made.digest, size=made.size, path=path and place)
+            session.record("session.checkpoint", digest=made.digest, size=made.size, path=path and place, runsc=plan.warm.digest)
         except BaseException as error:
             shutil.rmtree(place, ignore_errors=True)
             if isinstance(error, OSError):

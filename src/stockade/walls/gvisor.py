@@ -53,6 +53,7 @@ class Host:
 
     bwrap: str
     runsc: str
+    digest: str  # of runsc: SHA-256 in hexadecimal digits
     platform: str
     cover_sys_net: bool
     links: tuple[tuple[str, str], ...]
@@ -70,6 +71,7 @@ class Warm:
     rlimits: tuple[tuple[int, int], ...]
     network: str
     bwrap: str
+    digest: str  # of runsc
     command: tuple[str, ...]
     restores: bool = False
     overlays: tuple[Overlay, ...] = ()
@@ -106,7 +108,7 @@ def look(home: str) -> Host:
     found = runsc.find()
     outer = bubblewrap.program()
     etc = system.etc(home, guest=ADDRESS)
-    return Host(outer, found.path, found.platform, found.sys_net_masked, system.links(), etc, native.STEP)
+    return Host(outer, found.path, found.digest, found.platform, found.sys_net_masked, system.links(), etc, native.STEP)
 
 
 def plan(wanted: Confinement, host: Host, *, stage: str = "") -> Plan:
@@ -174,6 +176,7 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "") -> Plan:
         rlimits=((4, 0), *(((6, limits.guest_tasks(wanted.limits)),) if wanted.limits.processes else ())),  # no core dumps; RLIMIT_NPROC
         network=wanted.network,
         bwrap=host.bwrap,
+        digest=host.digest,
         command=(*command, *(("restore", f"-image-path={IMAGE}") if wanted.image else ("run",)), "-bundle", "/bundle"),
         restores=bool(wanted.image),
     )

@@ -11,7 +11,7 @@ import time
 
 from stockade.core import places
 from stockade.core.errors import CannotEnforce, StockadeError
-from stockade.core.frozen import frozen
+from stockade.core.frozen import frozen, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,12 +31,15 @@ _MISTAKEN = "cannot run with network enabled in root network namespace"
 
 @frozen
 class Found:
-    """A runsc that boots here. `version` is its date (20240729); `sys_net_masked` says that /proc/sys/net has to be covered in its view."""
+    """A runsc that boots here. `version` is its date (20240729); `sys_net_masked` says that /proc/sys/net has to be covered in its view; `digest` is the program's
+    SHA-256 in hexadecimal digits, and "" while it is only tried.
+    """
 
     path: str
     version: int
     platform: str
     sys_net_masked: bool
+    digest: str = ""
 
 
 @frozen
@@ -62,12 +65,12 @@ def find() -> Found:
         return kept.found
     path, version = choose()
     digest = _digest(path)
-    if kept is not None and (kept.digest, kept.found.path, kept.found.version) == (digest, path, version):
+    if kept is not None and (kept.found.digest, kept.found.path, kept.found.version) == (digest, path, version):
         found, until = kept.found, kept.until
     else:
         booted = boot(path, version)
-        found, until = booted.found, int(time.time()) + DOUBTED if booted.doubted else 0
-    _keep(entry, around, _Kept(seen, digest, found, until))
+        found, until = replace(booted.found, digest=digest), int(time.time()) + DOUBTED if booted.doubted else 0
+    _keep(entry, around, _Kept(seen, found, until))
     return found
 
 
@@ -218,7 +221,6 @@ def _digest(path: str) -> str:
 @frozen
 class _Kept:
     seen: str
-    digest: str
     found: Found
     until: int  # seconds since 1970; 0: as long as nothing changes
 
@@ -248,7 +250,7 @@ def _kept(entry: str, around: str) -> _Kept | None:
         return None
     _, seen, digest, path, version, platform, masked, until, _ = lines
     try:
-        kept = _Kept(seen, digest, Found(path, int(version), platform, masked == "1"), int(until))
+        kept = _Kept(seen, Found(path, int(version), platform, masked == "1", digest), int(until))
     except ValueError:
         return None
     known = path in PROGRAMS and platform in PLATFORMS and masked in ("0", "1") and kept.found.version >= OLDEST
@@ -258,7 +260,7 @@ def _kept(entry: str, around: str) -> _Kept | None:
 def _keep(entry: str, around: str, kept: _Kept) -> None:
     """Write the answer whole or not at all. A full disk costs speed, nothing else."""
     found = kept.found
-    lines = (around, kept.seen, kept.digest, found.path, found.version, found.platform, int(found.sys_net_masked), kept.until)
+    lines = (around, kept.seen, found.digest, found.path, found.version, found.platform, int(found.sys_net_masked), kept.until)
     temporary = f"{entry}.{os.getpid()}.{os.urandom(4).hex()}"
     if not entry:
         return
