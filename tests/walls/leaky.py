@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from struct import pack
+from struct import pack, unpack_from
 from typing import Any
 
 from stockade.core.errors import WallFailed
 from stockade.core.frozen import replace
 from stockade.core.values import Confinement, Enforced, Limits, Mount
-from stockade.walls import bubblewrap
+from stockade.walls import bubblewrap, limits
 from stockade.walls.box import Child
 from stockade.walls.bubblewrap import Host, Plan
 from stockade.walls.conformance import census
@@ -331,6 +332,98 @@ def open_leaving(plan: Plan, door: Door | None, cgroups: Sequence[int]) -> Any:
     return bubblewrap.open_box(plan, door, cgroups)
 
 
+# Only root can leave these on the host. Their names tell `clean` of which test process they are: some are made by the suite's helper.
+TOKEN = os.environ.setdefault("STOCKADE_LEAKY", str(os.getpid()))
+WIRE, PLACE, GROUP = f"lk{TOKEN}x", f"/run/lk{TOKEN}", f"stockade-leaky-{TOKEN}-"
+
+
+def mounted() -> None:
+    os.makedirs(PLACE, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "stockade-leaky", tempfile.mkdtemp(dir=PLACE)], check=True, stderr=subprocess.DEVNULL)
+
+
+def named() -> None:
+    """A network namespace that has a name, which keeps it (ip-netns(8))."""
+    os.makedirs(PLACE, exist_ok=True)
+    file, path = tempfile.mkstemp(dir=PLACE)
+    os.close(file)
+    subprocess.run(["unshare", f"--net={path}", "true"], check=True, stderr=subprocess.DEVNULL)
+
+
+def wired() -> None:
+    wire(f"{WIRE}{os.urandom(2).hex()}")
+
+
+def grouped() -> limits.Groups:
+    groups = limits.join(f"{GROUP}{os.urandom(4).hex()}", Limits())
+    if not groups.directories:
+        raise PermissionError("no cgroup can be made here")
+    return groups
+
+
+def leaving(make: Callable[[], None]) -> Callable[[Plan, Door | None, Sequence[int]], Any]:
+    """And leave that behind."""
+
+    def opened(plan: Plan, door: Door | None, cgroups: Sequence[int]) -> Any:
+        make()
+        return bubblewrap.open_box(plan, door, cgroups)
+
+    return opened
+
+
+def open_grouped(plan: Plan, door: Door | None, cgroups: Sequence[int]) -> Any:
+    """In a further cgroup that nobody removes."""
+    groups = grouped()
+    try:
+        return bubblewrap.open_box(plan, door, [*cgroups, *groups.descriptors])
+    finally:
+        for fd in groups.descriptors:
+            os.close(fd)
+
+
+def wire(name: str, *, remove: bool = False) -> None:
+    """Make a veth(4) pair, one end of it called `name`, or remove it (rtnetlink(7)). Raises OSError."""
+
+    def attribute(kind: int, data: bytes) -> bytes:
+        return pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
+
+    new, delete, request, acknowledge, create = 16, 17, 0x1, 0x4, 0x600
+    body = pack("=BxHiII", 0, 0, 0, 0, 0) + attribute(3, name.encode() + b"\0") + attribute(18, attribute(1, b"veth"))
+    head = pack("=IHHII", 16 + len(body), delete if remove else new, request | acknowledge | (0 if remove else create), 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink:
+        netlink.send(head + body)
+        if error := -unpack_from("=i", netlink.recv(4096), 16)[0]:
+            raise OSError(error, os.strerror(error))
+
+
+def left_by_root() -> None:
+    """Remove it."""
+    for name in census.interfaces():
+        if name.startswith(WIRE):
+            wire(name, remove=True)
+    for line in census.mounts():
+        if (path := line.split()[1]).startswith(f"{PLACE}/"):
+            subprocess.run(["umount", path], check=True)
+    shutil.rmtree(PLACE, ignore_errors=True)
+    for parent, names, _ in os.walk(limits.ROOT):
+        for name in names:
+            if name.startswith(GROUP):
+                os.rmdir(f"{parent}/{name}")
+
+
+def refused(make: Callable[[], object]) -> str:
+    """Why it cannot be left here, or ""."""
+    try:
+        made = make()
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"this cannot be left on the host: {error}"
+    finally:
+        left_by_root()
+    for fd in made.descriptors if isinstance(made, limits.Groups) else ():
+        os.close(fd)
+    return ""
+
+
 def open_ungrouped(plan: Plan, door: Door | None, cgroups: Sequence[int]) -> Any:
     return bubblewrap.open_box(plan, door)
 
@@ -384,6 +477,7 @@ def clean() -> None:
     with suppress(ChildProcessError):  # what the checks have adopted of boxes that stayed
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
+    left_by_root()
     doors.clear()
     shutil.rmtree(SHARED, ignore_errors=True)
 
@@ -405,6 +499,7 @@ class Leak:
     door: Callable[[tuple[int, ...]], Door] = bubblewrap.make_door
     own_kernel: bool = False
     user: int = -1
+    by_root: Callable[[], object] | None = None  # what makes the leak, if only root can
 
 
 class Leaky:
@@ -522,6 +617,10 @@ LEAKS = (
     Leak("false-limit", ["receipt.limits"], ["receipt.rules"], change=lambda plan: replace(plan, enforced=(*plan.enforced, Enforced("limit memory", "cgroup memory", str(Limits().memory))))),
     Leak("anything", ["receipt.refusals"], ["receipt.mounts"], planner=anything),
     Leak("nobody-left", ["cleanup.kill-paused"], ["cleanup.kill"], box=NobodyLeft),
+    Leak("leaves-a-mount", ["cleanup.close", "cleanup.kill"], opener=leaving(mounted), by_root=mounted),
+    Leak("leaves-a-namespace", ["cleanup.close", "cleanup.kill"], opener=leaving(named), by_root=named),
+    Leak("leaves-a-wire", ["cleanup.close", "cleanup.kill"], opener=leaving(wired), by_root=wired),
+    Leak("leaves-a-cgroup", ["cleanup.close", "cleanup.kill"], opener=open_grouped, by_root=grouped),
     Leak("leaves-a-process", ["cleanup.close", "cleanup.kill", "cleanup.kill-paused", "cleanup.kill-early"], ["receipt.rules"], opener=open_leaving),
 )  # fmt: skip
 BY_NAME = {leak.name: leak for leak in LEAKS}

@@ -1,9 +1,10 @@
-"""What a sandbox leaves behind on the host: processes, descriptors, mounts and cgroups, counted before and after."""
+"""What a sandbox leaves behind on the host: processes, descriptors, mounts, network interfaces and cgroups, counted before and after."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -82,6 +83,11 @@ def mounts() -> set[str]:
     """The mounts of this process' mount namespace (proc_pid_mountinfo(5)), without the numbers that change."""
     with open("/proc/self/mountinfo") as file:
         return {" ".join(line.split()[3:]) for line in file}
+
+
+def interfaces() -> set[str]:
+    """The network interfaces of this process' network namespace: an end of a wire to a sandbox is one (veth(4))."""
+    return {name for _, name in socket.if_nameindex()}
 
 
 def groups(pids: Iterable[int]) -> set[str]:

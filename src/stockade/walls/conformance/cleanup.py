@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 WITHIN = 5.0  # seconds after which nothing may be left of a box whose holder was killed
 
 
-@check("cleanup.close", "after closing no process, mount, cgroup or descriptor is left")
+@check("cleanup.close", "after closing no process, mount, cgroup, network interface, network namespace or descriptor is left")
 def close(lab: Lab) -> None:
     with census.adopting():
         before = Before()
@@ -65,7 +65,7 @@ class Before:
     """What there was before."""
 
     def __init__(self) -> None:
-        self._known, self._mounts = census.known(), census.mounts()
+        self._known, self._mounts, self._interfaces = census.known(), census.mounts(), census.interfaces()
 
     def again(self, lab: Lab, groups: set[str]) -> None:
         """Raises Failed unless it is so again, soon. `groups` are the cgroups that there were meanwhile."""
@@ -73,10 +73,15 @@ class Before:
         expect(census.until(lambda: not census.more(self._known), soon), f"processes are left: {', '.join(census.more(self._known))}")
         expect(census.until(lambda: not _there(groups), soon), f"cgroups are left: {', '.join(_there(groups))}")
         expect(census.until(lambda: not self._mounted(), soon), f"mounts are left: {', '.join(self._mounted())}")
+        expect(census.until(lambda: not self._wired(), soon), f"network interfaces are left: {', '.join(self._wired())}")
 
     def _mounted(self) -> list[str]:
-        """New mounts that have to do with stockade: others on this machine may mount as well."""
-        return sorted(line for line in census.mounts() - self._mounts if "stockade" in line)
+        """New mounts that have to do with stockade, since others on this machine may mount as well; and those that keep a network namespace, which nothing else does
+        by now: no process is in it, and none has it open (network_namespaces(7))."""
+        return sorted(line for line in census.mounts() - self._mounts if "stockade" in line or line.startswith("net:["))
+
+    def _wired(self) -> list[str]:
+        return sorted(census.interfaces() - self._interfaces)
 
 
 def _there(directories: set[str]) -> list[str]:
