@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import pty
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from stockade.core.frozen import plain
 from stockade.core.values import Policy
+from stockade.walls.conformance import census
 from walls.boxes import until
 
 DRIVER = """
@@ -121,56 +121,20 @@ def share_cache(path: str) -> None:
     CACHE = path
 
 
-PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
-
-
 @contextmanager
 def adopting() -> Iterator[None]:
     """Orphans of what we start become children of this process, so that none goes unseen; at the end they are waited for."""
-    libc = ctypes.CDLL(None, use_errno=True)
     before = set(offspring())
-    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
-    try:
+    with census.adopting():
         yield
         assert until(lambda: set(offspring()) <= before, 10), offspring()
-    finally:
-        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-
-
-def _parents() -> tuple[dict[int, int], set[int]]:
-    """Every process and its parent, as one after the other was read, and which of them are dead."""
-    parents, dead = {0: 0}, set()
-    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-        try:
-            state, parent = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[:2]
-        except (OSError, IndexError):
-            continue
-        parents[pid] = int(parent)
-        dead |= {pid} if state in "ZX" else set()
-    return parents, dead
 
 
 def offspring(top: int = 0) -> dict[int, str]:
-    """Living processes below `top` (default: this one): pid and command line. Reaps the dead that we adopted.
-
-    By the parent that each names. The lists of children are whole only while those stand still (proc_pid_task(5)), and one that ends meanwhile hides its own.
-    """
-    top = top or os.getpid()
-    parents, dead = _parents()
-    while not parents.keys() >= {
-        *parents.values()
-    }:  # somebody's parent has ended between two reads, so that who has it now was read before it had
-        parents, dead = _parents()
-    found: dict[int, str] = {}
-    for pid, parent in parents.items():
-        above = pid
-        while above and above != top:
-            above = parents[above]
-        if not above or pid == top:
-            continue
+    """Living processes below `top` (default: this one, and then those that we adopted and that are dead are reaped): pid and command line."""
+    found = {}
+    for pid in census.below(top) if top else census.living():
         try:
-            if pid in dead and (parent != os.getpid() or os.waitpid(pid, os.WNOHANG)[0]):
-                continue  # one that cannot be waited for yet has threads that still end
             found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue

@@ -10,15 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from stockade.core import oci
 from stockade.policy import units
 
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, section 5.6.2
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+")  # RFC 6838, section 4.2
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # an identifier of protocol buffers
-# An image as registries name it (OCI distribution specification, "Pulling manifests"), its registry always written out.
-_IMAGE = r"(?:[a-z0-9-]+(?:\.[a-z0-9-]+)+(?::[0-9]+)?|[a-z0-9-]+:[0-9]+|localhost)(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)"
-_IMAGES = re.compile(_IMAGE + r"*(?:/\*\*|@sha256:[0-9a-f]{64})?")
+_IMAGES = re.compile(rf"{oci.REGISTRY}{oci.PART}*(?:/\*\*|@{oci.DIGEST})?")
 _SEGMENTS = re.compile(r"(?:/[A-Za-z0-9._~!$&'()+,;=:@%*-]*)+")  # RFC 3986, section 3.3
 
 
@@ -139,7 +138,7 @@ def _pointer(value: str) -> str:
 
 def image(value: str) -> str:
     """An image by its digest."""
-    if not re.fullmatch(_IMAGE + r"+@sha256:[0-9a-f]{64}", value) or len(value) > 400:
+    if not re.fullmatch(f"{oci.REGISTRY}{oci.PART}+@{oci.DIGEST}", value) or len(value) > 400:
         hint = f"`stockade image pull {value}` prints the line to write." if re.fullmatch(r"[\w.:/@-]{1,300}", value) else ""
         raise wrong(f"{value!r} does not name an image by its digest (registry/name@sha256:...)", hint)
     return value

@@ -16,7 +16,7 @@ import json
 import os
 import re
 
-from stockade.core import places
+from stockade.core import oci, places
 from stockade.core.errors import CannotEnforce, StockadeError, Tampered
 from stockade.core.frozen import frozen, plain
 from stockade.walls.workspace.cleanup import discard
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 VERSION = 1  # of image.json
 LONGEST = 4 << 20  # bytes of a manifest, a configuration, or image.json: as registries bound manifests
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_DIGEST = re.compile(oci.DIGEST)
 
 
 @frozen

@@ -11,6 +11,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
+from stockade.core import oci
 from stockade.core.errors import StockadeError
 from stockade.core.frozen import frozen
 from stockade.walls.images import LONGEST, Image
@@ -19,10 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
-_REFERENCE = re.compile(  # OCI distribution specification, "Pulling manifests"; the registry is always written out
-    r"(?P<name>(?P<registry>(?:[a-z0-9-]+(?:\.[a-z0-9-]+)+(?::[0-9]+)?|[a-z0-9-]+:[0-9]+|localhost))"
-    r"(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)+)(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
-)
+_REFERENCE = re.compile(f"(?P<name>(?P<registry>{oci.REGISTRY}){oci.PART}+)(?::(?P<tag>{oci.TAG}))?(?:@(?P<digest>{oci.DIGEST}))?")
 _LOOPBACK = re.compile(r"(?:localhost|127\.[0-9.]+)(?::[0-9]+)?")
 INDEX = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 _MANIFEST = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
@@ -93,13 +91,7 @@ def _part(found: object) -> Part:
     """A descriptor. One that wants to be fetched from elsewhere is refused: nobody has granted that."""
     if isinstance(found, dict) and not found.get("urls"):
         kind, digest, size = found.get("mediaType"), found.get("digest"), found.get("size")
-        if (
-            isinstance(kind, str)
-            and isinstance(digest, str)
-            and re.fullmatch("sha256:[0-9a-f]{64}", digest)
-            and type(size) is int
-            and size >= 0
-        ):
+        if isinstance(kind, str) and isinstance(digest, str) and re.fullmatch(oci.DIGEST, digest) and type(size) is int and size >= 0:
             return Part(kind, digest, size)
     raise unknown("it has a part that is not named by size and SHA-256, or comes from elsewhere")
 

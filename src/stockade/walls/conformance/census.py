@@ -9,10 +9,11 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from stockade.core.frozen import frozen
 from stockade.walls.limits import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
 _SET, _GET = 36, 37  # PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER of prctl(2)
 
@@ -32,46 +33,79 @@ def adopting() -> Iterator[None]:
 
 def below(top: int) -> dict[int, str]:
     """The living processes below `top`, without itself: host PID and name."""
-    found: dict[int, str] = {}
-    waiting = _children(top)
-    while waiting:
-        pid = waiting.pop()
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                name, _, rest = file.read().partition(b"(")[2].rpartition(b")")
-        except OSError:
-            continue
-        if rest.split()[0] in (b"Z", b"X"):
-            continue
-        found[pid] = name.decode("utf-8", "replace")
-        waiting += _children(pid)
-    return found
+    return {pid: process.name for pid, process in _below(top).items() if not process.dead}
 
 
 def known() -> set[int]:
     """Everything below this process, the dead too: they are somebody else's to wait for."""
-    return {*below(os.getpid()), *_children(os.getpid())}
+    return {*_below(os.getpid())}
+
+
+def living(known: Collection[int] = ()) -> dict[int, str]:
+    """The living processes below this one that are not in `known`; takes leave of the dead that are not, which we have adopted."""
+    found = {}
+    for pid, process in _below(os.getpid()).items():
+        if pid in known:
+            continue
+        if process.dead and process.parent == os.getpid():
+            try:
+                if os.waitpid(pid, os.WNOHANG)[0]:
+                    continue
+            except ChildProcessError:
+                continue
+        elif process.dead:
+            continue
+        found[pid] = process.name  # one that is dead and cannot be waited for yet has threads that still end
+    return found
 
 
 def more(known: set[int]) -> list[str]:
-    """The names of the living processes below this one that are not in `known`; takes leave of the dead that are not, which we have adopted."""
-    for pid in set(_children(os.getpid())) - known:
-        try:
-            os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            pass
-    return sorted({name for pid, name in below(os.getpid()).items() if pid not in known})
+    """The names of `living`."""
+    return sorted({*living(known).values()})
 
 
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    try:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
-                found += [int(child) for child in file.read().split()]
-    except OSError:
-        pass
+@frozen
+class _Process:
+    parent: int
+    dead: bool
+    name: str
+
+
+def _below(top: int) -> dict[int, _Process]:
+    every = _every()
+    children: dict[int, list[int]] = {}
+    for pid, process in every.items():
+        children.setdefault(process.parent, []).append(pid)
+    found: dict[int, _Process] = {}
+    waiting = [top]
+    while waiting:
+        fresh = [pid for pid in children.get(waiting.pop(), ()) if pid not in found and pid != top]
+        found |= {pid: every[pid] for pid in fresh}
+        waiting += fresh
     return found
+
+
+def _every() -> dict[int, _Process]:
+    """Every process that can be seen, by the parent that it names: the lists of children are whole only while those stand still (proc_pid_task(5)).
+
+    They are read one after the other. Where somebody's parent is missing it has ended meanwhile, and whoever has its children now may have been read before. So
+    all are read again, unless the same are without a parent again, which are hidden from us then (hidepid of proc(5)).
+    """
+    before: set[int] | None = None
+    while True:
+        found = {}
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            try:
+                with open(f"/proc/{pid}/stat", "rb") as file:
+                    name, _, rest = file.read().partition(b"(")[2].rpartition(b")")
+                    state, parent = rest.split()[:2]
+            except (OSError, ValueError):
+                continue
+            found[pid] = _Process(int(parent), state in (b"Z", b"X"), name.decode("utf-8", "replace"))
+        orphans = {pid for pid, process in found.items() if process.parent and process.parent not in found}
+        if not orphans or orphans == before:
+            return found
+        before = orphans
 
 
 def descriptors() -> int:
