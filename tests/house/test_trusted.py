@@ -13,7 +13,8 @@ from house.tree import ROOT, text
 PAGE, SOURCES = ROOT / "docs/trusted-code.md", ROOT / "src/stockade"
 # Lines of code that each row may grow to, by the first module in it. To raise one is a decision: could a tested primitive do it instead?
 BOUNDS = {
-    "walls/native/step.c": 850,
+    "walls/native/inside.c": 640,
+    "walls/native/launch.c": 300,
     "walls/gvisor.py": 550,
     "walls/root.py": 180,
     "walls/images.py": 650,
@@ -45,7 +46,7 @@ _NOT_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, t
 def code_lines(path: Path) -> int:
     """Lines that hold code: no comments, no docstrings, no blank lines."""
     source = text(path)
-    if path.suffix == ".c":
+    if path.suffix in (".c", ".h"):
         return sum(bool(line.strip()) for line in re.sub(r"/\*.*?\*/", "", source, flags=re.DOTALL).splitlines())
     lines: set[int] = set()
     statement_begins = True
@@ -62,7 +63,12 @@ def code_lines(path: Path) -> int:
 def modules(name: str) -> list[Path]:
     """The files that a name of the page stands for: a file, or all below a folder."""
     path = SOURCES / name
-    return [path] if path.is_file() else sorted([*path.rglob("*.py"), *path.rglob("*.c")])
+    return [path] if path.is_file() else sources(path)
+
+
+def sources(place: Path) -> list[Path]:
+    """All code below a folder."""
+    return sorted(path for path in place.rglob("*") if path.suffix in (".py", ".c", ".h"))
 
 
 def rows() -> list[tuple[list[str], list[str]]]:
@@ -92,7 +98,7 @@ def test_every_module_is_in_one_row() -> None:
     counted = [path for every in members().values() for path in every]
     left_out = {path for name in outside() for path in modules(name)}
     assert len(counted) == len(set(counted)) and not left_out & set(counted)
-    every = {path for path in [*SOURCES.rglob("*.py"), *SOURCES.rglob("*.c")] if path.parent != SOURCES or path.name == "gatehouse.py"}
+    every = {path for path in sources(SOURCES) if path.parent != SOURCES or path.name == "gatehouse.py"}
     assert {path for path in every - left_out - set(counted) if path.name != "__init__.py" or code_lines(path)} == set()
 
 

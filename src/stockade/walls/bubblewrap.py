@@ -1,6 +1,6 @@
 """The bubblewrap wall: rootless namespaces, seccomp and Landlock around a command.
 
-`plan` is a pure function from what is wanted to the whole argument vector; `open_box` carries it out. Inside, our own init (`native/step.c inside`)
+`plan` is a pure function from what is wanted to the whole argument vector; `open_box` carries it out. Inside, our own init (`native/inside.c`)
 applies Landlock and then starts commands on request, so that every command of one box sees the same /tmp, home and processes.
 """
 

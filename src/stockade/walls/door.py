@@ -14,7 +14,7 @@ from stockade.walls import native
 
 PROXY, HTTP, HTTPS, DNS = 3128, 80, 443, 53
 PORTS = (PROXY, HTTP, HTTPS, DNS)
-LOOPBACK, WIRE = "127.0.0.1", "192.0.0.1"  # where the listeners answer inside; step.c knows them too
+LOOPBACK, WIRE = "127.0.0.1", "192.0.0.1"  # where the listeners answer inside; native/door.c knows them too
 
 
 class Door:

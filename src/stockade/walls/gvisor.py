@@ -3,7 +3,7 @@
 `plan` is a pure function from what is wanted to bubblewrap's argument vector, the OCI configuration and what is mounted late; `open_box` carries it out, or
 `warm` the part that every session of its kind needs, and `GuestBox.bind` the rest when somebody wants it. runsc is the first
 process in bubblewrap's namespaces and sees nothing but itself, its scratch space and the guest's files, so whoever breaks out of gVisor stands in a sandbox
-still. In the guest our own init (`native/step.c inside`) is the first process, and starts commands on request as on the bubblewrap wall: gVisor takes
+still. In the guest our own init (`native/inside.c`) is the first process, and starts commands on request as on the bubblewrap wall: gVisor takes
 over the host's descriptors that it is handed (as standard input, by `runsc run -pass-fd`, and by SCM_RIGHTS on that socket).
 """
 

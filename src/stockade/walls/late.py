@@ -2,7 +2,7 @@
 
 Mounts that our program makes below `BELOW` of bubblewrap's view appear in runsc's mount namespaces by propagation (mount_namespaces(7)); the guest's init then
 binds each to its place, so that the guest's own kernel knows of it and lets nobody rename it away, hides where they came from, and gives up the
-right to mount. Only then does it serve commands (native/step.c: `late`, `bind`, `inside`).
+right to mount. Only then does it serve commands (native/late.c, native/inside.c).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The host's side of `step.c`: start it, read its notes, send it requests. Layouts must match that file."""
+"""The host's side of `step`: start it, read its notes, send it requests. Layouts must match step.h."""
 
 from __future__ import annotations
 
