@@ -1,4 +1,4 @@
-"""SIGKILL for every part of a guest, and for who holds it, at every step of a life in a pool: an error with a code, nothing left, and the next one is clean (M14, M23).
+"""SIGKILL for every part of a guest, and for who holds it, at every step of its life: an error with a code, nothing left, and the next one is clean (M14, M23).
 
 Without a pool the same is in test_gvisor.py; what a command's processes may do to each other is none of this.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from session.supervised import Place, adopting, offspring
 from session.test_lifecycle import cgroups
 from stockade.core.errors import StockadeError
 from stockade.core.values import Policy
+from stockade.session import checkpoints
 from stockade.session.live import LiveSession, open_session
 from stockade.session.pool import Pool
 from stockade.session.prepared import Prepared
-from stockade.walls import gvisor, limits, native
+from stockade.walls import gvisor, launching, limits, native
 from walls.boxes import require, until
 
 pytestmark = pytest.mark.wall
@@ -135,6 +137,26 @@ def kill(bwrap: int, part: str) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def hunt(bwrap: int, part: str) -> None:
+    """Kill a part of a guest as soon as there is one. It is looked for by few system calls: before each the thread may have to wait for the other."""
+
+    def is_it(pid: int) -> bool:
+        with suppress(OSError):
+            return Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].rpartition(b"/")[2].decode() == part
+        return False
+
+    def look() -> None:
+        late = time.monotonic() + SOON
+        while time.monotonic() < late:
+            first = limits.init_of(bwrap)
+            with suppress(OSError):
+                for pid in [bwrap] if part == "bwrap" else filter(is_it, [first, *limits.children(first)]):
+                    os.kill(pid, signal.SIGKILL)
+                    return
+
+    threading.Thread(target=look).start()
+
+
 def gone(prepared: Prepared) -> bool:
     return prepared.guest.dead and not os.path.exists(prepared.directory)
 
@@ -148,17 +170,11 @@ def test_one_that_is_killed_while_it_is_made_is_never_ready(place: Place, part: 
     errors: list[BaseException | None] = []
     start, discard, spawn = Prepared.start, Prepared.discard, native.spawn
 
-    def hunt(bwrap: int) -> None:
-        late = time.monotonic() + SOON
-        while not (found := pids(bwrap, part)) and time.monotonic() < late:
-            pass
-        os.kill(found[0], signal.SIGKILL)
-
     def started(self: Prepared, wanted: Any) -> None:
         made.append(self)
         start(self, wanted)
         if part != "door" and len(made) == 1:
-            threading.Thread(target=hunt, args=(self.guest.pid,)).start()
+            hunt(self.guest.pid, part)
 
     def discarded(self: Prepared) -> None:
         errors.append(sys.exception())  # why it is
@@ -283,6 +299,91 @@ def test_a_session_that_is_killed_in_a_pause_is_an_error_at_once(place: Place, p
 
     with nothing_left(place):
         asyncio.run(whole())
+
+
+@pytest.mark.parametrize("part", ["enter", *PARTS])
+def test_one_that_is_killed_while_it_is_saved_is_an_error_and_the_checkpoint_is_whole_or_not_there(
+    place: Place, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, save = place.root / "kept", gvisor.GuestBox.save
+
+    def saving(self: gvisor.GuestBox, directory: int) -> Any:
+        found = save(self, directory)
+        if part == "enter":  # what asks runsc for it
+            os.kill(found._pid, signal.SIGKILL)
+        else:
+            kill(self.pid, part)
+        return found
+
+    async def whole() -> None:
+        async with open_session(GUEST, cwd=str(place.work)) as session:
+            monkeypatch.setattr(gvisor.GuestBox, "save", saving)
+            with pytest.raises(StockadeError) as caught:
+                await session.checkpoint(str(kept))
+                await session.exec(["true"])
+            assert caught.value.code in ("checkpoint.failed", "wall.died")
+            if part == "enter":
+                assert (await session.exec(["cat", "whose"])).stdout == b"mine"
+
+    with nothing_left(place):
+        asyncio.run(asyncio.wait_for(whole(), 60))
+        if kept.exists():
+            checkpoints.load(str(kept))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_one_that_is_killed_while_it_is_restored_is_an_error(place: Place, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    warm = gvisor.warm
+
+    def warmed(*given: Any) -> gvisor.GuestBox:
+        box = warm(*given)
+        hunt(box.pid, part)
+        return box
+
+    async def whole() -> None:
+        async with open_session(GUEST, cwd=str(place.work)) as session:
+            await session.exec(["/bin/sh", "-c", "echo kept > /tmp/kept"])
+            made = await session.checkpoint()
+            with monkeypatch.context() as patch, pytest.raises(StockadeError) as caught:
+                patch.setattr(gvisor, "warm", warmed)
+                async with open_session(GUEST, cwd=str(place.work), restore=made) as other:
+                    await other.exec(["true"])
+            assert caught.value.code == "wall.died"
+            async with open_session(GUEST, cwd=str(place.work), restore=made) as other:
+                assert (await other.exec(["cat", "/tmp/kept"])).stdout == b"kept\n"
+
+    with nothing_left(place):
+        asyncio.run(asyncio.wait_for(whole(), 60))
+
+
+@pytest.mark.parametrize(("wall", "lasts"), [("bubblewrap", 0.02), ("gvisor", 0.1)])
+def test_bubblewrap_that_is_killed_at_any_moment_of_a_start_leaves_no_orphan(
+    place: Place, wall: str, lasts: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first process is not told to die with it before everything is mounted. Who goes on without it would be out of reach: of the watchdog, a pause, the end."""
+    choose, start = random.Random(7), launching.start
+    killed: list[threading.Timer] = []
+
+    def started(*given: Any, **named: Any) -> Any:
+        found = start(*given, **named)
+        killed.append(threading.Timer(choose.uniform(0, lasts), os.kill, (found[1], signal.SIGKILL)))
+        killed[-1].start()
+        return found
+
+    async def whole() -> None:
+        for _ in range(12):
+            with pytest.raises(StockadeError) as caught:
+                async with open_session(Policy(wall=wall), cwd=str(place.work)) as session:
+                    while True:
+                        await session.exec(["true"])
+            assert caught.value.code == "wall.died"
+            killed[-1].join()
+
+    with nothing_left(place):
+        with monkeypatch.context() as patch:
+            patch.setattr(launching, "start", started)
+            asyncio.run(asyncio.wait_for(whole(), 90))
+        assert place.run("cat", "whose").stdout == b"mine"  # whose end cleans up
 
 
 # ---- who holds it -----------------------------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ class Forger:
 
     def close(self) -> None:
         self.theirs.close()
+        self.box._news.close()
         self.box._sock.close()
         os.close(self._stderr)
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import select
 
 from stockade.core.errors import WallFailed
-from stockade.walls import native, terminal
+from stockade.walls import limits, native, terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
     from collections.abc import Mapping, Sequence
+
+
+NO_WAIT = 0x40  # MSG_DONTWAIT of recv(2)
 
 
 class Child:
@@ -55,9 +59,22 @@ class Box:
         self._children: dict[int, Child] = {}
         self._next = 1
         self._stopped: frozenset[tuple[int, bytes]] = frozenset()
+        self._process = -1
+        try:
+            # Of both: that bubblewrap was killed is seen also where it has left somebody behind, who holds the other end of the socket.
+            self._news = select.epoll()
+            self._news.register(sock.fileno(), select.EPOLLIN)
+            if pid:
+                self._process = os.pidfd_open(pid)
+                self._news.register(self._process, select.EPOLLIN)
+        except OSError:
+            if pid:
+                os.kill(pid, 9)  # SIGKILL
+            Box.close(self)
+            raise
 
     def fileno(self) -> int:
-        return self._sock.fileno()
+        return -1 if self._news.closed else self._news.fileno()
 
     def spawn(
         self,
@@ -147,7 +164,7 @@ class Box:
 
     def step(self, flags: int = 0) -> Child | None:
         """Take one note; returns the child it is about. Raises BlockingIOError when told not to block, WallFailed when the box broke."""
-        note = native.receive(self._sock, flags)
+        note = self._note(flags)
         if note is None:
             self.dead = True
             raise self.failure()
@@ -158,6 +175,23 @@ class Box:
             for fd in fds:
                 os.close(fd)
 
+    def _note(self, flags: int) -> tuple[str, int, int, str, list[int]] | None:
+        if not flags & NO_WAIT:
+            self._news.poll()
+        try:
+            return native.receive(self._sock, NO_WAIT)
+        except BlockingIOError:
+            if not self._orphaned():
+                raise
+        try:
+            return native.receive(self._sock, NO_WAIT)  # said in between
+        except BlockingIOError:
+            return None
+
+    def _orphaned(self) -> bool:
+        """Whether bubblewrap has ended, whatever may be left of what was in it."""
+        return self.pid > 0 and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
     def _take(self, kind: str, ident: int, value: int, text: str, fds: list[int]) -> Child | None:
         """Act on one note; takes out of `fds` what it keeps. Whoever wrote it may be hostile."""
         child = self._children.get(ident)
@@ -165,6 +199,10 @@ class Box:
             self.dead = True
             raise native.failed(text, value)
         if kind == "R":
+            # INVARIANT: from here on its processes end with bubblewrap. One that was killed before they were told so has left them behind.
+            if self._orphaned():
+                self.dead = True
+                raise self.failure()
             self.ready, self.landlock = True, value
         elif child is None:
             pass
@@ -193,7 +231,7 @@ class Box:
         """Raise what init said before it left, if it said anything: why a step of the set-up failed."""
         try:
             while True:
-                self.step(0x40)  # MSG_DONTWAIT
+                self.step(NO_WAIT)
         except BlockingIOError:
             pass
 
@@ -213,7 +251,12 @@ class Box:
             self._sock.shutdown(
                 2
             )  # SHUT_RDWR: a process that our program has forked may hold this socket too, and close() alone would wait for it
+            if self._process >= 0:
+                self._news.close()
+                os.close(self._process)
             self._sock.close()  # its init sees the end of file and leaves; with it goes the PID namespace
+            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT).si_code != os.CLD_EXITED:  # type: ignore[union-attr]  # it is our child
+                limits.end_orphans(self.pid)
             _, status = os.waitpid(self.pid, 0)
             self.pid, self.dead, self.paused = 0, True, False
             os.close(self._stderr)

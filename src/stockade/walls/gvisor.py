@@ -369,10 +369,9 @@ def warm(prepared: Warm, door: Door | None = None, cgroups: Sequence[int] = ()) 
         return [*shared, *([] if prepared.restores else [f"-pass-fd={theirs}:{LATE}"]), CONTAINER]
 
     try:
-        started = launching.start(prepared, door, cgroups, seccomp.kernel_filters, inner, (theirs,), standard=True)
+        return GuestBox(*launching.start(prepared, door, cgroups, seccomp.kernel_filters, inner, (theirs,), standard=True), ours)
     except BaseException:
         os.close(ours)
         raise
     finally:
         os.close(theirs)
-    return GuestBox(*started, ours)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ROOT = "/sys/fs/cgroup"
 STALE = 60.0  # seconds after which an empty group of ours is what a killed supervisor left
+ENDING = 2.0  # seconds that the kernel may take to end what was killed
 INTERVAL = 0.25  # seconds between two looks of the watchdog
 TASKS, KERNEL_TASKS = 2, 128  # what gVisor (systrap) makes of a process, and has itself: threads of the host; more than was seen
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -215,6 +216,42 @@ def end_below(bwrap: int) -> None:
             os.kill(first, 9)
         except ProcessLookupError:
             pass
+
+
+def end_orphans(bwrap: int) -> None:
+    """Kill what a bubblewrap that was killed has left, and wait until it is gone; nobody may have waited for it yet.
+
+    Its first process dies with it only once everything is mounted (`--die-with-parent`). Until then it is found by its session: bubblewrap leads one, which that
+    process never leaves, and the number is nobody else's while either is there (setsid(2)).
+    """
+    import select
+    import signal
+
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        if pid == bwrap or _session(pid) != bwrap:
+            continue
+        try:
+            process = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            if _session(pid) == bwrap:
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+                poll = select.poll()
+                poll.register(process, select.POLLIN)
+                poll.poll(ENDING * 1000)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(process)
+
+
+def _session(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b") ")[2].split()[3])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def over(limits: Limits, used: Usage, held: set[str]) -> str:
