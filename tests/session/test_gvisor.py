@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from session.supervised import Place, adopting, offspring
-from session.test_lifecycle import NO_CGROUPS, cgroups, error_of
+from session.test_lifecycle import NO_CGROUPS, cgroups_of, error_of
 from stockade.core.values import Grant, Limits, Mount, Policy
 from stockade.session import live
 from stockade.session.command import SessionEnded
@@ -40,13 +40,13 @@ def test_status_streams_and_files_come_through(place: Place) -> None:
 
 
 def test_nothing_stays_behind(place: Place) -> None:
-    before, groups = Path("/proc/self/mountinfo").read_text(), cgroups()
+    before = Path("/proc/self/mountinfo").read_text()
     with adopting():
         done = place.run("/bin/sh", "-c", "setsid sleep 300 & sleep 300 & echo started > $HOME/marker; echo up", policy=GUEST)
         assert done.stdout == b"up\n"
         assert until(lambda: not offspring(), 20), offspring()
     assert Path("/proc/self/mountinfo").read_text() == before
-    assert cgroups() <= groups
+    assert place.ledger() and not cgroups_of(place)
     assert until(lambda: os.listdir(place.sessions) == [])
     assert place.run("/bin/sh", "-c", "ls -A $HOME", policy=GUEST).stdout == b""
 
