@@ -22,20 +22,6 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     return Places(tmp_path, monkeypatch)
 
 
-def test_init_writes_once(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["init"]) == 0
-    assert places.own.stat().st_mode & 0o777 == 0o600 and "version = 1" in places.own.read_text()
-    places.own.write_text("mine")
-    assert main(["init"]) == 125 and places.own.read_text() == "mine"
-    assert "exists already" in capsys.readouterr().err
-    assert main(["init", "--print"]) == 0 and "version = 1" in capsys.readouterr().out
-
-
-def test_init_follows_no_link(places: Places) -> None:
-    places.own.symlink_to(places.root / "elsewhere")
-    assert main(["init"]) == 125 and not (places.root / "elsewhere").exists()
-
-
 def test_check_says_what_is_wrong(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
     places.write(project="[[egress]]\nhots = 'a.b'\n[limit]\n")
     assert main(["check", "project.toml"]) == 1
@@ -200,3 +186,28 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
         build_parser().parse_args([])
     assert caught.value.code == 2
     capsys.readouterr()
+
+
+def test_with_an_agent_its_layer_is_shown_and_explained(
+    places: Places, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (places.root / "bin").mkdir()
+    (places.root / "bin/claude").write_text("#!/bin/sh\n")
+    (places.root / "bin/claude").chmod(0o755)
+    monkeypatch.setenv("PATH", str(places.root / "bin"))
+    assert main(["show", "--agent", "claude"]) == 0
+    out = capsys.readouterr().out
+    assert f"# agent claude, its state in {places.home}/.claude: private, kept for this workspace" in out
+    assert (
+        "# agent:claude (egress[0].preset), preset anthropic" in out
+        and 'set.DISABLE_TELEMETRY = "1"  # agent:claude (environment.set.DIS' in out
+    )
+    ask = "POST https://api.anthropic.com/v1/messages"
+    assert main(["explain", ask]) == 1
+    assert main(["explain", "--agent", "claude", ask]) == 0
+    assert "agent:claude (egress[0].preset), preset anthropic" in capsys.readouterr().out
+    places.write(user='[[egress]]\nhost = "api.anthropic.com"\npaths = ["/**"]\neffect = "deny"\n')
+    assert main(["explain", "--agent", "claude", ask]) == 1
+    assert f"{places.own}:2" in capsys.readouterr().out
+    assert main(["show", "--agent", "clod", "--json"]) == 125
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"] == "agent.unknown"

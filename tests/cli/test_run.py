@@ -23,7 +23,7 @@ from walls.boxes import require, scratch
 
 TAKES_VALUE = [option for option, metavar, _, _ in OPTIONS if metavar]
 FLAGS = [option for option, metavar, _, _ in OPTIONS if not metavar]
-SINGLE = {"--policy", "--wall", "--workspace", "--mode", "--image", "--sign", "--receipt"}
+SINGLE = {"--policy", "--wall", "--workspace", "--mode", "--image", "--agent", "--sign", "--receipt"}
 
 # ---- words ------------------------------------------------------------------------------------------------------------------------
 
@@ -111,7 +111,21 @@ def test_mistakes_say_what_is_meant(argv: list[str], says: str, hint: str) -> No
 def test_no_option_runs_anything_outside_or_switches_a_wall_off() -> None:
     """There is no escape hatch to find: every option is one of these (M15)."""
     assert {option for option, _, _, _ in OPTIONS} == {
-        *("--policy", "--wall", "--workspace", "--mode", "--ro", "--rw", "--allow", "--image", "--preset", "--sign", "--env", "--limit"),
+        *(
+            "--policy",
+            "--wall",
+            "--workspace",
+            "--mode",
+            "--ro",
+            "--rw",
+            "--agent",
+            "--allow",
+            "--image",
+            "--preset",
+            "--sign",
+            "--env",
+            "--limit",
+        ),
         *("--receipt", "--tty", "--no-tty", "--json", "--no-project"),
     }
 
@@ -267,3 +281,49 @@ def test_a_strange_home_runs_nothing_or_stays_confined(stockade: Stockade, home:
     assert b"home" not in done.stdout.split()
     if done.returncode == 125:
         assert json.loads(done.stderr.splitlines()[-1])["error"] != "bug", done.stderr
+
+
+# ---- agents by their names --------------------------------------------------------------------------------------------------------
+
+FAKE = '#!/bin/sh\necho "$CLAUDE_CONFIG_DIR" "$@"\n'
+
+
+@pytest.fixture
+def claude(stockade: Stockade) -> dict[str, str]:
+    """A program called claude on the PATH: variables for a run."""
+    (stockade.root / "bin").mkdir()
+    (stockade.root / "bin/claude").write_text(FAKE)
+    (stockade.root / "bin/claude").chmod(0o755)
+    return {"PATH": f"{stockade.root}/bin:{os.environ['PATH']}", "ANTHROPIC_API_KEY": "a-key"}
+
+
+@pytest.mark.wall
+def test_an_agent_by_its_name_gets_what_it_needs(stockade: Stockade, claude: dict[str, str]) -> None:
+    done = stockade("run", "--json", "claude", "--version", **claude)
+    assert done.returncode == 0, done.stderr
+    home, *words = done.stdout.decode().split()
+    agent = json.loads(done.stderr)["agent"]
+    assert home == agent["home"] == f"{stockade.root}/home/.claude" and agent["kept"] and agent["name"] == "claude"
+    assert words[0] == "--dangerously-skip-permissions" and words[-1] == "--version"
+    assert agent["argv"][-len(words) + 1 :] == words[:-1]
+    done = stockade("run", "claude", **claude)
+    assert done.stderr == b""  # not at a terminal: nothing is said between its lines
+
+
+@pytest.mark.wall
+@pytest.mark.parametrize("words", [("--", "claude"), ("/bin/sh", "-c", "claude"), ("./claude",)])
+def test_what_is_not_its_own_name_is_any_command(stockade: Stockade, claude: dict[str, str], words: tuple[str, ...]) -> None:
+    done = stockade("run", "--json", *words, **claude)
+    assert done.returncode == 127 and done.stdout == b"" and "agent" not in json.loads(done.stderr.splitlines()[-1])
+
+
+@pytest.mark.wall
+def test_any_command_may_have_what_an_agent_needs(stockade: Stockade, claude: dict[str, str]) -> None:
+    done = stockade("run", "--agent", "claude", "--", "/bin/sh", "-c", 'echo "$CLAUDE_CONFIG_DIR $ANTHROPIC_API_KEY"', **claude)
+    assert done.stdout.decode().startswith(f"{stockade.root}/home/.claude stockade-placeholder-anthropic-"), done.stderr
+
+
+def test_an_agent_that_is_not_there_is_an_error_that_says_what_to_do(stockade: Stockade) -> None:
+    done = stockade("run", "--json", "claude", PATH="/usr/bin:/bin", ANTHROPIC_API_KEY="a-key")
+    found = json.loads(done.stderr)
+    assert (done.returncode, found["error"]) == (125, "agent.missing") and "stockade run -- claude" in found["hint"]

@@ -63,6 +63,7 @@ HOT = [
     "stockade.session.signing",  # in sessions that sign
     "stockade.session.trust",
     "stockade.walls.workspace.brought",  # in folders that are trusted
+    "stockade.session.agents",  # in runs of agents by their names
     "stockade.cli",
     "stockade.cli.run",
 ]

@@ -197,6 +197,10 @@ def test_model_presets(places: Places) -> None:
     ((openai,),) = by_host(places, "openai", 'max_upload = "1 KiB"').values()
     assert openai.methods == ("POST",) and openai.max_upload == 1024 and all("files" not in path for path in openai.paths)
     assert places.compile().policy.credentials[0].template == "Bearer {}"
+    ((gemini,),) = by_host(places, "gemini").values()
+    assert (gemini.methods, gemini.paths, gemini.parameters) == (("POST",), ("/v1beta/models/*",), ("alt",))  # and no key=
+    (credential,) = places.compile().policy.credentials
+    assert (credential.source, credential.header, credential.template) == ("env:GEMINI_API_KEY", "x-goog-api-key", "{}")
 
 
 def test_a_credential_of_your_own_replaces_the_presets(places: Places) -> None:
@@ -219,6 +223,7 @@ def test_no_registry_is_named_in_the_code() -> None:
     """The only hosts written down are those of the presets that are about one host."""
     allowed = {"api.anthropic.com", "api.openai.com", "github.com", "api.github.com", "codeload.github.com", "raw.githubusercontent.com"}
     allowed |= {
+        "generativelanguage.googleapis.com",
         "docs.npmjs.com",
         "git-scm.com",
         "no-color.org",

@@ -11,7 +11,6 @@ import pytest
 import stockade.policy
 from policy.support import Places
 from stockade.policy import overrides
-from stockade.policy.first import TEXT
 from stockade.policy.model import PRESETS, TABLES, EgressTable, keys_of
 from stockade.policy.schema import schema
 
@@ -29,22 +28,6 @@ def test_the_published_schema_is_current() -> None:
 def test_the_presets_are_the_ones_that_the_model_takes() -> None:
     for preset in PRESETS:
         assert EgressTable.model_validate({"preset": preset}).preset == preset
-
-
-def test_the_first_policy_changes_nothing(places: Places) -> None:
-    before = places.compile().policy
-    places.own.write_text(TEXT)
-    after = places.compile()
-    assert after.policy.grants == before.grants and after.policy.limits == before.limits and not after.warnings
-
-
-def test_every_example_in_the_first_policy_is_valid(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
-    (places.home / "datasets").mkdir()
-    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.test/simple")
-    lines = [re.sub(r"^# ?(?=\[|[a-z_]+ = )", "", line) for line in TEXT.splitlines()]
-    places.own.write_text("\n".join(line for line in lines if not line.startswith("#")))
-    found = places.compile()
-    assert {grant.origin.preset for grant in found.policy.grants} == {"anthropic", "pypi", ""} and not found.warnings
 
 
 def test_the_reference_names_every_key_and_option() -> None:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "run": "run a command inside the wall",
-    "policy": "write, check, show and explain policies",
+    "init": "write a first policy by looking at what is installed",
+    "policy": "check, show and explain policies",
     "trust": "see what a project brings, and let its own stockade.toml count or not",
     "log": "show, follow and verify the ledger of decisions",
     "gate": "explain what the gate decides, show what it decided, watch what sessions ask, be the shared one",
@@ -115,7 +116,7 @@ def _top(words: Sequence[str]) -> int:
         print(f"stockade {__version__}")
         return 0
     lines = "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items())
-    usage = f"usage: stockade COMMAND ...\n\n{lines}\n\n`stockade COMMAND --help` tells more. First steps: stockade doctor, then stockade run -- COMMAND.\n"
+    usage = f"usage: stockade COMMAND ...\n\n{lines}\n\n`stockade COMMAND --help` tells more. First steps: stockade doctor, stockade init, then stockade run claude, or stockade run -- COMMAND.\n"
     if not words or words[0] in ("--help", "-h", "help"):
         sys.stdout.write(usage)
         return 0

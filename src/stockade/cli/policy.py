@@ -1,10 +1,11 @@
-"""`stockade policy`: write, check, show and explain the rules."""
+"""`stockade policy`: check, show and explain the rules."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import shlex
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -25,12 +26,8 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `stockade policy`."""
-    parser, command = commands(
-        prog="stockade policy", description="Write, check, show and explain the rules of a sandbox.", json="print JSON"
-    )
+    parser, command = commands(prog="stockade policy", description="Check, show and explain the rules of a sandbox.", json="print JSON")
 
-    init = command("init", "Write a commented first policy to your configuration. Never overwrites.")
-    init.add_argument("--print", action="store_true", dest="to_stdout", help="print it instead")
     check = command("check", "Say whether the policy is valid, with warnings. Exit status 1 if it is not.")
     check.add_argument("file", nargs="?", metavar="FILE", help="a policy file, as `stockade run --policy FILE` would take it")
     check.add_argument("--no-project", action="store_true", help="without the stockade.toml of a project that you trust")
@@ -41,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         one.add_argument("--policy", metavar="FILE", help="a policy file on top of yours")
         one.add_argument("--no-project", action="store_true", help="without the stockade.toml of a project that you trust")
+        one.add_argument("--agent", metavar="NAME", help="with what `stockade run NAME` adds: claude, codex, gemini, mini-swe-agent")
     explain.add_argument(
         "question",
         nargs="+",
@@ -65,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `stockade policy` with `argv` (without "policy"). 0: fine, 1: wrong or denied, 2: usage, 125: could not tell."""
     options = build_parser().parse_args(argv)
     try:
-        status = {"init": _init, "check": _check, "show": _show, "explain": _explain, "learn": _learn}[options.command](options)
+        status = {"check": _check, "show": _show, "explain": _explain, "learn": _learn}[options.command](options)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # `| head` has seen enough; python would complain again when it closes stdout
@@ -79,27 +77,6 @@ def main(argv: Sequence[str]) -> int:
         return 1 if options.command == "check" else EXIT_FAILED
 
 
-def _init(options: argparse.Namespace) -> int:
-    from stockade.policy.first import TEXT
-
-    if options.to_stdout:
-        print(json.dumps({"ok": True, "text": TEXT}) if options.json else TEXT, end="\n" if options.json else "")
-        return 0
-    path = places.config("policy.toml")
-    hint = "Edit it, or see a fresh one with: stockade policy init --print"
-    try:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except FileExistsError:
-        raise StockadeError(f"{path} exists already", code="policy.exists", hint=hint) from None
-    except OSError as error:
-        raise StockadeError(f"cannot write {path}: {error.strerror}", code="policy.unwritable", hint="Make the folder writable.") from error
-    with open(opened, "w", encoding="utf-8") as file:
-        file.write(TEXT)
-    print(json.dumps({"ok": True, "file": path}) if options.json else f"wrote {path}; it changes nothing until you uncomment a line")
-    return 0
-
-
 def _compile(options: argparse.Namespace, policy_file: str | None) -> Compiled:
     from stockade.policy.compile import compile_policy
     from stockade.session.trust import layer
@@ -107,7 +84,8 @@ def _compile(options: argparse.Namespace, policy_file: str | None) -> Compiled:
     own = os.path.realpath(places.config("policy.toml"))
     same = policy_file is not None and os.path.realpath(policy_file) in (own, os.path.realpath(places.MANAGED_POLICY))
     project = None if options.no_project else layer(os.getcwd(), policy_file)
-    return compile_policy(os.getcwd(), policy_file=None if same else policy_file, project=project)
+    overrides = (("agent", options.agent),) if getattr(options, "agent", None) else ()
+    return compile_policy(os.getcwd(), policy_file=None if same else policy_file, overrides=overrides, project=project)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -189,6 +167,10 @@ def _shown(found: Compiled) -> list[tuple[str, Origin | None]]:
     def single(key: str, text: str) -> None:
         lines.append((f"{key.rpartition('.')[2]} = {text}", written.get(key, built_in)))
 
+    if policy.agent is not None:
+        kept = "kept for this workspace" if policy.agent.kept else "gone afterwards"
+        lines.append((f"# agent {policy.agent.name}, its state in {policy.agent.home}: private, {kept}", None))
+        lines.append((f"# started as: {shlex.join(policy.agent.argv)}\n", None))
     single("wall", _quote(policy.wall))
     single("oversight", _quote(policy.oversight))
     single("gate", _quote(policy.gate))

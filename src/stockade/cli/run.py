@@ -1,4 +1,4 @@
-"""`stockade run [options] -- COMMAND...`: HOT. The options are one table; a plain loop reads it, and argparse is loaded only for help and mistakes."""
+"""`stockade run [options] -- COMMAND...`, `stockade run [options] claude ...`: HOT. The options are one table; a plain loop reads it, and argparse is loaded only for help and mistakes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from stockade.core.values import Agent, Policy
+
 # (option, metavar or "" for a flag, key of the override handed to the policy or "" for one of ours, help)
 OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--policy", "FILE", "", "use this policy file on top of the user's and the administrator's"),
@@ -22,12 +24,18 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--ro", "PATH[:AT]", "mount.ro", "also show PATH, read-only (may be repeated)"),
     ("--rw", "PATH[:AT]", "mount.rw", "also show PATH, writable (may be repeated)"),
     ("--image", "IMAGE", "root.image", "the guest's root: an image by its digest, registry/name@sha256:... (with --wall gvisor)"),
+    (
+        "--agent",
+        "NAME",
+        "agent",
+        "give what this agent needs: claude, codex, gemini, mini-swe-agent (`stockade run claude ...` does, and starts it)",
+    ),
     ("--allow", "'METHOD URL'", "egress.allow", "let this request out, e.g. 'GET https://example.com/data/**' (may be repeated)"),
     (
         "--preset",
         "NAME",
         "egress.preset",
-        "let out what a preset grants: pypi, npm, debian, github-read, anthropic, openai (may be repeated)",
+        "let out what a preset grants: pypi, npm, debian, github-read, anthropic, openai, gemini (may be repeated)",
     ),
     ("--sign", "PUBKEY", "signing.key", "sign commits made inside with this key, which stays in your ssh-agent (a .pub file)"),
     ("--env", "NAME[=VALUE]", "environment", "pass a variable, or set it (may be repeated)"),
@@ -37,6 +45,13 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--no-tty", "", "", "use pipes even on a terminal"),
     ("--json", "", "", "report errors and the end as JSON on standard error"),
 )
+AGENTS = (
+    "claude",
+    "codex",
+    "gemini",
+    "mini",
+    "mini-swe-agent",
+)  # as policy/agents.py describes them, which is not loaded for other commands
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="stockade run",
-        usage="stockade run [options] -- COMMAND...",
+        usage="stockade run [options] -- COMMAND...\n       stockade run [options] AGENT [its arguments]",
         description="Run COMMAND inside the wall. Without a policy: the current folder is writable, the rest of your home invisible, nothing leaves.",
         epilog="Exit status: the command's own; 125 stockade refused or failed, 126 not executable, 127 not found, 128+N ended by signal N.",
     )
@@ -97,7 +112,7 @@ def parse(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     command = list(argv[index:])
     if not command:
         raise StockadeError("no command to run", code="cli.usage", hint="stockade run [options] -- COMMAND...")
-    for single in ("--policy", "--wall", "--workspace", "--mode", "--image", "--sign", "--receipt"):
+    for single in ("--policy", "--wall", "--workspace", "--mode", "--image", "--agent", "--sign", "--receipt"):
         if len(given.get(single, ())) > 1:
             raise StockadeError(f"{single} was given twice", code="cli.usage", hint="Give it once.")
     if "--tty" in given and "--no-tty" in given:
@@ -112,14 +127,24 @@ def main(argv: Sequence[str]) -> int:
     from stockade.session.foreground import run
 
     cwd = here()
+    named = False  # a known agent by its own name, without `--`
+    if command[0] in AGENTS and argv[: len(argv) - len(command)][-1:] != ["--"]:
+        named = given.setdefault("--agent", command[:1]) == command[:1]
     overrides = tuple(override(key, value) for option, _, key, _ in OPTIONS if key for value in given.get(option, ()))
     policy = trust.policy(cwd, policy_file=given.get("--policy", [None])[0], overrides=overrides, project="--no-project" not in given)
+    if policy.agent is not None:
+        if named:
+            command[:1] = policy.agent.argv
+        if os.isatty(2) and "--json" not in given:
+            sys.stderr.write(f"stockade: {_given(policy, policy.agent)}\n")
     tty = True if "--tty" in given else False if "--no-tty" in given else None
     end = run(policy, command, cwd=cwd, tty=tty, receipt=given.get("--receipt", [""])[0])
     if "--json" in given:
         import json
 
         report = {"exit": end.code, "outcome": end.outcome, "session": end.session, "refused": end.refused, "events": end.events}
+        if policy.agent is not None:
+            report["agent"] = {"name": policy.agent.name, "argv": policy.agent.argv, "home": policy.agent.home, "kept": policy.agent.kept}
         sys.stderr.write(json.dumps(report) + "\n")
         return end.code
     if end.events:
@@ -145,6 +170,13 @@ def main(argv: Sequence[str]) -> int:
             what = policy.root.image or policy.root.path or "/usr"
             sys.stderr.write(f"  Inside are {what}, the workspace and what the policy mounts: a program elsewhere needs --ro DIR.\n")
     return end.code
+
+
+def _given(policy: Policy, agent: Agent) -> str:
+    """In one line what the agent has by its own rules."""
+    hosts = ", ".join(dict.fromkeys(grant.host for grant in policy.grants if grant.origin.file == f"agent:{agent.name}"))
+    home = "kept for this workspace" if agent.kept else "gone afterwards"
+    return f"{agent.name}: reaches {hosts or 'nothing'} by its own rules, its state is private and {home} (stockade policy show --agent {agent.name})"
 
 
 def override(key: str, value: str) -> tuple[str, str]:

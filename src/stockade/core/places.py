@@ -24,6 +24,14 @@ def home() -> str:
         ) from None
 
 
+def inside() -> str:
+    """Where the private home lies inside: at the same path as outside, or at /home/user for accounts whose home is no home (daemons, `/`)."""
+    path = home()
+    return (
+        path if path.startswith(("/home/", "/root", "/Users/", "/tmp/", "/var/lib/")) and os.path.normpath(path) == path else "/home/user"
+    )
+
+
 def _base(variable: str, fallback: str) -> str:
     path = os.environ.get(variable, "")
     return path if path.startswith("/") else f"{home()}/{fallback}"

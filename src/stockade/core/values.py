@@ -296,6 +296,20 @@ class Asking:
 
 
 @frozen
+class Agent:
+    """A known agent (policy/agents.py). `argv` begins its command line: its program on the host, with what turns off its own questions and sandbox.
+
+    `home` is where its state lies inside; `kept`: the next session in the same workspace finds it there. `seeds` are the files (name, text) of a new one.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    home: str
+    kept: bool = True
+    seeds: tuple[tuple[str, str], ...] = ()
+
+
+@frozen
 class Policy:
     """Everything the layers decided, merged and validated. `sources` are the (path, sha256) pairs it was compiled from; `canaries` are (name, text).
 
@@ -316,6 +330,7 @@ class Policy:
     signing: Signing | None = None
     root: Root = Root()
     approvals: Asking = Asking()
+    agent: Agent | None = None
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:
@@ -341,7 +356,12 @@ class Policy:
             signing=Signing(**origin(data["signing"])) if data["signing"] else None,
             root=Root(**origin(data["root"])),
             approvals=Asking(**data["approvals"]),
+            agent=Agent(**{name: _tuples(value) for name, value in data["agent"].items()}) if data["agent"] else None,
         )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 @frozen

@@ -16,6 +16,7 @@ from pathlib import Path
 from stockade.core import places
 from stockade.core.errors import StockadeError
 from stockade.drills.yard import HOME
+from stockade.policy import agents, files
 
 OWN_KEY = "own-key-of-the-session"  # what the broker injects; the puppet must see it, the sandbox never
 NAMES = ("scripted", "codex", "claude", "mini")
@@ -150,23 +151,5 @@ def _mini() -> Agent:
 
 
 def _prefixes(program: str) -> list[str]:
-    """The directories that a program outside /usr needs to see: its install directory, and the interpreter of a virtual environment."""
-    found: list[str] = []
-    path = os.path.realpath(program)
-    if path.startswith(("/usr/", "/opt/", "/bin/")):
-        return found
-    top = Path(path).parent
-    for parent in Path(path).parents:
-        if parent.name == "node_modules":
-            top = parent
-            break
-        if (parent / "pyvenv.cfg").exists():
-            top = parent
-            settings = dict(line.split(" = ", 1) for line in (parent / "pyvenv.cfg").read_text().splitlines() if " = " in line)
-            home = os.path.realpath(settings["home"])
-            if not home.startswith("/usr/"):
-                found.append(os.path.dirname(home))
-            break
-        if parent.name == "bin":
-            top = parent.parent
-    return [str(top), *found]
+    """The host paths that a program outside /usr needs to see."""
+    return agents.needed(os.path.realpath(program), files.Watch())

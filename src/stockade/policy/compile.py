@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from stockade.core import places
 from stockade.core.errors import PolicyError
 from stockade.core.frozen import frozen, replace
-from stockade.core.values import DENY, Credential, Environment, Grant, Limits, Mount, Origin, Policy, Workspace
-from stockade.policy import defaults, files, paths
+from stockade.core.values import DENY, Agent, Credential, Environment, Grant, Limits, Mount, Origin, Policy, Workspace
+from stockade.policy import agents, defaults, files, paths
 from stockade.policy import overrides as command_line
 from stockade.policy.approvals import merge_approvals
 from stockade.policy.caps import Caps
@@ -108,7 +108,9 @@ def compile_policy(
     raise_all(errors)
     if overrides:
         documents.append(command_line.document(overrides))
-    merge = _Merge(documents, cwd, watch, ("egress", "none") in overrides)
+    name = dict(overrides).get("agent", "")
+    base, agent = agents.layer(name, documents, watch) if name else (None, None)
+    merge = _Merge(documents, cwd, watch, ("egress", "none") in overrides, base, agent)
     policy = replace(merge.run(), sources=tuple(sources))
     return Compiled(policy, tuple(merge.warnings), tuple(sorted(merge.origins.items())), watch.witnesses())
 
@@ -116,16 +118,21 @@ def compile_policy(
 class _Merge:
     """One merge. Collects errors, so that people see all of them."""
 
-    def __init__(self, documents: Sequence[Document], cwd: str, watch: Watch, no_egress: bool) -> None:
-        self.documents, self.cwd, self.watch, self.no_egress = documents, cwd, watch, no_egress
+    def __init__(
+        self, documents: Sequence[Document], cwd: str, watch: Watch, no_egress: bool, base: Document | None, agent: Agent | None
+    ) -> None:
+        self.documents, self.cwd, self.watch, self.no_egress = [*([base] if base else ()), *documents], cwd, watch, no_egress
+        self.agent = agent
         self.builtin = validate({"version": 1}, layer="built-in", name="built-in", lines={})
         self.errors: list[PolicyError] = []
         self.warnings: list[PolicyError] = []
         self.origins: dict[str, Origin] = {}
-        # What binds each layer: the caps of the layers above it. The built-in layer is bound by all.
+        # What binds each layer: the caps of the layers above it. The built-in layer and an agent's are bound by all.
         self.caps = {id(one): Caps(documents[:index], cwd) for index, one in enumerate(documents)}
         self.all_caps = Caps(documents, cwd)
         self.caps[id(self.builtin)] = self.all_caps
+        if base is not None:
+            self.caps[id(base)] = self.all_caps
 
     def run(self) -> Policy:
         for document in self.documents:
@@ -153,7 +160,11 @@ class _Merge:
             self.errors += caps.errors
         raise_all(self.errors)
         policy = Policy(wall, oversight, workspace, mounts, environment, limits, grants, credentials)
-        return replace(policy, canaries=tuple(canaries), signing=signing, gate=gate, root=root, approvals=approvals)
+        return replace(policy, canaries=tuple(canaries), signing=signing, gate=gate, root=root, approvals=approvals, agent=self._kept())
+
+    def _kept(self) -> Agent | None:
+        """Its state stays on the host's disk where caps let anything be written there at all."""
+        return replace(self.agent, kept=self.all_caps.default_mode("rw") == "rw") if self.agent is not None else None
 
     def _unread(self, grants: tuple[Grant, ...], canaries: Mapping[tuple[str, str], None]) -> None:
         """With a canary all bodies are read before they leave, and those of gRPC calls cannot be."""

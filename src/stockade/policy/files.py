@@ -90,8 +90,8 @@ def _unreadable(path: str, reason: str) -> PolicyError:
 def fingerprint(kind: str, name: str) -> str:
     """What a source looks like now, "" if it is absent. Kinds:
 
-    `file` content; `owned:UID` content of a policy file, checked as `read` does; `names` of a directory's entries; `env` value of a variable;
-    `stat` size and time of a program's file; `real` where a path leads and what kind of thing is there.
+    `file` content; `owned:UID` content of a policy file, checked as `read` does; `names` of a directory's entries; `env` value of a variable,
+    `set` only whether it has one; `stat` size and time of a program's file; `real` where a path leads and what kind of thing is there.
     """
     kind, _, owner = kind.partition(":")
     try:
@@ -101,6 +101,8 @@ def fingerprint(kind: str, name: str) -> str:
         if kind == "env":
             value = os.environ.get(name)
             return "" if value is None else digest(os.fsencode(value))
+        if kind == "set":
+            return "1" if os.environ.get(name) else ""
         if kind == "file":
             with open(name, "rb") as file:
                 return digest(file.read(MAX_BYTES * 16))

@@ -44,7 +44,7 @@ from stockade.policy.kinds import (
 Mode = Literal["ro", "rw", "rw-no-delete"]
 Wall = Literal["auto", "bubblewrap", "gvisor", "vm"]
 MODES: tuple[Mode, ...] = ("ro", "rw-no-delete", "rw")  # from the narrowest to the widest
-PRESETS = ("anthropic", "debian", "github-read", "npm", "openai", "pypi")
+PRESETS = ("anthropic", "debian", "gemini", "github-read", "npm", "openai", "pypi")
 
 
 class Table(BaseModel):
@@ -124,7 +124,9 @@ class BodyTable(Table):
 class EgressTable(Table):
     """One rule about requests that leave: either a preset, or host with methods and paths."""
 
-    preset: Literal["anthropic", "debian", "github-read", "npm", "openai", "pypi"] | None = Field(None, description="A ready set of rules.")
+    preset: Literal["anthropic", "debian", "gemini", "github-read", "npm", "openai", "pypi"] | None = Field(
+        None, description="A ready set of rules."
+    )
     files_host: Host | None = Field(None, description="With the presets pypi and npm: the host that the index sends clients to for files.")
     host: Host | None = Field(None, description="A name, or *.name for every name below it.")
     port: int | None = Field(None, ge=1, le=65535, description="Default: 443, for http 80.")

@@ -22,6 +22,7 @@ KEYS = (
     "wall",
     "oversight",
     "gate",
+    "agent",
     *_WORKSPACE,
     *_LIMITS,
     *_ROOT,
@@ -39,8 +40,9 @@ KEYS = (
 def document(overrides: tuple[tuple[str, str], ...]) -> Document:
     """(key, value) pairs as a layer. Keys are `KEYS`; those of lists may come several times. Raises PolicyError.
 
-    `mount.*`: PATH or PATH:TARGET. `environment.set`: NAME=VALUE. `egress`: only "none", which drops every grant. `egress.allow` and `egress.deny`:
-    "GET,HEAD https://host/path" and then any of `credential=NAME`, `private`; without `?*` at its end a path takes no query.
+    `agent`: one whose own layer is added (agents.py). `mount.*`: PATH or PATH:TARGET. `environment.set`: NAME=VALUE. `egress`: only "none", which
+    drops every grant. `egress.allow` and `egress.deny`: "GET,HEAD https://host/path" and then any of `credential=NAME`, `private`; without `?*` at its
+    end a path takes no query.
     """
     values: dict[str, Any] = {"version": 1}
     for key, value in overrides:
@@ -57,7 +59,7 @@ def _apply(values: dict[str, Any], key: str, value: str) -> None:
         if key == "egress":
             if value != "none":
                 raise _error("egress can only be set to none here", key, 'Grant with "GET https://host/path".')
-        else:
+        elif key != "agent":
             values[key] = value
     elif table == "mount":
         path, colon, target = value.partition(":")

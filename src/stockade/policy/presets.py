@@ -62,6 +62,19 @@ def _fixed(name: str, origin: Origin) -> Expansion:
             origin=origin,
         )
         return Expansion((grant,), (Credential(name, "env:ANTHROPIC_API_KEY", "x-api-key", "{}", "ANTHROPIC_API_KEY", origin),))
+    if name == "gemini":
+        grant = Grant(
+            "generativelanguage.googleapis.com",
+            methods=("POST",),
+            paths=("/v1beta/models/*",),  # the method stands in the last segment: gemini-x:streamGenerateContent
+            query="listed",
+            parameters=("alt",),
+            headers=("x-goog-api-client", "x-gemini-api-privileged-user-id"),
+            credential=name,
+            max_upload=_MODEL_UPLOAD,
+            origin=origin,
+        )
+        return Expansion((grant,), (Credential(name, "env:GEMINI_API_KEY", "x-goog-api-key", "{}", "GEMINI_API_KEY", origin),))
     grant = Grant(
         "api.openai.com",
         methods=("POST",),
@@ -69,6 +82,7 @@ def _fixed(name: str, origin: Origin) -> Expansion:
         headers=(
             *("openai-beta", "originator", "session_id", "session-id", "conversation_id", "thread-id", "version"),
             *("x-codex-beta-features", "x-codex-turn-metadata", "x-codex-window-id"),
+            "x-openai-internal-codex-responses-lite",
         ),
         credential=name,
         max_upload=_MODEL_UPLOAD,

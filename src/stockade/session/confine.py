@@ -72,6 +72,10 @@ def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders
         top = str(view.facts["top"])
         watch.check(mounts, overlays, top)
         view.facts["secrets"] = [mount.source[len(top) + 1 :] for mount in mounts if mount.secret and mount.source.startswith(f"{top}/")]
+    if policy.agent is not None and all(mount.target != policy.agent.home for mount in mounts):
+        from stockade.session import agents
+
+        mounts.append(agents.home(policy.agent, str(view.facts["top"]), session))
     environment = base_environment(session, wall)
     for name in policy.environment.pass_names:
         for found in matching(name):
@@ -92,7 +96,7 @@ def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders
 def bare(policy: Policy) -> Confinement:
     """What every sandbox of `policy` is, whatever it is for: no mounts, no environment, but its root. A guest that stands ready is started so."""
     sockets = (AGENT,) if policy.signing is not None else ()
-    return Confinement(network="door", limits=policy.limits, home=inside_home(), sockets=sockets, root=policy.root)
+    return Confinement(network="door", limits=policy.limits, home=places.inside(), sockets=sockets, root=policy.root)
 
 
 def _not_beside_itself(mount: Mount, top: str, workspace: str) -> None:
@@ -128,21 +132,13 @@ def _repository(mount: Mount) -> list[str]:
     return [f"ro:{mount.target}/.git"] if os.path.lexists(dotgit) and not os.path.islink(dotgit) else []
 
 
-def inside_home() -> str:
-    """Where the private home lies inside: at the same path as outside, or at /home/user for accounts whose home is no home (daemons, `/`)."""
-    home = places.home()
-    return (
-        home if home.startswith(("/home/", "/root", "/Users/", "/tmp/", "/var/lib/")) and os.path.normpath(home) == home else "/home/user"
-    )
-
-
 def base_environment(session: str, wall: Wall) -> dict[str, str]:
     """What every sandbox's environment holds."""
     user = "root" if (os.getuid() if wall.USER < 0 else wall.USER) == 0 else "user"
     proxy = f"http://{wall.ADDRESS}:{door.PROXY}"
     values = {
         "PATH": PATH,
-        "HOME": inside_home(),
+        "HOME": places.inside(),
         "USER": user,
         "LOGNAME": user,
         "SHELL": "/bin/bash",

@@ -85,7 +85,7 @@ def recover(name: str) -> list[dict[str, Any]]:
                 hint=f"Put it back at this path; until then the work stays in {left.directory}.",
             )
         target = facts["target"]
-        home = confine.inside_home()
+        home = places.inside()
         wanted = Confinement(
             mounts=view.mounts, overlays=view.overlays, held=view.held, network="door", limits=Limits(), cwd=target, home=home, workspace=target,
             environment=tuple(confine.base_environment(left.id, bubblewrap).items()),
