@@ -123,6 +123,18 @@ def test_it_has_no_say_about_another_folder(places: Places) -> None:
     assert compiled(places, RULE.format("p.test"), ("workspace.path", "sub")).policy.grants
 
 
+def test_it_adds_nothing_to_the_hosts_of_the_agent_that_runs(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    (places.root / "bin").mkdir()
+    (places.root / "bin/claude").write_text("#!/bin/sh\n")
+    (places.root / "bin/claude").chmod(0o755)
+    monkeypatch.setenv("PATH", str(places.root / "bin"))
+    wider = RULE.format("api.anthropic.com")
+    assert compiled(places, wider).policy.grants
+    with pytest.raises(PolicyError, match=r"agent:claude.* has rules for api\.anthropic\.com, and a project cannot add to those"):
+        compiled(places, wider, ("agent", "claude"))
+    assert len(compiled(places, RULE.format("p.example"), ("agent", "claude")).policy.grants) == 2
+
+
 def test_caps_bind_a_project_as_they_bind_others(places: Places) -> None:
     places.write(managed='[caps]\negress_hosts = ["*.corp.test"]\nimages = []\n')
     with pytest.raises(PolicyError, match=r"caps\.egress_hosts"):

@@ -97,7 +97,7 @@ def judge_grants(documents: Sequence[Document], grants: Sequence[Grant]) -> list
     project = next((one for one in documents if one.layer == LAYER), None)
     if project is None:
         return []
-    names = {one.name for one in documents if one.layer in ("managed", "user")}
+    names = {one.name for one in documents if one.layer in ("agent", "managed", "user")}
     above = [grant for grant in grants if grant.origin.file in names and grant.effect != DENY]
     found = []
     for grant in grants:
