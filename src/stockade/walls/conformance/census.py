@@ -135,7 +135,8 @@ def _groups(pid: int) -> set[str]:
             lines = [line.rstrip("\n").split(":", 2) for line in file]
     except OSError:
         return set()
-    return {place for _, controllers, path in lines for place in (f"{ROOT}/{controllers}{path}", f"{ROOT}{path}") if os.path.isdir(place)}
+    found = [(controllers, path) for _, controllers, path in lines if path != "/"]  # where everybody is who has just ended
+    return {place for controllers, path in found for place in (f"{ROOT}/{controllers}{path}", f"{ROOT}{path}") if os.path.isdir(place)}
 
 
 def until(true: Callable[[], object], seconds: float) -> bool:
