@@ -9,11 +9,13 @@ from statistics import NormalDist
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stockade.core.frozen import plain
 from stockade.record.measures import BINS, Measures, Tally, added, approvals, ranked, share
+
+LAW = settings(deadline=None)  # how long one example takes says nothing on a busy machine
 
 Event = dict[str, Any]
 
@@ -218,6 +220,7 @@ def test_a_time_that_is_none_is_not_taken_for_a_quick_answer(seconds: object) ->
 # --- shares and ranks
 
 
+@LAW
 @given(st.integers(0, 400), st.integers(0, 400))
 def test_an_interval_holds_its_rate_and_is_where_the_score_test_says(part: int, of: int) -> None:
     part = min(part, of)
@@ -241,6 +244,7 @@ def test_the_interval_of_a_textbook() -> None:
         assert (round(found.low, 4), round(found.high, 4)) == (low, high)
 
 
+@LAW
 @given(st.lists(st.floats(0, 100), max_size=30), st.sampled_from([0.1, 0.5, 0.9, 1.0]))
 def test_a_rank_is_one_of_the_values_and_covers_its_share(values: list[float], quantile: float) -> None:
     found = ranked(sorted(values), quantile)
@@ -274,6 +278,7 @@ def named(sessions: Mapping[str, list[Event]]) -> dict[str, list[Event]]:
     return {name: [{**one, "session": name} for one in events] for name, events in sessions.items()}
 
 
+@LAW
 @given(SESSIONS, st.randoms(use_true_random=False))
 def test_how_sessions_lie_among_one_another_is_no_part_of_it(sessions: dict[str, list[Event]], order: Any) -> None:
     whole = named(sessions)
@@ -284,6 +289,7 @@ def test_how_sessions_lie_among_one_another_is_no_part_of_it(sessions: dict[str,
     assert measured(*(next(left[name]) for name in turns)) == measured(*one_by_one)
 
 
+@LAW
 @given(SESSIONS)
 def test_what_is_counted_of_some_sessions_and_of_the_others_adds_up(sessions: dict[str, list[Event]]) -> None:
     each = [plain(measured(*events)) for events in named(sessions).values()]
@@ -297,6 +303,7 @@ def test_what_is_counted_of_some_sessions_and_of_the_others_adds_up(sessions: di
     assert whole["times"]["bins"] == [sum(one["times"]["bins"][at] for one in each) for at in range(len(BINS) + 1)]
 
 
+@LAW
 @given(st.lists(EVENTS, max_size=30))
 def test_the_numbers_fit_together(events: list[Event]) -> None:
     found = measured(*events)
@@ -310,6 +317,7 @@ def test_the_numbers_fit_together(events: list[Event]) -> None:
     assert found.hours >= 0 and (found.baseline.cut is None or 0 <= found.baseline.cut <= 1)
 
 
+@LAW
 @given(st.lists(EVENTS, max_size=20), st.integers(0, 20))
 def test_half_a_ledger_and_then_the_rest_is_the_whole(events: list[Event], at: int) -> None:
     one = Tally()
@@ -332,6 +340,7 @@ WORDS = st.sampled_from(
 )
 
 
+@LAW
 @given(st.lists(st.dictionaries(FIELDS, WORDS | PLAIN, max_size=12), max_size=12))
 def test_no_event_at_all_makes_it_fall(events: list[Event]) -> None:
     one = Tally()

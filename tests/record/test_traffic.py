@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stockade.record.traffic import Board, Traffic
+
+LAW = settings(deadline=None)  # how long one example takes says nothing on a busy machine
 
 
 def egress(effect: str = "allow", **facts: Any) -> dict[str, Any]:
@@ -50,6 +52,7 @@ names = st.sampled_from(["kind", "effect", "method", "host", "length", "time", "
 kinds = st.sampled_from(["egress", "session.start", "gate.exit", "dns", "allow", "CONNECT", "one"])
 
 
+@LAW
 @given(st.lists(st.dictionaries(names, kinds | plain, max_size=9), max_size=8), st.integers(0, 8))
 def test_any_events_add_up_whatever_way_they_are_cut(events: list[dict[str, Any]], at: int) -> None:
     whole, parts = Board(), Board()
