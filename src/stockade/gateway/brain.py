@@ -25,6 +25,7 @@ from stockade.gateway.sigv4 import Expired
 
 _CUT_TIMEOUT = 0.25  # seconds
 _BEGINS = 512  # characters of a query, and of a body, that a person is shown
+_AT_ONCE = 15.0  # seconds that a person has where the engine cannot ask a second time: its first question gets no answer after 20
 _MOST_ASKED = 32  # requests that wait for somebody's word; each keeps a connection of the engine's
 _TOO_MANY = ("rate-exceeded", "too-many-bodies")  # worth trying again (RFC 6585, section 4)
 _MOST_REMEMBERED = 4096  # names, for logging each once
@@ -129,9 +130,11 @@ class Brain:
     async def _settle(self, outcome: Outcome, before: int, connection: str, asked: Asked | None = None) -> Answer:
         """From a verdict to its effect: counted, asked about where somebody must be asked, the address found, and written down. `before`: how often something
         had been taken back when it was given; `connection`: the number of the one that it came on, and what is spoken on it, from the outside in."""
+        if outcome.verdict.effect == ASK and asked is not None and not asked.whole and _ends(outcome.grant):
+            outcome = replace(outcome, read=True)  # the engine waits for a person only with its second question
         if outcome.read:
             try:
-                room = await self._rooms.take(self._session, outcome.length if outcome.length > 0 else MAX_BUFFERED)
+                room = await self._rooms.take(self._session, max(1, outcome.length) if outcome.length >= 0 else MAX_BUFFERED)
                 # INVARIANT: an address that leads nowhere, should the engine ever fail to ask again.
                 return 200, [(READ, room), (UPSTREAM, NOWHERE)], b""
             except Full:
@@ -210,7 +213,8 @@ class Brain:
         self._asking += 1
         try:
             event = {**outcome.event, **_shown(asked), **({"place": self._judge.place(outcome.grant)} if outcome.grant else {})}
-            allowed = self._patience > 0 and self._asking <= _MOST_ASKED and await self._ledger.ask(event, self._patience)
+            patience = min(self._patience, _AT_ONCE) if asked is not None and not asked.whole else self._patience
+            allowed = self._patience > 0 and self._asking <= _MOST_ASKED and await self._ledger.ask(event, patience)
         except NoReceipt:
             allowed = False
         finally:
@@ -321,6 +325,11 @@ def _bounds(outcome: Outcome) -> list[tuple[str, str]]:
         return []
     up, down = outcome.grant.max_upload if outcome.length < 0 else 0, outcome.grant.max_download
     return [(BOUNDS, f"{up} {down}")] if up or down else []
+
+
+def _ends(grant: Grant | None) -> bool:
+    """Whether the body of what this grants has an end that can be waited for."""
+    return grant is not None and not grant.grpc and not grant.websocket
 
 
 def _shown(asked: Asked | None) -> dict[str, object]:

@@ -40,7 +40,7 @@ ENGINE_HEADERS = (":", "content-", "x-envoy-", "x-stockade-")  # beginnings of h
 MAX_BUFFERED = 32 << 20  # bytes of a body that the brain reads; more is refused with 413
 SHOWN_FIRST = 64 << 10  # bytes of a body that come with the first question: if fewer came, they are all of it
 MAX_HEADERS_KIB = 64
-ANSWER = "660s"  # a person may be asked, who has ten minutes at most
+ANSWER = "660s"  # the second question may wait for a person, who has ten minutes at most; the first one is never asked of anybody
 IDLE = "1800s"  # a model may think for minutes before its first byte
 _TLVS = ((SESSION_TLV, "session"), (NAME_TLV, "name"), (CONNECTION_TLV, "connection"))
 _RUNTIME = {
@@ -258,7 +258,7 @@ def _authorise(who: str) -> Json:
         status_on_error={"code": "ServiceUnavailable"},
         allowed_headers={"patterns": [{"safe_regex": {"regex": ".*"}}]},
         http_service={
-            "server_uri": {"uri": f"http://{who}", "cluster": who, "timeout": ANSWER},
+            "server_uri": {"uri": f"http://{who}", "cluster": who, "timeout": ANSWER if who == "reader" else "20s"},
             "authorization_response": {
                 # What the brain adds to an allow are credentials' headers, whatever their names; the rest of its answer is for the engine.
                 "allowed_upstream_headers": {"patterns": [{"safe_regex": {"regex": _unless(*ENGINE_HEADERS)}}]},

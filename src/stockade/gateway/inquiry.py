@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_PATIENCE = 20.0  # seconds for an answer, as the other engine has
+_PATIENCE = 20.0  # seconds for an answer, as the other engine has; where a person may be asked it has that of gateway/config.py
 _MOST_IDLE = 64  # connections kept for the next question
 
 type Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -17,15 +17,15 @@ type Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class Asker:
     """Asks on one socket, any number of questions at once."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, patience: float = _PATIENCE) -> None:
+        self._path, self._patience = path, patience
         self._idle: list[Stream] = []
 
     async def ask(self, target: str, headers: Iterable[tuple[str, str]], body: bytes = b"") -> tuple[int, list[tuple[str, str]], bytes]:
         """Status, headers in lower case and body of the answer. Raises OSError, TimeoutError, ValueError, IncompleteReadError: there is none then."""
         headers = tuple(headers)
         lines = [f"POST {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers), f"content-length: {len(body)}", "", ""]
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(self._patience):
             reader, writer = stream = self._idle.pop() if self._idle else await asyncio.open_unix_connection(self._path)
             try:
                 writer.write("\r\n".join(lines).encode("latin-1") + body)

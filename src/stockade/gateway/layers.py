@@ -121,7 +121,10 @@ class Stream(HttpStream):
             return
         if not self.answer.address:
             yield from self._ask()
-            if self.answer.read:  # everything is there already, so this would go on for ever
+            if self.answer.read and not self._whole:  # everything is there already
+                self._whole = True
+                yield from self._ask()
+            if self.answer.read:  # this would go on for ever
                 self.answer = UNDECIDED
             if not self.answer.address:
                 yield from self.refuse(self.answer)

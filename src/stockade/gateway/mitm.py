@@ -34,7 +34,7 @@ from mitmproxy.proxy.layers.tls import TlsStartClientHook, TlsStartServerHook
 from mitmproxy.utils.asyncio_utils import set_eager_task_factory
 
 from stockade.gateway import enclose, engine
-from stockade.gateway.config import ENGINE_HEADERS, READ, UPSTREAM
+from stockade.gateway.config import ANSWER, ENGINE_HEADERS, READ, UPSTREAM
 from stockade.gateway.inquiry import Asker
 from stockade.gateway.layers import UNDECIDED, Answer, Ask, Stream, first, inner
 from stockade.gateway.proxy_protocol import greeting
@@ -101,7 +101,8 @@ class Engine:
     """All connections of all sessions. `directory` holds the brain's sockets; `said` is told of each name in TLS that was refused, and of rooms that are free."""
 
     def __init__(self, directory: str, upstream_ca: str, said: Callable[[str], object]) -> None:
-        self._brain, self._reader, self._certificates = (Asker(f"{directory}/{name}.sock") for name in ("brain", "reader", "certificates"))
+        self._brain, self._certificates = (Asker(f"{directory}/{name}.sock") for name in ("brain", "certificates"))
+        self._reader = Asker(f"{directory}/reader.sock", float(ANSWER.rstrip("s")))
         self._said = said
         self.options = settings(upstream_ca)
         mitmproxy.ctx.options = self.options  # where its TLS settings look for them

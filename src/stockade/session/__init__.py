@@ -354,6 +354,9 @@ class Session:
 
     def close(self) -> None:
         """End the sandbox and remove what the session kept."""
+        if self._scan[0]:  # it was not finished: else whoever looks at the workspace would wait for that as long as we live
+            os.close(self._scan[1])
+            self._scan = (0, -1)
         while self._closers:
             self._closers.pop()()
         if self._ledger is not None:

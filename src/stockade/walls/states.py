@@ -169,7 +169,19 @@ class Saving:
 
     def done(self) -> None:
         """Wait for the end. Raises StockadeError (`checkpoint.held`) when something in there cannot be saved, WallFailed (`checkpoint.failed`)."""
+        os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+        # One that was killed has left whom it waited for, in its group; the number is nobody else's until the last of them is waited for. A PID namespace does not
+        # end before everybody in it was, and we may be who adopts it.
+        try:
+            os.killpg(self._pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
         _, status = os.waitpid(self._pid, 0)
+        try:
+            while True:
+                os.waitpid(-self._pid, 0)
+        except ChildProcessError:
+            pass
         said = os.pread(self._said, 1 << 16, 0).decode("utf-8", "replace")
         os.close(self._process)
         os.close(self._said)

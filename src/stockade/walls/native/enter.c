@@ -30,10 +30,11 @@ int enter(int argc, char **argv) {
     if (setns(process, CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)) fail("join the sandbox");
     if (fchdir(directory)) fail("directory");
     umask(077);
+    /* Its own group, whose number is that of its leader: by this whoever holds us finds what we leave, should we be killed. No member of it has a terminal. */
+    if (setsid() < 0 && errno != EPERM) fail("session");
     pid_t pid = fork(); /* children are in the PID namespace, and end with it */
     if (pid < 0) fail("fork");
     if (pid == 0) {
-        setsid();
         for (; i < argc && strcmp(argv[i], "--"); i++) filter((int)number(argv[i]));
         if (i + 1 < argc) execve(argv[i + 1], argv + i + 1, empty);
         fail("exec");
