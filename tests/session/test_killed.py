@@ -134,7 +134,8 @@ def kill(bwrap: int, part: str) -> None:
     found = pids(bwrap, part)
     assert found, offspring(bwrap)
     for pid in found:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # a guest's command that has just ended by itself
+            os.kill(pid, signal.SIGKILL)
 
 
 def hunt(bwrap: int, part: str) -> None:
