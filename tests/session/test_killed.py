@@ -275,7 +275,7 @@ async def ends(session: LiveSession, part: str) -> None:
         await session.exec(["true"])
 
 
-@pytest.mark.parametrize("part", [*PARTS, STUBS])
+@pytest.mark.parametrize("part", PARTS)  # without its stubs gVisor may wait for ever (docs/limits.md)
 def test_one_that_is_killed_while_a_command_runs_is_an_error(place: Place, part: str) -> None:
     async def body(pool: Pool) -> None:
         async with pool.session(cwd=str(place.work)) as session:
