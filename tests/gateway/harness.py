@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import plain
 from stockade.core.values import Grant
 from stockade.gateway import engine
@@ -27,6 +28,16 @@ from stockade.gateway.control import Control
 SECRET, PLACEHOLDER = "real-secret-7f3a", "stockade-placeholder-own"
 CREDENTIAL = {"header": "x-api-key", "template": "{}", "user": "", "secret": SECRET, "placeholder": PLACEHOLDER}
 NAMES = ("api.localhost", "open.localhost", "other.localhost")
+
+
+def require_engine() -> None:
+    """Skip, or fail where it must work, unless there is an engine for the gate."""
+    from conftest import unavailable
+
+    try:
+        engine.find()
+    except CannotEnforce as error:
+        unavailable("envoy", error.message)
 
 
 class Quiet(http.server.BaseHTTPRequestHandler):

@@ -14,14 +14,12 @@ from typing import Any
 
 import pytest
 
-from conftest import unavailable
-from gateway.harness import Quiet, Served
+from gateway.harness import Quiet, Served, require_engine
 from session.supervised import Place, Terminal, command
 from stockade.core.asks import Asked
-from stockade.core.errors import CannotEnforce, StockadeError
+from stockade.core.errors import StockadeError
 from stockade.core.frozen import replace
 from stockade.core.values import Asking, Grant, Policy
-from stockade.gateway import engine
 from stockade.session import inbox, live
 from walls.boxes import until
 
@@ -41,10 +39,7 @@ def server() -> Iterator[Any]:
             self.send_header("content-length", "0")
             self.end_headers()
 
-    try:
-        engine.find()
-    except CannotEnforce as error:
-        unavailable("envoy", error.message)
+    require_engine()
     served: Any = Served(Handler)
     served.seen = seen
     yield served

@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 
-from conftest import unavailable
+from gateway.harness import require_engine
 from house.tree import ROOT
-from stockade.core.errors import CannotEnforce
-from stockade.gateway import engine
 from walls.boxes import require
 
 BENCH = ROOT / "bench/fatigue.py"
@@ -33,10 +31,7 @@ def fatigue() -> Any:
 @pytest.fixture
 def wall() -> None:
     require()
-    try:
-        engine.find()
-    except CannotEnforce as error:
-        unavailable("envoy", error.message)
+    require_engine()
 
 
 @pytest.mark.wall

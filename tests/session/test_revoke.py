@@ -15,12 +15,10 @@ from typing import Any
 import pytest
 from biscuit_auth import Biscuit, BlockBuilder, PublicKey
 
-from conftest import unavailable
-from gateway.harness import Quiet, Served
+from gateway.harness import Quiet, Served, require_engine
 from session.supervised import Place
-from stockade.core.errors import CannotEnforce
 from stockade.core.values import Credential, Grant, Policy
-from stockade.gateway import desk, engine
+from stockade.gateway import desk
 from walls.boxes import until
 
 pytestmark = pytest.mark.wall
@@ -45,10 +43,7 @@ def server() -> Iterator[Any]:
             self.send_header("content-length", "0")
             self.end_headers()
 
-    try:
-        engine.find()
-    except CannotEnforce as error:
-        unavailable("envoy", error.message)
+    require_engine()
     served: Any = Served(Handler)
     served.seen = seen
     yield served

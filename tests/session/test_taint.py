@@ -13,13 +13,10 @@ from typing import Any
 
 import pytest
 
-from conftest import unavailable
-from gateway.harness import Quiet, Served
+from gateway.harness import Quiet, Served, require_engine
 from session.supervised import Place
-from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import replace
 from stockade.core.values import Grant, Mount, Origin, Policy, Workspace
-from stockade.gateway import engine
 from stockade.session import live
 from walls.boxes import PYTHON, PYTHON_MOUNTS, own_places, require, until
 
@@ -45,10 +42,7 @@ def server() -> Iterator[Any]:
             self.send_header("content-length", "0")
             self.end_headers()
 
-    try:
-        engine.find()
-    except CannotEnforce as error:
-        unavailable("envoy", error.message)
+    require_engine()
     served: Any = Served(Handler)
     served.bodies = bodies
     yield served

@@ -72,4 +72,4 @@ def _say(path: str, found: Found) -> None:
     for one in found.agents:
         key = "" if one.ready else f" (before: export {one.variable}=..., which stays outside)"
         lines.append(f"start {one.title}: stockade run {one.name}{key}")
-    print("\n".join(lines or []), file=sys.stderr)
+    print("\n".join(lines), file=sys.stderr)

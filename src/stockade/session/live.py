@@ -25,6 +25,7 @@ from stockade.session.gate import GateKeeper
 from stockade.session.guest import Witness
 from stockade.session.states import States
 from stockade.walls import limits
+from stockade.walls.box import NO_WAIT
 from stockade.walls.streams import close, pipe
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ OUTPUT = 64 << 20  # bytes kept of each stream of one `exec`
 ASKED = 64  # commands asked for and not answered yet; more would fill the socket to the sandbox's init
 LEASE = 0.02  # seconds between two looks whether somebody wants the certificates
 NOTES = 64  # taken in one turn of the loop (foreground.py)
-NO_WAIT = 0x40  # MSG_DONTWAIT of recv(2)
 
 
 class LiveSession(States):
