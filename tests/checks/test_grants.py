@@ -20,7 +20,7 @@ BOTH = (OWN, BEARER)
 
 NEVER_COMMON = {"authorization", "proxy-authorization", "cookie", "x-api-key", "x-goog-api-key", "x-auth-token", "private-token"}
 
-hosts = st.sampled_from(["a.example.com", "b.example.com", "*.example.com", "example.com", "*.com"])
+hosts = st.sampled_from(["a.example.com", "b.example.com", "*.example.com", "example.com", "*.com", "*"])
 paths = st.sampled_from(["/", "/v1", "/v1/x", "/v1/*", "/v1/**", "/**", "/V1/x", "/v1/x/", "bad", "/a/../b"])
 methods = st.sampled_from(["GET", "POST", "*"])
 names = st.sampled_from(["accept", "x-api-key", "x-goog-api-key", "authorization", "x-special", "cookie", "anthropic-beta", "content-type"])
@@ -68,6 +68,20 @@ def test_adding_an_allow_never_denies(request: HttpRequest, held: list[Grant], m
     before = decide(request, tuple(held), BOTH).effect
     after = decide(request, (*held, replace(more, effect=ALLOW)), BOTH).effect
     assert before != ALLOW or after == ALLOW
+
+
+@given(requests, lists, grants)
+def test_a_grant_for_any_host_only_asks_and_only_where_no_other_names_the_host(
+    request: HttpRequest, held: list[Grant], wide: Grant
+) -> None:
+    named = [grant for grant in held if grant.host != "*"]
+    before = decide(request, tuple(named), BOTH)
+    verdict, grant = choose(request, (*named, replace(wide, host="*", effect=ASK)), BOTH)
+    if any(one.effect != DENY and granted_name(request.host, (one,)) for one in named):
+        assert verdict == before
+    else:
+        assert verdict.effect in (ASK, DENY) and (grant is None or grant.host == "*")
+    assert choose(request, (*named, replace(wide, host="*", effect=ALLOW)), BOTH)[0] == before, "that such a one allows is not listened to"
 
 
 @given(requests, lists, grants)

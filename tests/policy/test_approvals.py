@@ -73,3 +73,38 @@ def test_raw_tcp_may_be_asked_about(places: Places) -> None:
     places.write(user='[[egress]]\nhost = "db.example.test"\nscheme = "tcp"\nport = 5432\neffect = "ask"\npeople = true')
     (grant,) = places.compile().policy.grants
     assert (grant.effect, grant.people) == ("ask", True)
+
+
+ANY = '[[egress]]\nhost = "*"\npaths = ["/**"]\neffect = "ask"'
+
+
+def test_a_rule_may_ask_about_hosts_that_no_other_names(places: Places) -> None:
+    places.write(user=ANY)
+    (grant,) = places.compile().policy.grants
+    assert (grant.host, grant.effect, grant.private) == ("*", "ask", False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ('effect = "ask"', 'effect = "allow"'),
+        ('effect = "ask"', 'effect = "deny"'),
+        ('effect = "ask"', ""),
+        ('effect = "ask"', 'effect = "ask"\nprivate = true'),
+        ('effect = "ask"', 'effect = "ask"\nheaders = ["x-some"]'),
+        ('effect = "ask"', 'effect = "ask"\nwebsocket = true'),
+        ('effect = "ask"', 'effect = "ask"\nafter_secret = true'),
+        ('paths = ["/**"]', 'scheme = "tcp"\nport = 5432'),
+        ('paths = ["/**"]', 'grpc = ["a.B/C"]'),
+    ],
+)
+def test_but_it_allows_nothing_and_holds_nothing_more(places: Places, change: tuple[str, str]) -> None:
+    places.write(user=ANY.replace(*change))
+    assert "policy.any-host" in codes(places)
+
+
+def test_nor_goes_beyond_what_is_above(places: Places) -> None:
+    places.write(managed='[caps]\negress_hosts = ["*.example.test"]', user=ANY)
+    assert codes(places) == {"policy.capped"}
+    places.write(managed='[caps]\negress_hosts = ["*"]', user="")
+    assert "policy.bad-value" in codes(places)

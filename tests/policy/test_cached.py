@@ -183,14 +183,16 @@ def test_a_warm_start_imports_almost_nothing(full: Places, with_file: bool) -> N
     assert set(found.stdout.split()) <= OURS
 
 
-def test_a_warm_load_is_quick(full: Places) -> None:
-    full.load()
-    times = []
+def test_a_warm_load_is_quick_beside_a_compilation(full: Places) -> None:
+    """The aim is 2 ms; this catches work that comes back to the path of every start, on a machine of any speed."""
+    full.compile()
+    warm, cold = [], []
     for _ in range(9):
-        start = time.perf_counter()
-        full.load()
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.01, "the aim is 2 ms; this catches a compilation on every start, also on a busy machine"
+        for times, action in ((warm, full.load), (cold, full.compile)):
+            start = time.perf_counter()
+            action()
+            times.append(time.perf_counter() - start)
+    assert min(warm) < min(cold) / 2
 
 
 def test_the_places_are_the_ones_of_core(places: Places) -> None:

@@ -63,6 +63,7 @@ BARRED = [
     ('[limits]\nmemory = "none"\n', "wider than 8 GiB"),
     ("[caps]\nmodes = []\n", "has no effect in this file"),
     (RULE.format("intranet.test") + "private = true\n", "reaches private addresses"),
+    ('[[egress]]\nhost = "*"\npaths = ["/**"]\neffect = "ask"\n', "nobody has named"),
     (RULE.format("evil.test") + "after_secret = true\n", "after something secret"),
     ('[[egress]]\npreset = "anthropic"\n', "sends your credential anthropic"),
 ]

@@ -159,6 +159,28 @@ def test_nobody_answers_others_go_on_and_what_is_not_waited_for_is_not_asked_any
     assert [one["outcome"] for one in events(place, "answer")] == ["withdrawn", "timed_out"]
 
 
+def test_hosts_that_no_rule_names_can_be_asked_about(place: Place, server: Any) -> None:
+    """Nothing of a name gets out before its request is approved, and hosts that a rule names are that rule's."""
+    port = server.server_port
+    rules = (*policy(server).grants, Grant("*", port, "http", effect="ask", private=True))
+    urls = [f"http://{host}.localhost:{port}{path}" for host, path in (("other", "/a"), ("other", "/b"), ("free", "/free"))]
+    calls = "; ".join(f"{CURL} {url}" for url in urls)
+    post = (
+        f"{CURL} -X POST http://free.localhost:{port}/post; {CURL} -H 'Authorization: Bearer x' {urls[0]}; {CURL} http://127.0.0.1:{port}/"
+    )
+    run = place.start("/bin/sh", "-c", f"{calls}; {post}", policy=Policy(grants=rules))
+    try:
+        first = asked("/a")
+        assert first["what"] == f"GET {urls[0]}" and server.seen == []
+        assert stockade(place, "allow", first["session"]).returncode == 0
+        assert stockade(place, "deny", asked("/b")["session"]).returncode == 0
+        assert run.communicate(timeout=20)[0].split() == [b"200", b"403", b"200", b"403", b"403", b"403"]
+    finally:
+        end(run)
+    assert server.seen == ["/a", "/free"]
+    assert [one["outcome"] for one in events(place, "answer")] == ["approved", "refused"]
+
+
 def test_an_answer_about_something_else_or_too_late_changes_nothing(place: Place, server: Any) -> None:
     run = place.start("/bin/sh", "-c", script(server, "/a"), policy=policy(server))
     try:

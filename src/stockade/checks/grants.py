@@ -16,7 +16,7 @@ from stockade.checks import bodies, push, sigv4, streams
 from stockade.checks.constraints import body_refused, content_type_refused, parameter_refused, unlisted_value
 from stockade.checks.credentials import CREDENTIAL_HEADERS, CREDENTIAL_PARAMETERS, CredentialInUse, strayed, token_refused, without_own
 from stockade.checks.normalise import Ambiguous, normalise_host, normalise_path, query_names, without_parameters
-from stockade.checks.patterns import host_matches, path_matches
+from stockade.checks.patterns import ANY, host_matches, path_matches
 from stockade.checks.tokens import FOREIGN, REVOKED
 from stockade.checks.usage import FRESH, State, spent
 from stockade.core.frozen import frozen
@@ -137,8 +137,8 @@ def decide_connect(host: str, port: int, grants: tuple[Grant, ...]) -> Verdict:
         name = normalise_host(host)
     except Ambiguous as error:
         return Verdict(DENY, error.rule, (f"{error}.",))
-    for grant in sorted(set(grants), key=sort_key):
-        if grant.effect != DENY and grant.scheme != "tcp" and grant.port == port and host_matches(grant.host, name):
+    for grant in sorted(set(_about(name, grants)), key=sort_key):
+        if grant.effect != DENY and grant.scheme != "tcp" and grant.port == port:
             return Verdict(ALLOW, f"grant {grant.origin}")
     snippet = (
         f'[[egress]]\nhost = "{name}"\n'
@@ -154,7 +154,16 @@ def granted_name(host: str, grants: tuple[Grant, ...]) -> bool:
         name = normalise_host(host)
     except Ambiguous:
         return False
-    return any(grant.effect != DENY and host_matches(grant.host, name) for grant in grants)
+    return any(grant.effect != DENY for grant in _about(name, grants))
+
+
+def _about(host: str, grants: tuple[Grant, ...]) -> list[Grant]:
+    """The grants for a host. One for any host can only ask, and only about hosts that no other names: whoever wrote that one was precise."""
+    found = [grant for grant in grants if host_matches(grant.host, host)]
+    if any(grant.host == ANY for grant in found):
+        named = any(grant.host != ANY and grant.effect != DENY for grant in found)
+        found = [grant for grant in found if grant.host != ANY or grant.effect == DENY or (grant.effect == ASK and not named)]
+    return found
 
 
 def _settle(request: HttpRequest, credentials: tuple[CredentialInUse, ...]) -> tuple[str, str, str | None]:
@@ -188,7 +197,7 @@ def _each(
     """The grants that name the host, in one order whatever theirs was, and why each does not cover the request. A denial covers it or not."""
     host, path, query = settled
     in_use = {credential.name: credential for credential in credentials}
-    found = [grant for grant in grants if host_matches(grant.host, host)]
+    found = _about(host, grants)
     if len(found) > 1:  # this runs for every request, and to hash a grant takes longer than to see that it covers one
         found = sorted({*found}, key=sort_key)
     for grant in found:

@@ -87,7 +87,7 @@ def lure(grants: Sequence[Grant], like: Sequence[tuple[str, str]] = (), rng: Ran
     `grants` change it.
     """
     chance = rng or _chance()
-    shown = [grant for grant in grants if grant.effect == ASK] or [grant for grant in grants if grant.effect != DENY]
+    shown = [grant for grant in grants if grant.effect == ASK and _has_owner(grant)] or [grant for grant in grants if grant.effect != DENY]
     places = sorted({(grant.host.removeprefix("*.").lower(), grant.port, grant.scheme) for grant in shown if _has_owner(grant)})
     makers = [_drop, _drop, _address, _metadata, *([_resembling] * 5 + [_in_front] * 3 if places else [])]
     paths = [*_borrowed(shown, like)] or [*_PATHS]

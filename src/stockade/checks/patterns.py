@@ -1,4 +1,5 @@
-"""Patterns as grants write them: of hosts, where `*.` is every name below one, and of whole path segments, where `*` is one and a final `**` one or more."""
+"""Patterns as grants write them: of hosts, where `*.` is every name below one and `*` alone any, and of whole path segments, where `*` is one and a final `**`
+one or more."""
 
 from __future__ import annotations
 
@@ -6,9 +7,13 @@ from functools import lru_cache
 
 from stockade.checks.normalise import Ambiguous, normalise_path
 
+ANY = "*"  # every name of at least two labels
+
 
 def host_matches(pattern: str, host: str) -> bool:
     """Whether `pattern` covers `host`, which is normal (normalise.py). A pattern for every name below one has at least two labels."""
+    if pattern == ANY:
+        return "." in host
     pattern = pattern.lower().removesuffix(".")
     if pattern.startswith("*."):
         return pattern.count(".") >= 2 and host.endswith(pattern[1:])

@@ -172,7 +172,8 @@ class BodyRule:
 class Grant:
     """One egress rule: these methods on these paths of this host, with this credential and none other.
 
-    `host` is exact ("api.example.com") or a suffix ("*.example.com"); `paths` are patterns of whole segments ("/v1/messages", "/simple/*/", "/files/**").
+    `host` is exact ("api.example.com"), a suffix ("*.example.com") or, in a grant that asks, any that no other allows or asks about ("*");
+    `paths` are patterns of whole segments ("/v1/messages", "/simple/*/", "/files/**").
     `headers` are request headers allowed beyond the common ones; `credential` names a `Credential` ("" = the request must carry none).
     With `query` "listed" only `parameters` may stand in the query: "name", or "name=value" for that value only. `content_types` bound what a body
     may say it is (() = anything), `body` what it holds as JSON. Sizes in bytes; zeros mean no bound. The bounds over time (`uses`, `rate` requests

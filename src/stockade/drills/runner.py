@@ -108,6 +108,12 @@ class Drill:
 
     def run(self, scenario: Scenario, index: int = 0) -> Run:
         """Run `index` of a scenario, all three ways."""
+        try:
+            return self._run(scenario, index)
+        finally:
+            self.yard.clear()
+
+    def _run(self, scenario: Scenario, index: int) -> Run:
         began = time.monotonic()
         loose = self.attempt(scenario, index, confined=False)
         control = scenario.leaked(loose)

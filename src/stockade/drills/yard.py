@@ -35,6 +35,11 @@ _ETC = (
 ).split()
 
 
+def _no_program(_: str, names: list[str]) -> list[str]:
+    """Of /etc/alternatives: manual pages and the like, most of it. Every fresh home has a copy of what is left."""
+    return [name for name in names if not any(os.path.lexists(f"/usr/{where}/{name}") for where in ("bin", "sbin"))]
+
+
 @dataclass(frozen=True)
 class Record:
     """Something the outside saw. `kind`: model, tcp, tls, udp, dns, icmp, raw, frame, abstract, unix. `headers` as sent; `name` of a DNS query."""
@@ -165,7 +170,8 @@ class Yard:
                 continue
             (etc / name).parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, etc / name, symlinks=True, ignore_dangling_symlinks=True)
+                skip = _no_program if name == "alternatives" else None
+                shutil.copytree(source, etc / name, symlinks=True, ignore_dangling_symlinks=True, ignore=skip)
             else:
                 shutil.copy(source, etc / name, follow_symlinks=True)
         bundle = etc / "ssl/certs/ca-certificates.crt"
@@ -213,8 +219,10 @@ class Yard:
         (tmp / "sentinel").write_text(secrets["sentinel"])
         return Case(home, tmp, secrets)
 
-    def drop(self, case: Case) -> None:
-        shutil.rmtree(case.home.parent, ignore_errors=True)
+    def clear(self) -> None:
+        """Remove the homes of all cases so far."""
+        for base in self._scratch.glob("case-*"):
+            shutil.rmtree(base, ignore_errors=True)
 
     def environment(self, case: Case) -> dict[str, str]:
         """What a developer's shell has, a secret among it."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from stockade.policy.read import Document
 
 _MORE_IS_STRICTER = ("canaries",)
+_ANY = "*"
+_NOT_WITH_ANY = ("git", "grpc", "websocket", "headers", "credential", "private", "secret", "after_secret")
 _LONGEST = 600  # seconds: the engine does not wait longer for the brain (gateway/config.py)
 
 
@@ -61,6 +63,18 @@ def _wider(name: str, value: int, than: int) -> bool:
     if name == "refusals":  # 0 = never pauses
         return value == 0 < than or value > than > 0
     return value > than
+
+
+def anywhere(table: EgressTable, one: Document, key: tuple[str | int, ...], errors: list[PolicyError]) -> None:
+    """What a rule for any host may say: it asks, and nothing goes there but plain requests to public addresses."""
+    if table.host != _ANY:
+        return
+    if table.effect != ASK:
+        hint = 'Write effect = "ask": then a person is asked about hosts that no other rule names. What is not granted is refused without a rule.'
+        errors.append(one.error('host = "*" needs effect = "ask"', *key, "host", code="policy.any-host", hint=hint))
+    for name in sorted(table.model_fields_set & set(_NOT_WITH_ANY)) + ["scheme"] * (table.scheme == "tcp"):
+        hint = "Name the host in a rule of its own: whoever is asked about a host that nobody knows cannot judge this as well."
+        errors.append(one.error(f'{name} cannot stand with host = "*"', *key, name, code="policy.any-host", hint=hint))
 
 
 def asks(grant: Grant, table: EgressTable, one: Document, key: tuple[str | int, ...], errors: list[PolicyError]) -> Grant:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from stockade.core.errors import PolicyError
 from stockade.core.frozen import replace
 from stockade.core.values import BodyRule, Credential, Grant
-from stockade.policy.approvals import asks
+from stockade.policy.approvals import anywhere, asks
 from stockade.policy.git import git_grants
 from stockade.policy.presets import expand
 from stockade.policy.problems import nearest
@@ -215,6 +215,7 @@ class Rules:
             hint = 'Write host = "api.example.com" with methods and paths, or preset = "..." alone.'
             self.errors.append(one.error("this rule names neither a host nor a preset", *key, code="policy.missing-key", hint=hint))
             return ()
+        anywhere(table, one, key, self.errors)
         if table.git is not None:
             return self._git(table, one, key)
         if table.scheme == "tcp":

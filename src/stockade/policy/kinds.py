@@ -90,6 +90,10 @@ def _host(value: str) -> str:
     return name
 
 
+def _host_or_any(value: str) -> str:
+    return value if value == "*" else _host(value)
+
+
 def _method(value: str) -> str:
     if not value.isascii() or not (value.isalpha() or value == "*"):
         raise wrong(f"{value!r} is not an HTTP method", 'Write methods = ["GET", "HEAD"].')
@@ -295,6 +299,7 @@ Text = Annotated[str, AfterValidator(_text)]
 Path = Annotated[Text, AfterValidator(_no_glob)]
 Target = Annotated[Text, AfterValidator(_target)]
 Host = Annotated[Text, AfterValidator(_host)]
+HostOrAny = Annotated[Text, AfterValidator(_host_or_any)]
 Method = Annotated[Text, AfterValidator(_method)]
 Pattern = Annotated[Text, AfterValidator(_pattern)]
 Header = Annotated[Text, AfterValidator(_header)]

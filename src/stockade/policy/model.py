@@ -14,6 +14,7 @@ from stockade.policy.kinds import (
     Duration,
     Header,
     Host,
+    HostOrAny,
     Image,
     Images,
     Method,
@@ -128,7 +129,9 @@ class EgressTable(Table):
         None, description="A ready set of rules."
     )
     files_host: Host | None = Field(None, description="With the presets pypi and npm: the host that the index sends clients to for files.")
-    host: Host | None = Field(None, description="A name, or *.name for every name below it.")
+    host: HostOrAny | None = Field(
+        None, description='A name, or *.name for every name below it. With effect = "ask" also "*": any that no other rule names.'
+    )
     port: int | None = Field(None, ge=1, le=65535, description="Default: 443, for http 80.")
     scheme: Literal["https", "http", "tcp"] | None = Field(None, description="Default: https. tcp: raw TCP to a port, which must be named.")
     methods: tuple[Method, ...] | None = Field(None, description="Default: GET and HEAD; for a denial all.")

@@ -106,6 +106,8 @@ def judge_grants(documents: Sequence[Document], grants: Sequence[Grant]) -> list
         what = ""
         if grant.credential:
             what = f"this rule sends your credential {grant.credential} to {grant.host}"
+        elif grant.host == "*":
+            what = "this rule asks about hosts that nobody has named"
         elif grant.private:
             what = "this rule reaches private addresses"
         elif grant.after_secret:
