@@ -290,30 +290,37 @@ def test_what_was_approved_becomes_a_rule_after_it_was_shown(place: Place, serve
 
 
 def test_a_canary_looks_like_any_other_and_is_never_done_whoever_approves_it(place: Place, server: Any) -> None:
-    run = place.start("/bin/sh", "-c", script(server, "/a", "/b"), policy=policy(server, canaries=50))  # after each real one
+    """With `canaries = 50` one comes some seconds after each real question was answered."""
+    wait = "while [ ! -e go ]; do sleep 0.05; done"
+    words = f"{script(server, '/a')}; {wait}; {script(server, '/b')}; while [ ! -e end ]; do sleep 0.05; done"
+    run = place.start("/bin/sh", "-c", words, policy=policy(server, canaries=50))
+
+    def lured() -> dict[str, Any]:
+        assert until(waiting, 40)
+        (trap,) = waiting()
+        return trap
+
     try:
         real = asked("/a")
-        assert until(lambda: len(waiting()) == 2)
-        (trap,) = [one for one in waiting() if one["number"] != real["number"]]
+        assert stockade(place, "allow", real["session"]).stdout.endswith("Allowed.\n")
+        trap = lured()
         assert trap.keys() == real.keys() and "open.localhost" not in trap["what"] and "trap" not in trap
         assert stockade(place, "allow", trap["session"], str(trap["number"])).stdout.count("That was a test") == 1
-        assert stockade(place, "allow", real["session"]).stdout.endswith("Allowed.\n")
-        again = asked("/b")
-        assert until(lambda: len(waiting()) == 2)
-        (other,) = [one for one in waiting() if one["number"] != again["number"]]
+        (place.work / "go").touch()
+        assert stockade(place, "deny", asked("/b")["session"]).returncode == 0
+        other = lured()
         assert "You saw it." in stockade(place, "deny", other["session"], str(other["number"])).stdout
-        assert stockade(place, "deny", again["session"]).returncode == 0
+        (place.work / "end").touch()
         assert run.communicate(timeout=20)[0].split() == [b"200", b"403"]
     finally:
         end(run)
     assert server.seen == ["/a"]
     answers = {one["ask"]: one for one in events(place, "answer")}
-    assert [
-        (answers[one["number"]]["effect"], answers[one["number"]]["outcome"], answers[one["number"]]["caught"]) for one in (trap, other)
-    ] == [
-        ("deny", "canary", True),
-        ("deny", "canary", False),
+    assert [(answers[one["number"]]["outcome"], answers[one["number"]]["caught"]) for one in (trap, other)] == [
+        ("canary", True),
+        ("canary", False),
     ]
+    assert {answers[one["number"]]["effect"] for one in (trap, other)} == {"deny"}
     assert not any("canary" in one for one in events(place, "ask"))  # nothing that can be read while it waits tells it from others
     stats = json.loads(stockade(place, "stats", "--json").stdout)
     assert "vigilance" in json.dumps(stats)

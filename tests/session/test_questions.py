@@ -90,6 +90,20 @@ class Machine(RuleBasedStateMachine):
         self.ledger.broken = False
         self.check()
 
+    @rule(broken=st.booleans())
+    def lured(self, broken: bool) -> None:
+        """What is due of the canaries comes now."""
+        self.ledger.broken = broken
+        with self.at():
+            for number, (_, callback) in [*self.clock.timers.items()]:
+                if callback == self.questions._lure and self.clock.timers.pop(number, None):
+                    try:
+                        callback()
+                    except StockadeError:
+                        assert broken
+        self.ledger.broken = False
+        self.check()
+
     @rule(
         data=st.data(), allow=st.booleans(), scope=st.sampled_from(["once", "session"]), by=st.sampled_from(["person", "reviewer"]),
         broken=st.booleans(),

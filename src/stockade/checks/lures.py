@@ -81,6 +81,11 @@ def due(rate: float, since: int, rng: Random | None = None) -> bool:
     return (rng or _chance()).random() * (1 - rate) < rate
 
 
+def pause(rng: Random | None = None) -> float:
+    """Seconds from the answer to a real request until a lure is shown: as if the work had gone on meanwhile, and never the same."""
+    return 0.5 + min(20.0, (rng or _chance()).expovariate(1 / 4))
+
+
 def lure(grants: Sequence[Grant], like: Sequence[tuple[str, str]] = (), rng: Random | None = None) -> Lure:
     """A request to a host that belongs to nobody whom the policy names. It resembles the grants that ask, or where none does those that allow, and borrows from `like`: method
     and path of real requests that were shown lately. `rng` makes it repeatable; without one it is the system's randomness. Neither order nor duplicates of

@@ -13,13 +13,13 @@ from stockade.checks.approvals import Approvals
 from stockade.checks.questions import question
 from stockade.core.errors import StockadeError
 from stockade.core.frozen import plain, replace
+from stockade.core.values import Grant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from stockade.core.asks import Answered, Asked
     from stockade.core.loop import Loop
-    from stockade.core.values import Grant
     from stockade.session import Session
 
     type Listener = Callable[[Asked | None, Answered | None], None]
@@ -32,9 +32,10 @@ class Questions:
         self._session, self._loop, self._say, self._listener = session, loop, say, listener
         self._approvals = Approvals(session.policy.approvals)
         self._replies: dict[int, Callable[[bool], None]] = {}
-        self._timer = 0
-        self._since = 0  # real questions that were shown after the last canary
+        self._timer = self._luring = 0
+        self._since = 0  # real questions that were answered after the last canary
         self._like: list[tuple[str, str]] = []  # method and path of what was asked lately
+        self._grant, self._tainted = Grant(""), False  # of the last one
 
     @property
     def upcoming(self) -> int:
@@ -58,20 +59,25 @@ class Questions:
             return asked.number
         self._show(asked.number)
         self._like = [*self._like[-7:], (str(event.get("method", "")), str(event.get("path", "")))]
-        self._since += 1
-        if lures.due(self._session.policy.approvals.canaries / 100, self._since):
-            self._since = 0
-            self._lure(grant, now, tainted=tainted)
+        self._grant, self._tainted = grant, tainted
         return asked.number
 
-    def _lure(self, grant: Grant, now: float, *, tainted: bool) -> None:
+    def _work_goes_on(self) -> None:
+        """Somebody has answered a real question. Perhaps a canary comes some time later: in the same moment as another, most would be told apart by that."""
+        self._since += 1
+        if not self._luring and lures.due(self._session.policy.approvals.canaries / 100, self._since):
+            self._since = 0
+            self._luring = self._loop.later(lures.pause(), self._lure)
+
+    def _lure(self) -> None:
         """Ask about something that must be refused. It looks like any other question, and nothing happens by it."""
+        self._luring, grant = 0, self._grant
         found = lures.lure(self._session.policy.grants, self._like)
         event = {name: value for name, value in plain(found).items() if name != "why"}
-        asked = question(self._approvals.take(), event, replace(grant, credential=""), tainted=tainted)
+        asked = question(self._approvals.take(), event, replace(grant, credential=""), tainted=self._tainted)
         asked = replace(asked, trap=found.why)
         self._put(asked)
-        self._approvals.ask(asked, now)
+        self._approvals.ask(asked, time.time())
         self._show(asked.number)
 
     def _put(self, asked: Asked) -> None:
@@ -123,6 +129,7 @@ class Questions:
         for number in [*self._approvals.pending]:
             self.withdraw(number)
         self._loop.cancel(self._timer)
+        self._loop.cancel(self._luring)
 
     def _tell(self, answered: Answered) -> None:
         asked = answered.asked
@@ -142,6 +149,8 @@ class Questions:
         self._listener(None, answered)
         if answered.pause:
             self._pause()
+        elif answered.outcome in ("approved", "refused"):
+            self._work_goes_on()
         self._wait()
 
     def _pause(self) -> None:
