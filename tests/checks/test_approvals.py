@@ -52,6 +52,10 @@ class Machine(RuleBasedStateMachine):
         self.hear(self.approvals.ask(one, self.now))
         return one
 
+    @rule()
+    def cover(self) -> None:
+        self.hear(self.approvals.covered(self.now))
+
     @rule(
         one=questions,
         right=st.booleans(),
@@ -203,3 +207,15 @@ def test_whatever_a_request_says_its_question_says_it_all_on_one_line(one: dict[
     assert one["asks"] in asks.what and (one["begins"] in asks.what or not one["length"])
     changed = question(1, {"scheme": "https", **one, "asks": other}, grant, tainted=False)
     assert (changed.digest == asks.digest) == (other == one["asks"])
+
+
+def test_an_approval_for_the_session_covers_what_waits_already() -> None:
+    approvals = Approvals(RULES)
+    first, like, other = asked(approvals), asked(approvals), asked(approvals, "GET https://a.test/y")
+    for one in (first, like, other):
+        assert approvals.ask(one, 1000) is None
+    approvals.answer(first.number, first.digest, True, by="person", channel="", now=1001, scope="session")
+    assert approvals.covered(1010) is None, "its time is over"
+    found = approvals.covered(1002)
+    assert found is not None and (found.asked.number, found.allow, found.outcome, found.seconds) == (like.number, True, "earlier", 2)
+    assert approvals.covered(1002) is None and [*approvals.pending] == [other.number]

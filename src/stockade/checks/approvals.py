@@ -86,6 +86,14 @@ class Approvals:
         outcome: Outcome = "approved" if allow else "refused"
         return Answered(asked, allow, outcome, by, channel, scope if allow else "once", seconds, pause=pause)
 
+    def covered(self, now: float) -> Answered | None:
+        """One that waits and that an approval for the session covers meanwhile; None if there is no more."""
+        for asked in self.pending.values():
+            if asked.key in self.standing and not asked.people and not asked.trap and now < asked.expires:
+                del self.pending[asked.number]
+                return Answered(asked, True, "earlier", "rule", scope="session", seconds=round(now - asked.asked, 3))
+        return None
+
     def withdraw(self, number: int, now: float) -> Answered | None:
         """Whoever asked does not wait any more. None if it was answered before."""
         return self._over(number, "withdrawn", now)

@@ -110,6 +110,8 @@ class Questions:
             number, digest, allow, by=by, channel=channel, now=time.time(), scope="session" if scope == "session" else "once"
         )
         self._tell(found)
+        while (like := self._approvals.covered(time.time())) is not None:
+            self._tell(like)
         return found
 
     def revoke(self, key: str) -> None:
