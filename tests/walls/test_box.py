@@ -425,7 +425,10 @@ def test_a_swap_after_opening_changes_nothing(tmp_path: Path) -> None:
         # The box is still being built: the kernel holds the folder by descriptor, not by name.
         os.rename(tmp_path / "work", tmp_path / "moved")
         os.symlink("other", tmp_path / "work")
-        assert made.sh("ls /w").text == "mine"
+        try:
+            assert made.sh("ls /w").text == "mine"
+        except WallFailed as error:  # or bubblewrap was just between resolving it and mounting it, saw that, and gave up
+            assert "Race condition" in error.message
 
 
 def test_a_plan_and_a_door_that_do_not_match_start_nothing() -> None:

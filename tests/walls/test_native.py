@@ -99,6 +99,18 @@ def test_a_note_of_another_size_is_malformed_and_end_of_file_is_the_end() -> Non
     forger.close()
 
 
+def test_what_was_said_before_the_end_is_heard_also_where_a_request_was_left_unread() -> None:
+    """The kernel says that a request was left unread before it gives what had been said."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        native.request(ours, "X", 1)
+        theirs.send(native.note("E"))
+        theirs.close()
+        said = native.receive(ours)
+        assert said is not None and said[0] == "E"
+        assert native.receive(ours) is None
+
+
 def test_a_status_that_is_no_end_is_malformed() -> None:
     for value in (0x7F, 0xFFFF, 0x137F):  # stopped, continued: waitpid(2) never says so here
         forger = Forger()

@@ -72,8 +72,10 @@ def receive(sock: _socket.socket, flags: int = 0) -> tuple[str, int, int, str, l
     space = _socket.CMSG_SPACE(4 * MAX_FDS)
     try:
         data, controls, message_flags, _ = sock.recvmsg(NOTE_SIZE + 1, space, flags | _socket.MSG_CMSG_CLOEXEC)
-    except ConnectionResetError:  # the other end left with a request of ours unread
-        return None
+    except (
+        ConnectionResetError
+    ):  # the other end left with a request of ours unread; the kernel says so once, before what was said before that (unix(7))
+        return receive(sock, flags)
     fds: list[int] = []
     for level, kind, value in controls:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
