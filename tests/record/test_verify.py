@@ -266,6 +266,14 @@ def test_a_lost_key_is_not_replaced(home: Home) -> None:
     assert caught.value.code == "ledger.key"
 
 
+@pytest.mark.parametrize("spoil", [b"", b"x", b"\0" * 200, lambda key: key[:70], lambda key: key.replace(b"MC4C", b"MC4D")])
+def test_a_spoiled_key_is_not_used(home: Home, spoil: Any) -> None:
+    home.secret.write_bytes(spoil(home.secret.read_bytes()) if callable(spoil) else spoil)
+    with pytest.raises(Tampered) as caught:
+        home.ledger.checkpoint()
+    assert caught.value.code == "ledger.key"
+
+
 def test_an_unfinished_checkpoint_does_not_count(home: Home) -> None:
     whole = home.checkpoints.read_bytes()
     home.ledger.checkpoint()
