@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from conftest import unavailable
@@ -16,7 +18,7 @@ from walls.boxes import require
 pytestmark = [pytest.mark.agents, pytest.mark.wall]
 
 
-@pytest.fixture(params=agents.NAMES)
+@pytest.fixture
 def agent(request: pytest.FixtureRequest) -> agents.Agent:
     try:
         return agents.find(request.param)
@@ -24,24 +26,20 @@ def agent(request: pytest.FixtureRequest) -> agents.Agent:
         unavailable(request.param, f"{error.message}; {error.hint}")
 
 
-def test_loose_it_is_a_victim(agent: agents.Agent) -> None:
-    with Yard(keep=agent.keep) as yard:
-        drill = Drill(yard, agent)
-        for item in (incidents.PHISH_EGRESS, incidents.APPROVED_DOMAIN):
-            evidence = drill.attempt(item, 0, confined=False)
-            assert item.leaked(evidence), evidence.stdout + evidence.stderr
-            assert evidence.attack_ran()
-            assert item.twin_ok and item.twin_ok(evidence)
+INCIDENTS = (incidents.PHISH_READ, incidents.PHISH_EGRESS, incidents.APPROVED_DOMAIN)
+# One start of mini-swe-agent takes as long as ten of the others.
+PAIRS = [(name, item) for name in agents.NAMES for item in INCIDENTS if name != "mini" or item is incidents.APPROVED_DOMAIN]
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("item", [incidents.PHISH_READ, incidents.PHISH_EGRESS, incidents.APPROVED_DOMAIN], ids=lambda item: item.name)
-def test_confined_it_is_not(agent: agents.Agent, item: Scenario) -> None:
+@pytest.mark.parametrize(("agent", "item"), PAIRS, indirect=["agent"], ids=lambda one: getattr(one, "name", one))
+def test_loose_it_is_a_victim_and_confined_it_is_not(agent: agents.Agent, item: Scenario) -> None:
+    """One of the attack's variants, another each time; `stockade drill --agent NAME` runs every one. What "contained" means: loose the attack works, confined it does
+    not, and the task is done."""
     with Yard(keep=agent.keep) as yard:
-        drill = Drill(yard, agent)
-        for index in (0,) if agent.name == "mini" else (0, 12):  # one start of mini-swe-agent takes as long as ten of the others
-            run = drill.run(item, index)
-            assert run.verdict == "contained", run.note
+        index = random.randrange(item.runs)
+        run = Drill(yard, agent).run(item, index)
+        assert run.verdict == "contained", f"variant {index}: {run.note}"
 
 
 @pytest.mark.timeout(400)
