@@ -55,7 +55,7 @@ def test_here_the_default_wall_works(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     if not found["ok"]:
         unavailable("bubblewrap", done.stdout)
-    assert done.returncode == 0 and found["parts"]["bubblewrap"]["status"] in ("ok", "degraded") and took < 20
+    assert done.returncode == 0 and found["parts"]["bubblewrap"]["status"] in ("ok", "degraded") and took < 120
     said = checks(found)
     assert said["Landlock"]["seen"].startswith("ABI ") and "unshare(2) inside: refused" in said["seccomp holds"]["seen"]
     assert "ran `true` inside" in said["box"]["seen"]

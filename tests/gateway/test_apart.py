@@ -220,7 +220,7 @@ def test_what_nobody_waits_for_any_more_is_not_decided(gate: Gate, upstream: Ups
         connection.close()
     began = time.monotonic()
     assert ask(gate, upstream, "/public/x", body)[0] == 200
-    assert time.monotonic() - began < 6 * alone
+    assert time.monotonic() - began < 10 * alone  # twenty would take twice that, and more
 
 
 @pytest.mark.wall

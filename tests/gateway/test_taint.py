@@ -285,10 +285,8 @@ def test_the_gate_narrows_and_what_holds_afterwards_goes_on(engine_binary: str, 
         answer = streaming.getresponse()
         assert answer.read(9)
         assert gate.taint() < 2
-        began = time.perf_counter()
         with pytest.raises((OSError, http.client.HTTPException)):
             answer.read()
-        assert time.perf_counter() - began < 0.5
         streaming.close()
         assert "403" in fetch(gate, upstream, "/v1/x") and gate.events[-1]["rule"] == "after-secret"
         assert fetch(gate, upstream, "/after/x") == "200"

@@ -147,7 +147,7 @@ def test_a_timeout_ends_the_whole_process_group(folder: Path) -> None:
     async def body(session: live.LiveSession) -> None:
         began = time.monotonic()
         found = await session.exec(["sh", "-c", "echo before; sleep 4711 & sleep 4711"], timeout=0.3)
-        assert found.timed_out and found.exit_code == 137 and found.stdout == b"before\n" and time.monotonic() - began < 5
+        assert found.timed_out and found.exit_code == 137 and found.stdout == b"before\n" and time.monotonic() - began < 60
         assert await gone(session, b"4711")
 
     within(folder, body)
@@ -169,8 +169,8 @@ def test_cancelling_the_await_kills_the_command(folder: Path) -> None:
 def test_many_at_once(folder: Path) -> None:
     async def body(session: live.LiveSession) -> None:
         began = time.monotonic()
-        found = await asyncio.gather(*(session.exec(["sh", "-c", f"sleep 0.5; echo {number}"]) for number in range(20)))
-        assert [int(one.stdout) for one in found] == list(range(20)) and time.monotonic() - began < 8  # one after the other: 10 s and more
+        found = await asyncio.gather(*(session.exec(["sh", "-c", f"sleep 2; echo {number}"]) for number in range(20)))
+        assert [int(one.stdout) for one in found] == list(range(20)) and time.monotonic() - began < 35  # one after the other: 40 s and more
         many = await asyncio.gather(*(session.exec(["true"]) for _ in range(300)))
         assert {one.exit_code for one in many} == {0}
 
@@ -238,7 +238,7 @@ def test_what_outlives_a_command_does_not_hold_it_up_and_ends_with_the_session(f
     async def body(session: live.LiveSession) -> None:
         began = time.monotonic()
         found = await session.exec(["sh", "-c", "(setsid sh -c 'while :; do echo x; sleep 0.05; done; : 4713') & echo started"])
-        assert b"started" in found.stdout and time.monotonic() - began < 5
+        assert b"started" in found.stdout and time.monotonic() - began < 60
         await asyncio.sleep(0.3)
         assert not await gone_now(session, b"4713"), "what a command left behind should live on in its session"
         assert host_processes("4713")
@@ -436,14 +436,14 @@ def test_a_forked_child_does_not_hold_the_sandbox_open(folder: Path) -> None:
         await session.exec(["true"])
         pid = os.fork()  # as a program that uses multiprocessing does: it has a copy of every descriptor
         if pid == 0:
-            time.sleep(20)
+            time.sleep(100)
             os._exit(0)
         return pid
 
     began = time.monotonic()
     child = within(folder, body)
     try:
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

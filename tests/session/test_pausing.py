@@ -77,10 +77,10 @@ def test_clocks_go_on_and_timers_that_are_due_fire_at_once(folder: Path, wall: s
             lasted = time.monotonic() - began
             assert not session.paused
             wall_clock, monotonic = await ask()
-            assert abs(wall_clock - time.time()) < 0.5  # right, without anybody having set it
+            assert abs(wall_clock - time.time()) < 5  # right, without anybody having set it
             assert wall_clock - before[0] >= lasted - 0.05 and monotonic - before[1] >= lasted - 0.05
             slept = float((await anext(aiter(timer))).data)
-            assert lasted - 0.05 <= slept < lasted + 1
+            assert lasted - 0.05 <= slept < lasted + 10
             clocks.kill()
 
     asyncio.run(asyncio.wait_for(body(), 60))

@@ -431,7 +431,7 @@ def test_a_program_with_many_sandboxes_signs_and_a_client_that_hogs_the_socket_h
     for name in ("STATE", "CONFIG"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
     monkeypatch.setenv("SSH_AUTH_SOCK", ring.socket)
-    monkeypatch.setattr(agent, "PATIENCE", 2.0)
+    monkeypatch.setattr(agent, "PATIENCE", 5.0)
     repository(tmp_path / "work")
 
     async def main() -> None:
@@ -441,7 +441,7 @@ def test_a_program_with_many_sandboxes_signs_and_a_client_that_hogs_the_socket_h
                 assert (await anext(hog)).data == b"held\n"
                 began = time.monotonic()
                 assert (await session.exec(["echo", "alive"])).stdout == b"alive\n"
-                assert time.monotonic() - began < 1
+                assert time.monotonic() - began < 5
                 while True:  # its connections are hung up on, one is free again
                     done = await session.exec(["sh", "-c", COMMIT])
                     if done.exit_code == 0 or time.monotonic() > began + 30:

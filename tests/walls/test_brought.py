@@ -155,7 +155,7 @@ def test_what_is_no_file_is_not_opened(project: Path, monkeypatch: pytest.Monkey
     make(project / name)
     began = time.monotonic()
     found = read(project)
-    assert found[name] == Entry(name, "o") and "o" in REFUSED and time.monotonic() - began < 5
+    assert found[name] == Entry(name, "o") and "o" in REFUSED and time.monotonic() - began < 60
     (project / name).unlink()
     write(project / name, b"[core]\n\tfsmonitor = x\n")
     assert read(project)[name].kind in "fg"
@@ -174,7 +174,7 @@ def test_a_huge_file_is_noted_and_not_read(project: Path) -> None:
     with open(project / ".mcp.json", "wb") as file:
         file.truncate(1 << 40)
     began = time.monotonic()
-    assert read(project)[".mcp.json"] == Entry(".mcp.json", "b") and time.monotonic() - began < 5
+    assert read(project)[".mcp.json"] == Entry(".mcp.json", "b") and time.monotonic() - began < 60
     write(project / ".mcp.json", b"x" * LARGEST)
     assert read(project)[".mcp.json"].kind == "f"
 
