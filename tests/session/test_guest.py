@@ -171,18 +171,18 @@ def test_a_flood_is_counted_and_the_session_lives_on(tmp_path: Path, folder: Non
 
 
 def test_a_supervisor_that_is_busy_holds_nobody_up_and_says_what_it_missed(tmp_path: Path, folder: None) -> None:
-    many = "import socket,time\nbegan = time.monotonic()\nfor _ in range(2000):\n  try: socket.socket(socket.AF_UNIX).connect('/x')\n  except OSError: pass\nprint(time.monotonic() - began)"
+    many = "import socket,sys,time\nbegan = time.monotonic()\nfor _ in range(int(sys.argv[1])):\n  try: socket.socket(socket.AF_UNIX).connect('/x')\n  except OSError: pass\nprint(time.monotonic() - began)"
 
     before: list[int] = []
 
     async def body(session: live.LiveSession) -> None:
-        alone = float((await session.exec([PYTHON, "-I", "-c", many])).stdout)
+        alone = 5 * float((await session.exec([PYTHON, "-I", "-c", many, "400"])).stdout)
         await session.exec(["/bin/true"])
         before.append(len(ledger(tmp_path)))
-        command = asyncio.create_task(session.exec([PYTHON, "-I", "-c", many]))
+        command = asyncio.create_task(session.exec([PYTHON, "-I", "-c", many, "2000"]))
         while not [event for event in ledger(tmp_path)[before[0] :] if event["kind"] == "guest.exec"]:
             await asyncio.sleep(0.005)
-        time.sleep(pause := 1 + 4 * alone)  # the loop that reads the events stands still
+        time.sleep(pause := 1 + 2 * alone)  # the loop that reads the events stands still
         assert float((await command).stdout) < pause
         await asyncio.sleep(1.2)
         await session.exec(["/bin/true"])
