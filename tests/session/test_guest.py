@@ -171,7 +171,16 @@ def test_a_flood_is_counted_and_the_session_lives_on(tmp_path: Path, folder: Non
 
 
 def test_a_supervisor_that_is_busy_holds_nobody_up_and_says_what_it_missed(tmp_path: Path, folder: None) -> None:
-    many = "import socket,sys,time\nbegan = time.monotonic()\nfor _ in range(int(sys.argv[1])):\n  try: socket.socket(socket.AF_UNIX).connect('/x')\n  except OSError: pass\nprint(time.monotonic() - began)"
+    many = "\n".join(
+        (
+            "import socket, sys, time",
+            "began = time.monotonic()",
+            "for _ in range(int(sys.argv[1])):",
+            "  try: socket.socket(socket.AF_UNIX).connect('/x')",
+            "  except OSError: pass",
+            "print(time.monotonic() - began)",
+        )
+    )
 
     before: list[int] = []
 
