@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stockade.cli import approvals_stats
 from stockade.cli.commands import commands
 from stockade.cli.paint import Paint
-from stockade.core.asks import lesson
+from stockade.core.asks import lesson, safe
 from stockade.core.errors import StockadeError
 from stockade.core.frozen import plain
 
@@ -28,9 +28,11 @@ def build_parser() -> argparse.ArgumentParser:
     """`stockade approvals`'s own parser."""
     parser, command = commands(
         prog="stockade approvals",
-        description="Show what running sessions ask you, and answer. Without a command: inbox on a terminal, else list.",
+        description="Show what running sessions ask you, and answer. Without a command: inbox on a terminal, else list; --web is the same as web.",
     )
     command("inbox", "A full screen of what is asked, as it comes.")
+    web = command("web", "A page for your browser on this machine, until Ctrl-C. The link that is shown lets one browser in, once.")
+    web.add_argument("--port", metavar="N", type=_port, default=0, help="on this port of 127.0.0.1 (default: one that is free)")
     command("list", "Show what waits for an answer, and what was approved for a session and still holds.")
     for name, text in (("allow", "Let what is asked happen, once."), ("deny", "Refuse it.")):
         one = command(name, text)
@@ -50,12 +52,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Run `stockade approvals` with `argv` (without "approvals")."""
-    words = list(argv)
+    words = ["web" if word == "--web" and not at else word for at, word in enumerate(argv)]
     if not words or words == ["--json"]:
         words = ["inbox" if not words and sys.stdin.isatty() and sys.stdout.isatty() and find_spec("textual") else "list", *words]
     options = build_parser().parse_args(words)
     run: Callable[[Any], int] = {
         "inbox": _inbox,
+        "web": _web,
         "list": _list,
         "allow": _answer,
         "deny": _answer,
@@ -76,6 +79,38 @@ def _inbox(_: argparse.Namespace) -> int:
     app = Inbox()
     app.run()
     return app.return_code or 0
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1024 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError("a port is a number from 1024 to 65535")
+    return int(text)
+
+
+def _web(options: argparse.Namespace) -> int:
+    try:
+        from stockade.server.serve import Server
+    except ImportError as error:
+        raise StockadeError(
+            f"the page needs Starlette and uvicorn: {error}",
+            code="cli.extra",
+            hint="pip install 'stockade[web]', or: stockade approvals list",
+        ) from error
+    from stockade.session import inbox
+
+    first = True
+
+    def say(link: str) -> None:
+        nonlocal first
+        text = "What your sessions ask is at this address, until Ctrl-C:" if first else "It was opened. For another browser:"
+        print(json.dumps({"link": link}) if options.json else f"{text}\n  {link}", flush=True)
+        first = False
+
+    try:
+        Server(inbox, approvals_stats.measured, say, options.port).run()
+    except KeyboardInterrupt:  # how it is meant to end
+        pass
+    return 0
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -111,11 +146,6 @@ def shown(asked: dict[str, Any], paint: Paint) -> list[str]:
     lines.append(f"     {'; '.join(facts)}")
     lines.append("     once at a time" if asked["people"] else f"     --for-session: {safe(asked['also'])}")
     return lines
-
-
-def safe(text: str) -> str:
-    """What comes from a sandbox reaches no terminal but as printable ASCII."""
-    return text.encode("ascii", "backslashreplace").decode() if text.isprintable() else ascii(text)[1:-1]
 
 
 def _session(name: str) -> Waiting:

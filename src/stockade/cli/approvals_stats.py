@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from stockade.cli import log
 from stockade.cli.paint import Paint
+from stockade.core import places
 from stockade.core.frozen import plain
 
 if TYPE_CHECKING:
@@ -60,6 +61,15 @@ def _stats(options: argparse.Namespace) -> int:
     for line in shown(found, Paint(sys.stdout), blocks=_can_show(_EIGHTHS)):
         print(line)
     return 0
+
+
+def measured() -> Measures:
+    """What your whole ledger says. Raises StockadeError (`ledger.*`)."""
+    from stockade.record.measures import added, approvals
+    from stockade.record.reading import Reader
+
+    with closing(Reader(places.state("ledger"))) as reader:
+        return approvals(added(reader.lines()).values())
 
 
 def _can_show(text: str) -> bool:
@@ -172,4 +182,4 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
 
 
-__all__ = ["add_parser", "shown", "stats"]
+__all__ = ["add_parser", "measured", "shown", "stats"]

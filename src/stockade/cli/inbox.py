@@ -14,7 +14,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Header, Label, OptionList, Static
 from textual.widgets.option_list import Option
 
-from stockade.cli.approvals import COLOURS, safe, told
+from stockade.cli.approvals import COLOURS, told
+from stockade.core.asks import safe
 from stockade.core.errors import StockadeError
 from stockade.session import inbox
 from stockade.session.inbox import Waiting

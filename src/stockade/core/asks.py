@@ -58,3 +58,8 @@ class Answered:
 def lesson(trap: str, caught: bool) -> str:
     """What a person reads after answering a canary."""
     return f"That was a test, and nothing of it was done: {trap} {'You let it pass.' if caught else 'You saw it.'}"
+
+
+def safe(text: str) -> str:
+    """What comes from a sandbox is shown as printable ASCII, and as nothing else: no control characters, no letters that look like others, none that turn a line around."""
+    return text.encode("ascii", "backslashreplace").decode() if text.isprintable() else ascii(text)[1:-1]

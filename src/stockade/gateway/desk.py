@@ -101,21 +101,22 @@ def ask(directory: str, order: Message, seconds: float = 10.0) -> Message:
     import json
     import socket
 
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-            sock.settimeout(seconds)
-            sock.connect(f"/proc/self/fd/{fd}/{NAME}")
-            sock.send(json.dumps(order).encode())
-            data = sock.recv(1 << 20)
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+                sock.settimeout(seconds)
+                sock.connect(f"/proc/self/fd/{fd}/{NAME}")
+                sock.send(json.dumps(order).encode())
+                data = sock.recv(1 << 20)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise StockadeError(
             f"the session does not answer: {error}",
             code="session.silent",
             hint="It has just ended, or it is stopped: stockade session list",
         ) from error
-    finally:
-        os.close(fd)
     try:
         found = json.loads(data)
     except ValueError:
