@@ -37,6 +37,7 @@ BOUNDS = {
     "policy/": 3200,
     "record/": 1200,
     "core/asks.py": 500,
+    "checks/reviewing.py": 650,
     "core/brought.py": 250,
     "session/agents.py": 60,
     "core/": 4200,
