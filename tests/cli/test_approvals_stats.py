@@ -75,7 +75,13 @@ def test_a_program_reads_every_number(directory: Path, capsys: pytest.CaptureFix
     found = json.loads(capsys.readouterr().out)
     assert (found["asked"], found["prompts"], found["repeats"], found["reversals"]) == (6, 6, 1, 1)
     assert found["by_risk"]["high"]["rate"] == 0.5 and found["times"]["bins"] == [1, 2, 1, 0, 1]
-    assert found["canaries"] == {"seeded": 2, "missed": 1, "unanswered": 0, "vigilance": found["canaries"]["vigilance"]}
+    assert found["canaries"] == {
+        "seeded": 2,
+        "missed": 1,
+        "unanswered": 0,
+        "vigilance": found["canaries"]["vigilance"],
+        "reviewer": found["canaries"]["reviewer"],
+    }
     assert found["baseline"]["writes"] == {"least": 11, "whole": False}
 
 

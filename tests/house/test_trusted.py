@@ -38,6 +38,7 @@ BOUNDS = {
     "record/": 1200,
     "core/asks.py": 500,
     "server/": 300,
+    "checks/reviewing.py": 650,
     "core/brought.py": 250,
     "session/agents.py": 60,
     "core/": 4200,

@@ -135,7 +135,8 @@ def test_vigilance_is_of_canaries_that_people_answered() -> None:
         ask(6, "z", "high"), answer(6),
     )  # fmt: skip
     seen = found.canaries
-    assert (seen.seeded, seen.missed, seen.unanswered, seen.vigilance.part, seen.vigilance.of) == (5, 1, 2, 2, 3)
+    assert (seen.seeded, seen.missed, seen.unanswered, seen.vigilance.part, seen.vigilance.of) == (5, 1, 1, 2, 3)
+    assert (seen.reviewer.part, seen.reviewer.of) == (1, 1)
     assert (found.approved.part, found.approved.of, found.by_risk.high.of) == (1, 1, 1)  # canaries say nothing about real requests
     assert found.prompts == 5 and found.times.quick.of == 4  # but they interrupt, and are answered, like all others
 
@@ -312,7 +313,10 @@ def test_the_numbers_fit_together(events: list[Event]) -> None:
     assert seen.open + seen.timed_out + seen.withdrawn <= found.prompts <= found.asked - seen.too_many - seen.earlier
     assert found.times.quick.of == sum(found.times.bins) == found.approved.of + lures.vigilance.of
     assert sum(risk["of"] for risk in plain(found.by_risk).values()) == found.approved.of
-    assert lures.seeded == lures.vigilance.of + lures.unanswered and lures.missed == lures.vigilance.of - lures.vigilance.part
+    assert (
+        lures.seeded == lures.vigilance.of + lures.unanswered + lures.reviewer.of
+        and lures.missed == lures.vigilance.of - lures.vigilance.part
+    )
     assert found.repeats <= max(0, found.prompts - 1) and found.reversals <= seen.approved
     assert found.hours >= 0 and (found.baseline.cut is None or 0 <= found.baseline.cut <= 1)
 

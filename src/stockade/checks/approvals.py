@@ -68,6 +68,9 @@ class Approvals:
             )
         if by == "reviewer" and asked.people:
             raise StockadeError("only a person may answer this", code="approval.people", hint="The rule says so: people = true")
+        if by == "reviewer" and allow and not asked.reviewable:
+            hint = "Something secret was opened, or the rule that asks stands in a file above the reviewer's."
+            raise StockadeError("only a person may approve this", code="approval.people", hint=hint)
         if asked.people and scope != "once":
             raise StockadeError("this is approved once at a time", code="approval.people", hint="The rule says so: people = true")
         del self.pending[number]
@@ -93,6 +96,12 @@ class Approvals:
                 del self.pending[asked.number]
                 return Answered(asked, True, "earlier", "rule", scope="session", seconds=round(now - asked.asked, 3))
         return None
+
+    def show(self, number: int, review: str, now: float) -> Asked | None:
+        """A person is shown now what a reviewer has left undecided, with what it said; None if it waits no more. It expires when it would have."""
+        if number in self.pending:
+            self.pending[number] = replace(self.pending[number], asked=now, review=review)
+        return self.pending.get(number)
 
     def withdraw(self, number: int, now: float) -> Answered | None:
         """Whoever asked does not wait any more. None if it was answered before."""

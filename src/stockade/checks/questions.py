@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stockade.core.asks import Asked
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from stockade.core.asks import Risk
     from stockade.core.values import Grant
@@ -19,14 +19,14 @@ _USUAL = {"https": 443, "http": 80}
 _LARGE = 64 << 10  # bytes of a body that hold more than a person can have looked at
 
 
-def question(number: int, event: Mapping[str, object], grant: Grant, *, tainted: bool) -> Asked:
-    """The question about one request. `event` is the gate's, whose texts are printable ASCII (gateway/control.py)."""
-    scheme, host, port = str(event.get("scheme", "")), str(event.get("host", "")), int(str(event.get("port", 0)))
-    method, path, query = str(event.get("method", "")), str(event.get("path", "")), str(event.get("asks", ""))
+def question(number: int, event: Mapping[str, object], grant: Grant, *, tainted: bool, above: Collection[str] = ()) -> Asked:
+    """The question about one request. `event` is the gate's, whose texts are printable ASCII (gateway/control.py). `above` are files whose questions no
+    reviewer may approve. INVARIANT: nor may it anything after something secret was opened.
+    """
+    method, host, query = str(event.get("method", "")), str(event.get("host", "")), str(event.get("asks", ""))
     length = int(str(event.get("length", -1)))
-    where = host if port == _USUAL.get(scheme) else f"{host}:{port}"
-    raw = scheme == "tcp"
-    place = f"tcp {where}" if raw else f"{method} {scheme}://{where}{path}"
+    raw = event.get("scheme") == "tcp"
+    place = key(event)
     sends = raw or grant.websocket or grant.grpc or length != 0
     what = place + (f"?{query}" if query else "?..." if event.get("query") else "")
     if grant.credential:
@@ -53,7 +53,18 @@ def question(number: int, event: Mapping[str, object], grant: Grant, *, tainted:
         quiet,
         tainted,
         grant.people,
+        reviewable=not (grant.people or tainted or grant.origin.file in above),
+        method=method,
+        host=host,
+        size=-1 if raw or grant.websocket or grant.grpc else length,
     )
+
+
+def key(event: Mapping[str, object]) -> str:
+    """What a repetition of a request shares: method and address, without the query. `event` is the gate's."""
+    scheme, host, port = str(event.get("scheme", "")), str(event.get("host", "")), int(str(event.get("port", 0)))
+    where = host if port == _USUAL.get(scheme) else f"{host}:{port}"
+    return f"tcp {where}" if scheme == "tcp" else f"{event.get('method', '')} {scheme}://{where}{event.get('path', '')}"
 
 
 def _risk(method: str, sends: bool, length: int, query: bool, tainted: bool) -> Risk:

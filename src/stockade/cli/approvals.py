@@ -144,6 +144,8 @@ def shown(asked: dict[str, Any], paint: Paint) -> list[str]:
         facts.append("something secret was read")
     facts.append("can be undone" if asked["reversible"] else "cannot be undone")
     lines.append(f"     {'; '.join(facts)}")
+    if asked["review"]:
+        lines.append(f"     {safe(asked['review'])}")
     lines.append("     once at a time" if asked["people"] else f"     --for-session: {safe(asked['also'])}")
     return lines
 

@@ -148,6 +148,8 @@ def _canaries(found: Measures, paint: Callable[[str, str], str]) -> list[str]:
     lines = [f"Requests made up to be refused, and refused: {_share(seen.vigilance)}"]
     if seen.missed:
         lines.append(paint(f"  {seen.missed:4} approved", "red"))
+    if seen.reviewer.of:
+        lines.append(f"Refused by the reviewer, which people were not shown: {_share(seen.reviewer)}")
     if seen.unanswered:
         lines.append(f"  {seen.unanswered:4} not answered by a person")
     return lines

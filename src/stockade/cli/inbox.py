@@ -136,6 +136,7 @@ class Inbox(App[None]):
             ("asked by ", "dim"), f"{safe(asked['rule'])}\n",
             ("can be undone " if asked["reversible"] else "cannot be undone", "dim"), "\n",
             ("something secret was read\n" if asked["tainted"] else "", "bold red"),
+            (f"{safe(asked['review'])}\n" if asked["review"] else "", "dim"),
             ("for the session ", "dim"), "no: once at a time\n" if asked["people"] else f"{safe(asked['also'])}\n",
             ("left ", "dim"), f"{left // 60}:{left % 60:02}",
         )  # fmt: skip

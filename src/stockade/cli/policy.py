@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from stockade.core.reviews import Reviewer
     from stockade.core.values import Grant, Policy, Signing, Verdict
     from stockade.policy.compile import Compiled
 
@@ -112,7 +113,8 @@ def _check(options: argparse.Namespace) -> int:
 
 def _sources_missing(policy: Policy) -> list[PolicyError]:
     found = []
-    for one in policy.credentials:
+    lent = [policy.reviewer.model.credential] if policy.reviewer and policy.reviewer.model and policy.reviewer.model.credential else []
+    for one in (*policy.credentials, *lent):
         kind, _, rest = one.source.partition(":")
         gone = ""
         if kind == "env" and not os.environ.get(rest):
@@ -210,6 +212,8 @@ def _shown(found: Compiled) -> list[tuple[str, Origin | None]]:
         lines.append((f"{text}\nenv = {_quote(one.env)}", one.origin))
     if policy.signing is not None:
         lines.append((_signing(policy.signing), policy.signing.origin))
+    if policy.reviewer is not None:
+        lines.append((_reviewer(policy.reviewer), policy.reviewer.origin))
     for name, text in policy.canaries:
         lines.append((f"\n[canary.{name}]\nvalue = {_quote(text)}", None))
     if not policy.grants:
@@ -223,6 +227,24 @@ def _signing(signing: Signing) -> str:
     text = f"\n[signing]\nkey = {_quote(signing.file)}\nnamespaces = {_list(signing.namespaces)}"
     text += f"\nuses = {signing.uses}" if signing.uses else ""
     return text + (f"\nrate = {_quote(f'{signing.rate} per {show_duration(signing.rate_seconds)}')}" if signing.rate else "")
+
+
+def _reviewer(found: Reviewer) -> str:
+    from stockade.policy.units import show_duration
+
+    text = "\n[reviewer]" + ("" if found.approves else "\napproves = false")
+    if model := found.model:
+        text += f"\nurl = {_quote(model.url)}\napi = {_quote(model.api)}\nmodel = {_quote(model.name)}"
+        text += (
+            f"\ncredential = {_quote(model.credential.name)}" if model.credential else ""
+        ) + f"\ntimeout = {_quote(show_duration(model.timeout))}"
+    for name, rules in (("allow", found.allow), ("deny", found.deny)):
+        for rule in rules:
+            said = [f"{key} = {_list(getattr(rule, key))}" for key in ("methods", "hosts", "risk") if getattr(rule, key)]
+            said += [f"{key} = true" for key in ("reversible", "tainted") if getattr(rule, key)]
+            said += [f"max_size = {rule.max_size}"] if rule.max_size >= 0 else []
+            text += f"\n{name} = {{ {', '.join(said)} }}"
+    return text
 
 
 def _grant(grant: Grant) -> str:

@@ -18,7 +18,9 @@ class Asked:
     """One question. `number` is the session's own, from 1; `what` is the canonical text of what is asked, and `digest` the SHA-256 of all of it (hex).
 
     `key` is what a repetition shares, and what an approval for the session covers; `also` says in words what else that would allow. `rule` is where the rule
-    stands that asks. `people`: no reviewer may answer. `asked` and `expires` are Unix seconds. `trap` is why a canary must be refused, "" for a real question.
+    stands that asks. `people`: no reviewer may answer; `reviewable`: one may approve it. `asked` (when somebody was shown it) and `expires` are Unix seconds.
+    `trap` is why a canary must be refused, "" for a real question. `method`, `host` and `size` (bytes it sends, -1 = unknown) are for rules. `review` is what an
+    automatic reviewer said that left it to a person: hostile text, as printable ASCII.
     """
 
     number: int
@@ -35,6 +37,11 @@ class Asked:
     asked: float = 0.0
     expires: float = 0.0
     trap: str = ""
+    reviewable: bool = True
+    method: str = ""
+    host: str = ""
+    size: int = -1
+    review: str = ""
 
 
 @frozen

@@ -8,6 +8,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Literal, Never, Self
 
+    from stockade.core.reviews import Reviewer
+
     Effect = Literal["allow", "ask", "deny"]
     MountMode = Literal["ro", "rw", "rw-no-delete"]
 
@@ -332,6 +334,7 @@ class Policy:
     root: Root = Root()
     approvals: Asking = Asking()
     agent: Agent | None = None
+    reviewer: Reviewer | None = None
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:
@@ -341,6 +344,11 @@ class Policy:
             lists = {key: tuple(value) for key, value in item.items() if isinstance(value, list)}
             return {**item, **lists, "origin": Origin(**item["origin"])}
 
+        reviewer = None
+        if data["reviewer"]:
+            from stockade.core.reviews import Reviewer
+
+            reviewer = Reviewer.from_plain(data["reviewer"])
         environment = data["environment"]
         return cls(
             wall=data["wall"],
@@ -358,6 +366,7 @@ class Policy:
             root=Root(**origin(data["root"])),
             approvals=Asking(**data["approvals"]),
             agent=Agent(**{name: _tuples(value) for name, value in data["agent"].items()}) if data["agent"] else None,
+            reviewer=reviewer,
         )
 
 

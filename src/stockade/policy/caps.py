@@ -97,6 +97,12 @@ class Caps:
             if cap.signing is False:
                 self._refuse("[signing]", asked, ("signing",), by, "signing", "nothing is signed")
 
+    def reviewer(self, asked: Document, key: str) -> None:
+        """A layer wants something to be approved without a person."""
+        for by, cap in self.all:
+            if cap.reviewer is False:
+                self._refuse(f"reviewer.{key}", asked, ("reviewer", key), by, "reviewer", "a reviewer that only refuses (deny)")
+
     def limit(self, name: str, value: int, asked: Document) -> None:
         """A layer wants this limit; 0 = none, which is wider than any."""
         for by, cap in self.all:

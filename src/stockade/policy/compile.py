@@ -23,6 +23,7 @@ from stockade.policy.model import keys_of
 from stockade.policy.problems import each, raise_all
 from stockade.policy.project import LAYER, judge, judge_grants
 from stockade.policy.read import Document, parse, validate
+from stockade.policy.reviewer import merge_reviewer
 from stockade.policy.root import merge_root
 from stockade.policy.signing import SigningRules
 
@@ -151,7 +152,9 @@ class _Merge:
             grants, variables = (), ()
         environment = self._environment(variables)
         shown = (*mounts, Mount(workspace.path, workspace.path, workspace.mode, workspace.origin))
-        self._credential_files(credentials, shown)
+        reviewer = merge_reviewer(self.documents, self.caps, rules, self.errors)
+        lent = (reviewer.model.credential,) if reviewer and reviewer.model and reviewer.model.credential else ()
+        self._credential_files((*credentials, *lent), shown)
         signing = SigningRules(self.watch, self.cwd, self.caps, self.errors, self.warnings, shown).merge(self.documents)
         self._own_writable(workspace, mounts)
         root = merge_root(self.documents, self.caps, self.errors, self.origins, limits, self._shown)
@@ -160,7 +163,8 @@ class _Merge:
             self.errors += caps.errors
         raise_all(self.errors)
         policy = Policy(wall, oversight, workspace, mounts, environment, limits, grants, credentials)
-        return replace(policy, canaries=tuple(canaries), signing=signing, gate=gate, root=root, approvals=approvals, agent=self._kept())
+        policy = replace(policy, canaries=tuple(canaries), signing=signing, gate=gate, root=root)
+        return replace(policy, approvals=approvals, agent=self._kept(), reviewer=reviewer)
 
     def _kept(self) -> Agent | None:
         """Its state stays on the host's disk where caps let anything be written there at all."""

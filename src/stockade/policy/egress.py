@@ -80,10 +80,11 @@ class Rules:
 
     def __init__(self, watch: Watch, cwd: str, caps: Mapping[int, Caps], errors: list[PolicyError], warnings: list[PolicyError]) -> None:
         self.watch, self.cwd, self.caps, self.errors, self.warnings = watch, cwd, caps, errors, warnings
+        self.written: dict[str, tuple[Credential, Document]] = {}  # every credential, and where it was written
 
     def merge(self, documents: Sequence[Document]) -> tuple[tuple[Grant, ...], tuple[Credential, ...], tuple[tuple[str, str], ...]]:
         """(grants, the credentials they use, variables for clients inside)."""
-        written = self._credentials(documents)
+        written = self.written = self._credentials(documents)
         credentials = {name: credential for name, (credential, _) in written.items()}
         grants: list[Grant] = []
         variables: dict[str, str] = {}
@@ -98,11 +99,12 @@ class Rules:
                 for grant in found:
                     self._owned(grant, one, (*key, "files_host" if grant.host == table.files_host else "host"))
                     grant = self.caps[id(one)].grant(grant, one, key, upload_written=table.max_upload is not None)
-                    self._use(grant, one, key, credentials, written)
+                    self.use(grant, one, key, credentials, written)
                     grants.append(asks(grant, table, one, key, self.errors))
         used = {grant.credential for grant in grants}
+        reviewers = {one.tables.reviewer.credential for one in documents if one.tables.reviewer is not None}
         for name, (_, one) in written.items():
-            if name not in used:
+            if name not in used and name not in reviewers:
                 hint = f'Name it in a rule: credential = "{name}". Until then it does nothing.'
                 self.warnings.append(
                     one.error(f"no rule uses the credential {name}", "credential", name, code="policy.unused-credential", hint=hint)
@@ -315,7 +317,7 @@ class Rules:
                 )
             )
 
-    def _use(
+    def use(
         self,
         grant: Grant,
         one: Document,
@@ -323,6 +325,7 @@ class Rules:
         credentials: dict[str, Credential],
         written: dict[str, tuple[Credential, Document]],
     ) -> None:
+        """Judge where a rule's credential goes."""
         if grant.host in _LOCAL and not grant.private and grant.effect != "deny":
             hint = "Write private = true to say that this is meant."
             self.warnings.append(

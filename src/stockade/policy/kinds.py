@@ -126,6 +126,26 @@ def _header(value: str) -> str:
     return value
 
 
+def split_url(value: str) -> tuple[str, str, int, str]:
+    """Scheme, host, port and path of a URL that was taken."""
+    scheme, _, rest = value.partition("://")
+    where, slash, path = rest.partition("/")
+    host, _, port = where.partition(":")
+    return scheme, host.lower(), int(port or (443 if scheme == "https" else 80)), slash + path
+
+
+def _url(value: str) -> str:
+    hint = 'Write the whole address that answers: "https://api.example.com/v1/messages", without a query.'
+    if not re.fullmatch(r"https?://[^/:?#@*\[\]]+(:[0-9]{1,5})?/[^?#*]*", value):
+        raise wrong(f"{value[:200]!r} is not such a URL", hint)
+    _, host, port, path = split_url(value)
+    if not 0 < port < 65536:
+        raise wrong(f"{value[:200]!r} names no port", hint)
+    _host(host)
+    _pattern(path)
+    return value
+
+
 def _content_type(value: str) -> str:
     if not _MEDIA_TYPE.fullmatch(value):
         raise wrong(f"{value!r} is not the type of a body", 'Write it without parameters: "application/json".')
@@ -320,6 +340,7 @@ Moment = Annotated[int, BeforeValidator(_moment), WithJsonSchema({"type": "strin
 Scalar = Annotated[str, BeforeValidator(_scalar), WithJsonSchema({"type": ["string", "number", "boolean"]})]
 Value = Annotated[str, AfterValidator(_value)]
 Source = Annotated[Text, AfterValidator(_source)]
+Url = Annotated[Text, AfterValidator(_url)]
 Template = Annotated[Text, AfterValidator(_template)]
 User = Annotated[Text, AfterValidator(_user)]
 Namespace = Annotated[Text, AfterValidator(_namespace)]

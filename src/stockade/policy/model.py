@@ -36,6 +36,7 @@ from stockade.policy.kinds import (
     Target,
     Template,
     Text,
+    Url,
     User,
     Value,
     Variable,
@@ -43,6 +44,7 @@ from stockade.policy.kinds import (
 )  # fmt: skip
 
 Mode = Literal["ro", "rw", "rw-no-delete"]
+Risk = Literal["low", "medium", "high"]
 Wall = Literal["auto", "bubblewrap", "gvisor", "vm"]
 MODES: tuple[Mode, ...] = ("ro", "rw-no-delete", "rw")  # from the narrowest to the widest
 PRESETS = ("anthropic", "debian", "gemini", "github-read", "npm", "openai", "pypi")
@@ -226,6 +228,41 @@ class ApprovalsTable(Table):
     )
 
 
+class ReviewAllowTable(Table):
+    """Questions that the reviewer approves: those for which all of this holds."""
+
+    methods: tuple[Method, ...] | None = Field(None, description='Methods: ["GET"].')
+    hosts: tuple[Host, ...] | None = Field(None, description='Hosts: "api.example.com", "*.example.com".')
+    risk: tuple[Risk, ...] | None = Field(None, description='How much could go wrong: ["low", "medium"].')
+    reversible: bool | None = Field(None, description="true: only what can be undone, which is reading without a body.")
+    max_size: Size | None = Field(None, description="Only what announces at most so many bytes.")
+
+
+class ReviewDenyTable(Table):
+    """Questions that the reviewer refuses: those for which all of this holds."""
+
+    methods: tuple[Method, ...] | None = Field(None, description='Methods: ["DELETE"].')
+    hosts: tuple[Host, ...] | None = Field(None, description='Hosts: "api.example.com", "*.example.com".')
+    risk: tuple[Risk, ...] | None = Field(None, description='How much could go wrong: ["high"].')
+    tainted: bool | None = Field(None, description="true: only after something secret was opened.")
+
+
+class ReviewerTable(Table):
+    """What answers in a person's place. Never where people = true, and it approves nothing after something secret was opened."""
+
+    allow: tuple[ReviewAllowTable, ...] | None = Field(None, description="What is approved without asking a person.")
+    deny: tuple[ReviewDenyTable, ...] | None = Field(None, description="What is refused without asking a person; beats every allow.")
+    url: Url | None = Field(None, description="A model that is asked about the rest: the whole URL that it answers at.")
+    api: Literal["anthropic", "openai"] | None = Field(
+        None, description="How it is asked: Anthropic's Messages, or OpenAI's Chat Completions."
+    )
+    model: Text | None = Field(None, description="The model's name there.")
+    credential: Text | None = Field(None, description="The [credential.NAME] that the gate adds. Default: none.")
+    timeout: Duration | None = Field(None, description="How long it may take, and at most half of the question's time. Default: 20 s.")
+    private: bool | None = Field(None, description="The URL's name may resolve to a private or loopback address.")
+    approves: bool | None = Field(None, description="false: it may only refuse. Default: true.")
+
+
 class CanaryTable(Table):
     """A string that is planted where only a thief looks, and must never leave."""
 
@@ -245,6 +282,7 @@ class CapsTable(Table):
     egress_methods: tuple[Method, ...] | None = Field(None, description="Methods that may be granted.")
     private: bool | None = Field(None, description="false: no rule may vouch for private addresses.")
     signing: bool | None = Field(None, description="false: nothing may be signed.")
+    reviewer: bool | None = Field(None, description="false: no reviewer may approve anything.")
     max_upload: Size | None = Field(None, description="The most that a rule may let a request carry.")
     limits: LimitsTable | None = Field(None, description="The most of each limit.")
 
@@ -266,6 +304,7 @@ class PolicyFile(Table):
     canary: dict[Name, CanaryTable] = Field(default_factory=dict)
     signing: SigningTable | None = None
     approvals: ApprovalsTable | None = None
+    reviewer: ReviewerTable | None = None
     caps: CapsTable | None = None
 
 
@@ -274,6 +313,7 @@ TABLES: dict[str, type[Table]] = {
     "root": RootTable,
     "egress": EgressTable, "egress.body": BodyTable, "credential": CredentialTable, "credential.sigv4": AwsTable,
     "canary": CanaryTable, "signing": SigningTable, "approvals": ApprovalsTable,
+    "reviewer": ReviewerTable, "reviewer.allow": ReviewAllowTable, "reviewer.deny": ReviewDenyTable,
     "caps": CapsTable, "caps.limits": LimitsTable,
 }  # fmt: skip
 

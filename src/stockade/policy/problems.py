@@ -149,7 +149,8 @@ def _table_of(key: Key) -> str:
     names = [part for part in key[:-1] if isinstance(part, str)]
     if names[:1] == ["credential"] and names[2:] == ["sigv4"]:
         return "credential.sigv4"
-    return "caps.limits" if names[:2] == ["caps", "limits"] else names[0] if names else ""
+    inner = ".".join(names[:2])
+    return inner if inner in TABLES else names[0] if names else ""
 
 
 def _hint_unknown(key: Key) -> str:

@@ -30,6 +30,7 @@ _NEVER = {
     "credential": "names a secret of yours",
     "signing": "has something signed as yours",
     "approvals": "says how you are asked",
+    "reviewer": "says who answers in your place",
 }
 _HINT = "A project can only narrow, and grant hosts that no layer above has rules for. If you want this, write it into your own policy."
 

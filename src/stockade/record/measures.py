@@ -81,13 +81,14 @@ class Risks:
 @frozen
 class Canaries:
     """Requests made up to be refused. `seeded` counts those that are over; `missed` of them a person approved, `unanswered` nobody answered. `vigilance` is the
-    share of the answered ones that was refused.
+    share of those that people answered that was refused, and `reviewer` the same of those that a reviewer answered: no person was shown them.
     """
 
     seeded: int
     missed: int
     unanswered: int
     vigilance: Share
+    reviewer: Share
 
 
 @frozen
@@ -142,7 +143,7 @@ class Tally:
         self.outcomes = dict.fromkeys(_OUTCOMES, 0)
         self.times: list[float] = []
         self.real = {risk: [0, 0] for risk in Risks.__annotations__}  # approved, answered
-        self.canaries = [0, 0, 0]  # refused, approved, unanswered
+        self.canaries = [0, 0, 0, 0, 0]  # refused, approved, unanswered; refused and approved by a reviewer
         self.lost = False
         self.wall = ""
         self.starts = self.programs = self.connections = self.writes = 0
@@ -191,6 +192,8 @@ class Tally:
                 self.lost = True
             case "connect":
                 self.connections += 1
+            case "egress" if event.get("by") == "reviewer":  # asking it is no work of the session's
+                pass
             case "egress":  # a tunnel that was opened is none: what is asked in it is
                 self.connections += event.get("effect") != "allow" or event.get("method") != "CONNECT"
             case "workspace.report":
@@ -222,7 +225,10 @@ class Tally:
             self.repeats += key in self._shown
             self._shown.add(key)
         if not person:
-            self.canaries[2] += canary
+            if canary and by == "reviewer":
+                self.canaries[4 if event.get("caught") is True else 3] += 1
+            else:
+                self.canaries[2] += canary
             return
         seconds = event.get("seconds")
         if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < LARGEST:
@@ -265,7 +271,7 @@ def approvals(sessions: Iterable[Tally]) -> Measures:
     prompts = sum(one.prompts for one in every) + sum(count for count, _ in waiting)
     outcomes = {name: sum(one.outcomes[name] for one in every) for name in _OUTCOMES}
     risks = {risk: [sum(one.real[risk][at] for one in every) for at in (0, 1)] for risk in Risks.__annotations__}
-    refused, missed, unanswered = (sum(one.canaries[at] for one in every) for at in range(3))
+    refused, missed, unanswered, *reviewer = (sum(one.canaries[at] for one in every) for at in range(5))
     return Measures(
         sessions=len(every),
         hours=hours,
@@ -280,7 +286,13 @@ def approvals(sessions: Iterable[Tally]) -> Measures:
         reversals=sum(one.reversals for one in every),
         reviewed=sum(one.reviewed for one in every),
         outcomes=Outcomes(**outcomes, open=sum(count for count, _ in waiting)),
-        canaries=Canaries(refused + missed + unanswered, missed, unanswered, share(refused, refused + missed)),
+        canaries=Canaries(
+            refused + missed + unanswered + sum(reviewer),
+            missed,
+            unanswered,
+            share(refused, refused + missed),
+            share(reviewer[0], sum(reviewer)),
+        ),
         unread=sum(one.unread for one in every),
     )
 

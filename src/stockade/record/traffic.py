@@ -40,7 +40,7 @@ class Traffic:
             self.started = number(event.get("time"))
         elif kind == "gate.exit":
             self.ended = str(event.get("reason") or event.get("code") or "unknown")
-        elif kind == "egress":
+        elif kind == "egress" and event.get("by") != "reviewer":  # asking that is no request of the session's
             refused = event.get("effect") != "allow"
             if not refused and event.get("method") == "CONNECT":
                 return

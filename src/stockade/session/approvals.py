@@ -50,7 +50,7 @@ class Questions:
     def ask(self, event: Mapping[str, object], grant: Grant, *, tainted: bool, reply: Callable[[bool], None]) -> int:
         """Put a question of the gate's; `reply` is called once, now or later. Its number. Raises StockadeError (`ledger.*`): then nobody was asked."""
         now = time.time()
-        asked = question(self._approvals.take(), event, grant, tainted=tainted)
+        asked = self._question(event, grant, tainted)
         self._put(asked)
         self._replies[asked.number] = reply
         answered = self._approvals.ask(asked, now)
@@ -74,11 +74,16 @@ class Questions:
         self._luring, grant = 0, self._grant
         found = lures.lure(self._session.policy.grants, self._like)
         event = {name: value for name, value in plain(found).items() if name != "why"}
-        asked = question(self._approvals.take(), event, replace(grant, credential=""), tainted=self._tainted)
+        asked = self._question(event, replace(grant, credential=""), self._tainted)
         asked = replace(asked, trap=found.why)
         self._put(asked)
         self._approvals.ask(asked, time.time())
         self._show(asked.number)
+
+    def _question(self, event: Mapping[str, object], grant: Grant, tainted: bool) -> Asked:
+        reviewer = self._session.policy.reviewer
+        above = reviewer.above if reviewer is not None else ()
+        return question(self._approvals.take(), event, grant, tainted=tainted, above=above)
 
     def _put(self, asked: Asked) -> None:
         """Write down that it is asked."""
@@ -93,6 +98,10 @@ class Questions:
         """Tell the channels."""
         self._wait()
         self._listener(self._approvals.pending[number], None)
+
+    def left(self, number: int, review: str) -> Asked | None:
+        """A reviewer leaves this to a person, who is shown it now, with what it said. None if it was answered before."""
+        return self._approvals.show(number, review, time.time())
 
     def withdraw(self, number: int) -> None:
         """Whoever asked does not wait any more."""

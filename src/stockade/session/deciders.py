@@ -19,7 +19,8 @@ type Decider = Callable[[Asked], Awaitable[Literal["once", "session", False] | N
 
 
 class Deciders:
-    """Asks the reviewer, unless only a person may answer, and then the approver. A reviewer that fails is passed over; an approver that fails says no.
+    """Asks the reviewer, unless only a person may answer, and then the approver. A reviewer that fails, or approves what is not its to approve, is passed over; an
+    approver that fails says no.
 
     INVARIANT: they are asked about what waits, and only about that. What is denied never comes here.
     """
@@ -54,7 +55,7 @@ class Deciders:
                 said = None
                 if self.session is not None:
                     self.session.record("review", ask=asked.number, error=type(error).__name__)
-            if said is not None:
+            if said is not None and (asked.reviewable or said not in ("once", "session")):
                 self._answer(asked, said, "reviewer")
                 return
         if self._approver is not None:

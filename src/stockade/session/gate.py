@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stockade.session import Session
     from stockade.session.approvals import Listener, Questions
     from stockade.session.own_gate import OwnGate
+    from stockade.session.reviewer import Review
 
 KINDS = {3128: "http-proxy", 80: "http", 443: "https", 53: "dns-tcp"}  # any other port of a door is raw TCP
 LEARNED = 10_000  # requests that are kept to learn from
@@ -46,6 +47,7 @@ class GateKeeper:
         self._sent: list[int] = []  # the numbers of those that the gate was given, in its order
         self._waiting: list[Callable[[], None]] = []  # for the gate's word that it has obeyed
         self._questions: Questions | None = None
+        self._review: Review | None = None
         self._numbers: dict[int, int] = {}  # of questions, by the gate's own
         self._tainted = False
         if session.origin is not None:
@@ -111,16 +113,12 @@ class GateKeeper:
         sockets = [theirs, *door.listeners.values(), door.dns, *watch]
         self._control = Control(ours, session.id)
         try:
-            if shared:
-                from stockade.session.shared import introduce
-
-                introduce(sockets)
-            else:
+            if not shared:
                 from stockade.session.own_gate import OwnGate
 
                 self._gate = OwnGate(found)
-                self._gate.introductions.introduce(sockets)
                 self._loop.watch(self._gate.fileno(), READ, self._notes)
+            self._introduce(sockets)
         finally:
             os.close(theirs)
         policy = session.policy
@@ -142,6 +140,15 @@ class GateKeeper:
             }
         )
         self._poll()
+
+    def _introduce(self, sockets: Sequence[int]) -> None:
+        """Bring a session to the gate."""
+        if self._gate is not None:
+            self._gate.introductions.introduce(sockets)
+        else:
+            from stockade.session.shared import introduce
+
+            introduce([*sockets])
 
     def _obey(self, order: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
         from stockade.session.orders import obey
@@ -308,7 +315,13 @@ class GateKeeper:
         if self._questions is None:
             from stockade.session.approvals import Questions
 
-            self._questions = Questions(self._session, self._loop, self._say, self._listener)
+            listener, reviewer = self._listener, self._session.policy.reviewer
+            if reviewer is not None:
+                from stockade.session.reviewer import Review
+
+                self._review = Review(reviewer, self._session, self._loop, self._say, self._introduce, lambda: self.questions, listener)
+                listener = self._review.hear
+            self._questions = Questions(self._session, self._loop, self._say, listener)
         return self._questions
 
     def _ask(self, control: Control, number: int, event: dict[str, Any]) -> None:
@@ -359,6 +372,8 @@ class GateKeeper:
     def _end(self) -> None:
         if self._questions is not None:
             self._questions.close()
+        if self._review is not None:
+            self._review.close()
         if self._control is not None:
             self._loop.forget(self._control.fileno())
             self._control.close()

@@ -85,6 +85,7 @@ class Prompt:
             f"stockade asks: may this leave?   risk: {asked.risk}   rule: {asked.rule}"
             + ("   something secret was read" if asked.tainted else ""),
             f"  {asked.what}",
+            *([f"  {asked.review}"] if asked.review else []),
             f"Type {self._code} and Enter to allow it once{session}. Enter alone refuses. {left // 60}:{left % 60:02}  > {self._typed}",
         ]
         # Nothing of it is dropped: blanks at the end of a line stand there too.

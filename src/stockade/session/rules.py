@@ -8,6 +8,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from stockade.checks.questions import key
 from stockade.core import places
 from stockade.core.errors import StockadeError
 from stockade.core.frozen import frozen
@@ -45,8 +46,11 @@ class Change:
 def proposed(session: str = "") -> Change:
     """Rules for what people have approved, in sessions whose id begins with `session`. Raises StockadeError (`approval.none`), PolicyError."""
     events = list(_events(session))
+    people = _by_people(events)  # what a reviewer let pass is no wish of a person's
     approved = [
-        {**event, "effect": DENY} for event in events if event["kind"] == "egress" and str(event.get("rule", "")).startswith(APPROVED)
+        {**event, "effect": DENY}
+        for event in events
+        if event["kind"] == "egress" and str(event.get("rule", "")).startswith(APPROVED) and (event["session"], key(event)) in people
     ]
     path = places.config("policy.toml")
     data = files.read(path, owner=os.geteuid())
@@ -87,11 +91,23 @@ def write(change: Change) -> None:
         ) from error
 
 
+def _by_people(events: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    """Sessions and keys of what a person has approved at least once."""
+    keys = {(event["session"], event.get("ask")): str(event.get("key")) for event in events if event["kind"] == "ask"}
+    said = [event for event in events if event["kind"] == "answer" and event.get("effect") == "allow" and event.get("by") == "person"]
+    return {(event["session"], keys.get((event["session"], event.get("ask")), "")) for event in said}
+
+
 def _events(session: str) -> Iterator[dict[str, Any]]:
     for line in Reader(places.state("ledger")).lines():
         try:
             event = json.loads(line)
         except ValueError:
             continue
-        if isinstance(event, dict) and event.get("kind") in ("egress", "ask") and str(event.get("session", "")).startswith(session):
+        if (
+            isinstance(event, dict)
+            and "session" in event
+            and event.get("kind") in ("egress", "ask", "answer")
+            and str(event.get("session", "")).startswith(session)
+        ):
             yield event
