@@ -9,9 +9,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from stockade.checks import bodies, canaries, credentials, fields, grants, normalise, raw, sigv4, usage
+from stockade.checks import bodies, canaries, credentials, fields, grants, normalise, raw, sigv4, tools, usage
 from stockade.checks.tokens import Tokens
-from stockade.core.values import ALLOW, DENY, Grant, Verdict
+from stockade.core.values import ALLOW, DENY, GATE, Grant, ToolRule, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -33,6 +33,7 @@ class Judge:
         self._watch = canaries.Watch({f"the canary {name}": text for name, text in config["canaries"].items()}, held)
         self._given = tuple(Grant.from_plain(item) for item in config["grants"])
         self._grants = self._given
+        self._tools = tuple(ToolRule.from_plain(item) for item in config.get("tools", ()))
         self._counted = tuple(filter(usage.counted, self._grants))
         key = config.get("token_key", "")
         self._tokens = Tokens(config["session"], key) if key else None
@@ -95,7 +96,14 @@ class Judge:
         return "" if self._usage.upload(grant, size) else "upload-budget-spent"
 
     def name(self, host: str) -> bool:
-        return grants.granted_name(host, self._grants) or (self._learning and normalise.is_name(host))
+        return host != GATE and (grants.granted_name(host, self._grants) or (self._learning and normalise.is_name(host)))
+
+    def tool(self, body: bytes) -> tuple[Verdict, dict[str, Any]]:
+        call = tools.read(body)
+        verdict, rule = tools.decide(call, self._tools)
+        place = self._tools.index(rule) if rule is not None else -1
+        said = {"event": call.event, "tool": call.name, "digest": call.digest, "length": len(call.shown), "shown": tools.beginning(call)}
+        return verdict, {**said, "place": place}
 
     def dear(self, asked: Asked) -> bool:
         if not asked.body and not self._watch.thorough:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stockade.checks import reviewing
 from stockade.checks.questions import question
-from stockade.checks.reviewing import Opinion, by_rules, followed, heard, said
+from stockade.checks.reviewing import Opinion, asks_model, by_rules, followed, heard, said
 from stockade.core.asks import Asked
 from stockade.core.frozen import replace
 from stockade.core.reviews import Reviewer, ReviewModel, ReviewRule
@@ -178,3 +178,10 @@ def test_what_a_model_reads_is_data_in_one_message_under_a_fixed_instruction() -
         for one in (whole, plain):
             one["messages"] = [item for item in one["messages"] if item["role"] != "user"]
         assert whole == plain and hostile not in json.dumps(whole)
+
+
+def test_calls_of_tools_are_not_for_it() -> None:
+    """Its rules and its model are about requests."""
+    asked = Asked(1, "tool", "the tool Bash with {}", "d", "tool Bash", risk="low")
+    assert by_rules(asked, Reviewer(allow=(ReviewRule(risk=("low",)),), deny=(ReviewRule(risk=("low",)),))) == "person"
+    assert not asks_model(asked, Reviewer(model=MODEL))

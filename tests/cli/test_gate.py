@@ -264,8 +264,8 @@ EVENTS: list[tuple[dict[str, Any], str]] = [
         "ALARM   the canary x was about to leave with GET a.test; it was stopped",
     ),
     (
-        {"kind": "ask", "session": "one", "effect": "ask", "rule": "approval-needed", "host": "a.test", "method": "GET", "path": "/x", "scheme": "http"},
-        "ask     GET http://a.test/x  approval-needed",
+        {"kind": "ask", "session": "one", "what": "GET http://a.test/x", "rule": "p.toml:3 (egress[0])"},
+        "ask     GET http://a.test/x  p.toml:3 (egress[0])",
     ),
     ({"kind": "credential", "session": "one", "name": "own"}, "key     own is put in for the first time"),
     ({"kind": "session.revoke", "session": "one", "rules": [1, 3]}, "revoke  rules 1, 3 are taken back"),
@@ -273,6 +273,7 @@ EVENTS: list[tuple[dict[str, Any], str]] = [
     ({"kind": "gate.exit", "session": "one", "code": "gate.exit", "reason": "the gate ended"}, "gate    ends: the gate ended (gate.exit)"),
     ({"kind": "taint", "session": "two", "mount": "/crm"}, "taint   /crm was opened, which is secret"),
     ({"kind": "session.exit", "session": "one"}, ""),
+    ({"kind": "tool", "session": "one", "effect": "allow", "rule": "no-tool-rule", "tool": "Bash"}, "allow   tool Bash  no-tool-rule"),
 ]  # fmt: skip
 
 
@@ -296,13 +297,13 @@ def test_each_decision_is_a_line_in_words(ledger: None, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ([], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
+        ([], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14]),
         (["--session", "tw"], [5, 6, 10, 12]),
         (["--denied"], [2, 3, 5, 6, 10]),
-        (["--host", "A.test"], [4, 5, 6, 7]),
+        (["--host", "A.test"], [4, 5, 6]),
         (["--host", "b.a.test"], [5]),
         (["--host", "evil.test", "--denied"], [2]),
-        (["-n", "2"], [11, 12]),
+        (["-n", "2"], [12, 14]),
         (["--denied", "-n", "1"], [10]),
         (["-n", "0"], []),
     ],

@@ -82,6 +82,7 @@ def test_what_show_prints_is_a_policy(places: Places, capsys: pytest.CaptureFixt
     places.write(
         user='[[mount]]\npath = "~/odd \\"name\\""\nat = "/x"\n[[egress]]\npreset = "pypi"\n[[egress]]\npreset = "anthropic"\n'
         '[[egress]]\nhost = "a.b"\npaths = ["/"]\neffect = "deny"\n[[egress]]\nhost = "a.b"\ngrpc = ["a.Svc/Get", "b.Svc/*"]\nmax_download = "3 KiB"\n[environment]\nset = {A = "ü"}\n'
+        '[[tool]]\nname = "mcp__*"\nmatch = {"a b" = "x\\\\*", command = "rm \\"*"}\neffect = "ask"\npeople = true\n[[tool]]\nname = "Bash"\neffect = "deny"\n'
     )
     before = places.compile().policy
     assert main(["show"]) == 0
@@ -107,6 +108,18 @@ def test_explain_names_rule_file_line_and_the_narrow_grant(places: Places, capsy
     assert main(["explain", "POST", "https://api.anthropic.com/v1/messages?beta=true", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["effect"], found["origin"]["line"], found["origin"]["preset"]) == ("allow", 3, "anthropic")
+
+
+def test_explain_says_what_a_tool_call_would_be_answered(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+    places.write(user='[[tool]]\nname = "Bash"\nmatch = { command = "git push*" }\neffect = "ask"\n')
+    for question, status, says in (
+        ("tool Bash command=git push --to=x", 1, f"ASK  tool Bash command=git push --to=x\n  rule   tool {places.own}:2 (tool[0])"),
+        ("tool Bash command=git pull", 0, "ALLOW  tool Bash command=git pull\n  rule   no-tool-rule\n  where  built-in"),
+        ("tool Bash", 0, "no-tool-rule"),
+    ):
+        assert main(["explain", question]) == status
+        assert says in capsys.readouterr().out
+    assert main(["explain", "tool B\u0430sh"]) == 125 and "is no name of a tool" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

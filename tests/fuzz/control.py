@@ -18,6 +18,7 @@ KEPT = {
     "each kind": b'{"ca":"-----BEGIN CERTIFICATE-----\\nx"}\n{"ready":true}\n{"revoked":true}\n{"failed":"why\\u001b[2J"}\n'
     b'{"id":7,"event":{"kind":"egress","session":"s-2","effect":"deny","rule":"r","host":"h","port":443}}\n',
     "a question, which is not decided yet": b'{"id":1,"ask":{"kind":"egress","effect":"ask","host":"h"}}\n',
+    "a question about a tool": b'{"id":1,"ask":{"kind":"tool","effect":"ask","tool":"Bash","digest":"0","length":2,"asks":"{}","place":0}}\n',
     "a question that says it is decided": b'{"id":1,"ask":{"kind":"egress","effect":"allow","host":"h"}}\n',
     "a value that is too long": _LONG,
     "a field that the kind does not have": b'{"id":1,"event":{"kind":"dns","effect":"deny","port":1}}\n',
@@ -28,7 +29,7 @@ KEPT = {
     "the beginning of a message": b'{"ready":tr',
 }
 FAULT = ("stockade.gateway.control._LONGEST_VALUE", 1 << 20)
-_KINDS = {"egress": True, "dns": True, "connect": True, "credential": False}  # and whether it has an effect
+_KINDS = {"egress": True, "dns": True, "connect": True, "credential": False, "tool": True}  # and whether it has an effect
 
 
 def one(data: bytes) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import plain
-from stockade.core.values import Grant
+from stockade.core.values import Grant, ToolRule
 from stockade.gateway import engine
 from stockade.gateway.certs import Authority
 from stockade.gateway.control import Control
@@ -201,6 +201,7 @@ class Guest:
         tainted: bool = False,
         token_key: str = "",
         watch: tuple[int, ...] = (),
+        tools: tuple[ToolRule, ...] = (),
     ) -> None:
         self.events: list[dict[str, object]] = []
         self.hold = threading.Event()
@@ -227,6 +228,7 @@ class Guest:
                 "learning": learning,
                 "tainted": tainted,
                 "watch": len(watch),
+                "tools": [plain(rule) for rule in tools],
                 "patience": patience,
                 "token_key": token_key,
                 "listeners": [{"kind": kind, "port": self.ports[kind]} for kind, _ in self.listeners],
@@ -407,10 +409,11 @@ def running(
     token_key: str = "",
     watch: tuple[int, ...] = (),
     kind: str = "",
+    tools: tuple[ToolRule, ...] = (),
 ) -> Iterator[Gate]:
     """A gate that is ready. Raises AssertionError with its own words when it is not."""
     given = grants if grants is not None else grants_for(upstream)
-    more: dict[str, Any] = {"patience": patience, "tainted": tainted, "token_key": token_key, "watch": watch, "kind": kind}
+    more: dict[str, Any] = {"patience": patience, "tainted": tainted, "token_key": token_key, "watch": watch, "kind": kind, "tools": tools}
     gate = Gate(directory, upstream.ca, given, listeners, canaries, credentials, learning, **more)
     try:
         assert gate.ready.wait(15), f"the gate did not start: {gate.failure}"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stockade.core.frozen import plain
-from stockade.core.values import ALLOW, DENY, Grant, Verdict
+from stockade.core.frozen import plain, replace
+from stockade.core.values import ALLOW, DENY, GATE, Grant, Origin, ToolRule, Verdict
 from stockade.gatehouse import Judge
 from stockade.gateway.config import FACTS, SHOWN_FIRST
 from stockade.gateway.flow import Asked, Flow, Outcome, Synthetic, refusal_text
@@ -151,3 +151,21 @@ def test_any_question_gets_an_answer(headers: list[tuple[str, str]], target: str
         assert said["x-stockade-session"] == "s-1" and outcome.host == "api.example.com"
     for value in outcome.event.values():
         assert isinstance(value, int) or (isinstance(value, str) and value.isascii() and value.isprintable() and len(value) <= 2048)
+
+
+def test_a_rule_in_a_file_with_any_name_can_be_written_down() -> None:
+    """What the supervisor takes for an event is printable ASCII, and a home may be called otherwise."""
+    for path in ("/home/m\u00fcller/policy.toml", '/home/\u674e/\U0001f600\'s "own".toml', "/" + "x/" * 2000, "/" + "\U0001f600" * 1000):
+        origin = Origin(path, 3, "egress[0]")
+        tools = (plain(ToolRule("Bash", ALLOW, origin=origin)), plain(ToolRule("Read", "ask", origin=origin)))
+        judge = Judge({**CONFIG, "grants": [plain(replace(GRANT, origin=origin))], "tools": tools})
+        one = Flow("s-1", judge, Synthetic(lambda address, name: None))
+        facts = {**TUNNEL, "way": "proxy", "scheme": "http", "method": "POST", "connect": ""}
+        for host, target, said in (("api.example.com", "/v1/x", facts | TUNNEL), (GATE, "/tool", facts)):
+            for tool in ("Bash", "Read"):
+                body = b'{"hook_event_name":"PreToolUse","tool_name":"%s","tool_input":{}}' % tool.encode()
+                said = {**said, "length": str(len(body)), "method": "POST"}
+                headers = (("host", host), *((f"x-stockade-{name}", value) for name, value in said.items()))
+                outcome = one.examine(Asked("POST", target, headers, body, whole=True))
+                rule = str(outcome.event["rule"])
+                assert outcome.verdict.effect != DENY and rule.isascii() and rule.isprintable() and len(rule) <= 2048, outcome

@@ -15,7 +15,7 @@ GOLDEN = [
     (
         'methods = ["GET"]',
         "f:2: unknown key methods\n  methods belongs in [egress] or [reviewer.allow] or [reviewer.deny]. The keys of a policy are: version, wall, oversight, gate, workspace, mount, environment, "
-        "limits, root, egress, credential, canary, signing, approvals, reviewer, caps.",
+        "limits, root, egress, credential, canary, signing, approvals, reviewer, tool, caps.",
     ),
     ('wall = "bublewrap"', 'f:2: wall must be one of auto, bubblewrap, gvisor, vm, not "bublewrap"\n  Did you mean "bubblewrap"?'),
     ("wall = 1", "f:2: wall must be one of auto, bubblewrap, gvisor, vm, not 1"),

@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from stockade.gateway.asking import Sent
     from stockade.session.predict import Prediction
 
-KINDS = ("egress", "ask", "dns", "connect", "credential", "gate", "session.revoke", "taint")  # of events that the gate's decisions are in
+KINDS = (
+    "egress",
+    "tool",
+    "ask",
+    "dns",
+    "connect",
+    "credential",
+    "gate",
+    "session.revoke",
+    "taint",
+)  # of events that the gate's decisions are in
 _TAIL = 10  # entries that --follow begins with, as tail(1)
 _OTHERS = ("--receipt", "--tty", "--no-tty", "--json")  # options of `stockade run` that say nothing about the policy
 
@@ -296,7 +306,11 @@ def _in_words(event: dict[str, Any]) -> tuple[str, str]:
     kind = of("kind")
     what = (
         f"{of('method')} {_place(event)}".strip()
-        if kind in ("egress", "ask")
+        if kind == "egress"
+        else of("what")
+        if kind == "ask"
+        else f"tool {of('tool')}"
+        if kind == "tool"
         else f"{of('type')} {of('name')}"
         if kind == "dns"
         else of("host")
@@ -307,8 +321,8 @@ def _in_words(event: dict[str, Any]) -> tuple[str, str]:
         size = f"  {of('length')} bytes" if event.get("length") else ""
         key = f"  with {of('credential')}" if event.get("credential") else ""
         return of("effect"), f"{what}  {of('rule')}{size}{key}"
-    if kind == "ask":
-        return "ask", f"{what}  {of('rule')}"
+    if kind in ("ask", "tool"):
+        return of("effect") or kind, f"{what}  {of('rule')}"
     if kind == "dns":
         return of("effect"), f"name {what}"
     if kind == "connect":

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from stockade.core.reviews import Reviewer
-    from stockade.core.values import Grant, Policy, Signing, Verdict
+    from stockade.core.values import Grant, Policy, Signing, ToolRule, Verdict
     from stockade.policy.compile import Compiled
 
 
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         "question",
         nargs="+",
         metavar="QUESTION",
-        help='"POST https://api.example.com/v1/x", "GRPC https://api.example.com/package.Service/Method", "read ~/x" or "write ~/x"',
+        help='"POST https://api.example.com/v1/x", "GRPC https://api.example.com/package.Service/Method", "read ~/x", "write ~/x" or "tool Bash command=git push"',
     )
     learn = command(
         "learn",
@@ -216,9 +216,17 @@ def _shown(found: Compiled) -> list[tuple[str, Origin | None]]:
         lines.append((_reviewer(policy.reviewer), policy.reviewer.origin))
     for name, text in policy.canaries:
         lines.append((f"\n[canary.{name}]\nvalue = {_quote(text)}", None))
+    for rule in policy.tools:
+        lines.append((_tool(rule), rule.origin))
     if not policy.grants:
         lines.append(("\n# no egress: nothing leaves the sandbox", None))
     return lines
+
+
+def _tool(rule: ToolRule) -> str:
+    match = ", ".join(f"{_quote(name)} = {_quote(pattern)}" for name, pattern in rule.match)
+    text = f"\n[[tool]]\nname = {_quote(rule.name)}" + (f"\nmatch = {{ {match} }}" if match else "") + f"\neffect = {_quote(rule.effect)}"
+    return text + ("\npeople = true" if rule.people else "")
 
 
 def _signing(signing: Signing) -> str:
@@ -334,10 +342,16 @@ def _explain(options: argparse.Namespace) -> int:
         from stockade.policy.visible import explain_path
 
         verdict, origin = explain_path("read" if verb == "read" else "write", rest.strip(), found.policy, os.getcwd())
+    elif verb == "tool" and rest:
+        from stockade.session.predict import predict_call
+
+        name, _, given = rest.strip().partition(" ")
+        argument, equals, text = given.strip().partition("=")
+        verdict, origin = predict_call(found.policy, name, {argument: text} if equals else {})
     elif "://" in rest:
         verdict, origin = _explain_request(verb, rest.strip(), found.policy)
     else:
-        hint = 'Ask "POST https://api.example.com/v1/x", "read ~/x" or "write ~/x".'
+        hint = 'Ask "POST https://api.example.com/v1/x", "read ~/x", "write ~/x" or "tool Bash command=git push".'
         raise StockadeError(f"{question!r} is not a question that a policy answers", code="policy.question", hint=hint)
     if options.json:
         print(json.dumps({"ok": True, "question": question, **frozen.plain(verdict), "origin": frozen.plain(origin)}))

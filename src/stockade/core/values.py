@@ -18,6 +18,7 @@ ASK: Effect = "ask"
 DENY: Effect = "deny"
 STRICTNESS: dict[str, int] = {ALLOW: 0, ASK: 1, DENY: 2}
 S3 = frozenset({"s3", "s3-object-lambda", "s3-outposts"})  # services of AWS that sign as S3 does: path and body in ways of their own
+GATE = "stockade.internal"  # the name by which the gate itself is asked from inside; it is never looked up, and nothing goes there
 PLACEHOLDER = "stockade-placeholder-"  # how every stand-in for a credential begins, so that one in a wrong place is recognised
 
 
@@ -299,6 +300,26 @@ class Asking:
 
 
 @frozen
+class ToolRule:
+    """What an agent's tool calls are answered (checks/tools.py). In `name` and in each pattern of `match`, (argument, pattern), `*` is any text.
+
+    `people`: a call that is asked about may be approved by a person only, once at a time.
+    """
+
+    name: str
+    effect: Effect
+    match: tuple[tuple[str, str], ...] = ()
+    people: bool = False
+    origin: Origin = Origin()
+
+    @classmethod
+    def from_plain(cls, data: dict[str, Any]) -> Self:
+        """As `Grant.from_plain`."""
+        match = tuple((name, pattern) for name, pattern in data["match"])
+        return cls(data["name"], data["effect"], match, data["people"], Origin(**data["origin"]))
+
+
+@frozen
 class Agent:
     """A known agent (policy/agents.py). `argv` begins its command line: its program on the host, with what turns off its own questions and sandbox.
 
@@ -335,6 +356,7 @@ class Policy:
     approvals: Asking = Asking()
     agent: Agent | None = None
     reviewer: Reviewer | None = None
+    tools: tuple[ToolRule, ...] = ()
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:
@@ -367,6 +389,7 @@ class Policy:
             approvals=Asking(**data["approvals"]),
             agent=Agent(**{name: _tuples(value) for name, value in data["agent"].items()}) if data["agent"] else None,
             reviewer=reviewer,
+            tools=tuple(ToolRule.from_plain(item) for item in data["tools"]),
         )
 
 

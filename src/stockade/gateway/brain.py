@@ -15,7 +15,8 @@ from stockade.core.frozen import replace
 from stockade.core.values import ALLOW, ASK, DENY, Grant, Verdict
 from stockade.gateway.apart import Apart
 from stockade.gateway.config import CONNECTION_FACT, MAX_BUFFERED, NOWHERE, READ, UPSTREAM
-from stockade.gateway.flow import Asked, Flow, Judge, Leaving, Outcome, Synthetic, refusal_text
+from stockade.gateway.flow import Asked, Call, Flow, Judge, Leaving, Outcome, Synthetic, refusal_text
+from stockade.gateway.hooks import answer
 from stockade.gateway.line import Line, NoReceipt
 from stockade.gateway.meter import ANNOUNCED, BOUNDS
 from stockade.gateway.questions import Answer, begin
@@ -27,6 +28,7 @@ _CUT_TIMEOUT = 0.25  # seconds
 _BEGINS = 512  # characters of a query, and of a body, that a person is shown
 _AT_ONCE = 15.0  # seconds that a person has where the engine cannot ask a second time: its first question gets no answer after 20
 _MOST_ASKED = 32  # requests that wait for somebody's word; each keeps a connection of the engine's
+_SAID = 202  # the status of an answer of ours: the engine would take 200 for leave to go on (RFC 9110, section 15.3.3)
 _TOO_MANY = ("rate-exceeded", "too-many-bodies")  # worth trying again (RFC 6585, section 4)
 _MOST_REMEMBERED = 4096  # names, for logging each once
 _MOST_REPLIES = 512  # to queries for granted names, which come with every new connection
@@ -93,10 +95,22 @@ class Brain:
                 outcome = _changed(outcome, rule, f"{reason}.")
         else:
             outcome = self._flow.examine(asked)
+        if outcome.call is not None:
+            return await self._call(outcome.call, outcome, asked)
         if outcome.tunnel and outcome.verdict.effect == ALLOW and not self._addresses.address(outcome.host):
             outcome = _changed(outcome, "too-many-names", "this session has asked for more names than any needs.")
         connection = next((value for name, value in asked.headers if name == CONNECTION_FACT), "") if self._secretive else ""
         return await self._settle(outcome, before, connection, asked)
+
+    async def _call(self, call: Call, outcome: Outcome, asked: Asked) -> Answer:
+        """Tell an agent whether it may make a tool call. INVARIANT: never with the status that lets a request go on."""
+        if outcome.verdict.effect == ASK:
+            outcome = await self._asked(outcome, asked)
+        try:
+            await self._ledger.record(outcome.event)
+        except NoReceipt:
+            return 503, [("content-type", "text/plain")], b"stockade refused this tool call: it could not be written to the ledger\n"
+        return _SAID, [("content-type", "application/json")], answer(call, outcome.verdict)
 
     async def raw(self, name: str, port: int, connection: str) -> tuple[Grant, str] | None:
         """May a raw connection to this name and port be opened? `name` is what its address was given out for, `connection` its number. The grant and the address
@@ -212,7 +226,7 @@ class Brain:
         """Hold the request until somebody has said yes or no, or has had time enough. Others are not held up."""
         self._asking += 1
         try:
-            event = {**outcome.event, **_shown(asked), **({"place": self._judge.place(outcome.grant)} if outcome.grant else {})}
+            event = {**outcome.event, **_shown(outcome, asked), **({"place": self._judge.place(outcome.grant)} if outcome.grant else {})}
             patience = min(self._patience, _AT_ONCE) if asked is not None and not asked.whole else self._patience
             allowed = self._patience > 0 and self._asking <= _MOST_ASKED and await self._ledger.ask(event, patience)
         except NoReceipt:
@@ -221,7 +235,7 @@ class Brain:
             self._asking -= 1
         if not allowed:
             return _changed(outcome, outcome.verdict.rule, "nobody approved it.")
-        rule = f"approved: {outcome.verdict.rule}"
+        rule = f"approved: {outcome.event['rule']}"
         return replace(outcome, verdict=Verdict(ALLOW, rule), event={**outcome.event, "effect": ALLOW, "rule": rule})
 
     async def refused_name(self, name: str) -> None:
@@ -332,8 +346,10 @@ def _ends(grant: Grant | None) -> bool:
     return grant is not None and not grant.grpc and not grant.websocket
 
 
-def _shown(asked: Asked | None) -> dict[str, object]:
-    """What only the person who is asked gets to see, and no ledger: the query and how the body begins."""
+def _shown(outcome: Outcome, asked: Asked | None) -> dict[str, object]:
+    """What only the person who is asked gets to see, and no ledger: the query and how the body begins, or the arguments of a tool."""
+    if outcome.call is not None:
+        return {"asks": outcome.call.shown, "place": outcome.call.place}
     if asked is None:
         return {}
     query, body = asked.target.partition("?")[2], asked.body[:_BEGINS].decode("latin-1")

@@ -30,6 +30,7 @@ _FIELDS = {
     "dns": ("effect", "name", "type", "canary"),
     "connect": ("effect", "rule", "host"),
     "credential": ("name",),
+    "tool": ("effect", "rule", "tool", "digest", "length"),
 }
 _SHOWN = (
     "place",

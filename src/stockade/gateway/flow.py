@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from stockade.core.frozen import frozen
-from stockade.core.values import DENY, Grant, Verdict
+from stockade.core.values import ALLOW, DENY, GATE, Grant, Verdict
 from stockade.gateway.config import FACTS, SHOWN_FIRST, UPSTREAM
 from stockade.gateway.meter import PASSED
 
 WAYS = {"proxy": "http", "http": "http", "https": "https", "tunnel": "https", "tunnel-plain": "http"}
 TUNNELS = ("tunnel", "tunnel-plain")
 _SHORT = {name: name.removeprefix("x-stockade-") for name in FACTS}
+CALL = "/tool"  # where the gate itself is asked about a tool call
+LONGEST_CALL = 1 << 20  # bytes of such a question
 _SHOWN = 1024  # characters of a client's text that go into an event or a message
 
 
@@ -30,11 +32,14 @@ class Judge(Protocol):
     carried `sent`, and gives the rule that forbids them, "" if none does. `taint`: the session has opened something secret, as it then has if a request to what is secret
     is counted; `tainted` says whether it has, `secretive` whether there are such requests.
 
+    `tool` decides about the call of a tool that an agent asks about, and says what a `Call` holds; it raises as `authority` does.
+
     `dear`: would it take long to decide about this? Then that is done apart (gateway/apart.py), where `place` names a grant and `pieces` says how much of which
     string has been carried, and here `grant` finds it, `seen` takes that over, and `spent` says whether there is still room (rule and reason, "" = there is).
     """
 
     def __init__(self, config: dict[str, Any]) -> None: ...
+    def tool(self, body: bytes) -> tuple[Verdict, dict[str, Any]]: ...
     def request(
         self,
         *,
@@ -95,12 +100,26 @@ class Leaving:
 
 
 @frozen
+class Call:
+    """A tool call that an agent asks about (checks/tools.py), where `event` is its own word for the question: what `digest` (SHA-256, hex) and `length` (characters)
+    are of is its arguments, and `shown` their beginning. `place` is that of the rule that decides (-1 = none does). All texts are printable ASCII.
+    """
+
+    event: str
+    tool: str
+    digest: str
+    length: int
+    shown: str
+    place: int
+
+
+@frozen
 class Outcome:
     """The answer so far: an allow still needs a receipt, and an address unless it is for a `tunnel`, whose requests are judged one by one. An "ask" needs
     somebody's word.
 
     `read`: nothing is decided before the body has been read; the engine asks again then. `length` is the body's.
-    `leaving` is what the grant's credential goes into.
+    `leaving` is what the grant's credential goes into. With a `call` it is an answer to the agent, and nothing goes anywhere.
     """
 
     verdict: Verdict
@@ -112,6 +131,7 @@ class Outcome:
     read: bool = False
     length: int = 0
     leaving: Leaving | None = None
+    call: Call | None = None
 
 
 class Synthetic:
@@ -192,6 +212,8 @@ class Flow:
             reason = f"the request says {known['scheme'][:20]!a} and came by {way!a} (through the proxy, https:// needs CONNECT)"
             return self._refused(asked, known, "scheme", reason)
         host, port = self._judge.authority(_only(asked.headers, "host"), 443 if scheme == "https" else 80)
+        if host == GATE:
+            return self._asks(asked, known, port)
         if way in TUNNELS:
             verb, _, target = known["connect"].partition(" ")
             connect = self._judge.authority(target, 443)
@@ -216,6 +238,28 @@ class Flow:
                     asked, known, "port-mismatch", f"the connection was to port {number}, the request names {port}", host, port
                 )
         return self._decide(asked, known, scheme, host, port)
+
+    def _asks(self, asked: Asked, known: dict[str, str], port: int) -> Outcome:
+        """What goes to the gate's own name, and no further: a question about a tool call. It is read whole, since a person may have to look at it.
+
+        INVARIANT: nothing here has a grant, so that whatever became of it could not leave."""
+        if (known["way"], known["method"], asked.target, port) != ("proxy", "POST", CALL, 80):
+            return self._refused(asked, known, "gate-name", f"{GATE} takes POST {CALL} by the proxy, and nothing else", GATE, port)
+        declared = known["length"]
+        if not (declared.isascii() and declared.isdigit() and 0 < int(declared[:15]) <= LONGEST_CALL):
+            return self._refused(asked, known, "bad-length", f"a question has a content-length of at most {LONGEST_CALL} bytes", GATE, 80)
+        length = int(declared)
+        if not asked.whole:
+            verdict = Verdict(ALLOW, "unread")
+            event = self._event(known, verdict, host=GATE, port=80, method="POST", path=CALL, scheme="http", length=length)
+            return Outcome(verdict, event, GATE, 80, read=True, length=length)
+        if reason := self._unreadable(judged_headers(asked), asked.body, length):
+            return self._refused(asked, known, "bad-tool-call", reason, GATE, 80)
+        verdict, said = self._judge.tool(asked.body)
+        call = Call(**said)
+        event = {"kind": "tool", "session": self._session, "effect": verdict.effect, "rule": _ascii(verdict.rule)}
+        event |= {"tool": call.tool, "digest": call.digest, "length": call.length}
+        return Outcome(verdict, event, GATE, 80, length=length, call=call)
 
     def _decide(self, asked: Asked, known: dict[str, str], scheme: str, host: str, port: int) -> Outcome:
         path = asked.target.partition("?")[0]
@@ -297,8 +341,8 @@ class Flow:
     def _event(self, known: dict[str, str], verdict: Verdict, **fields: object) -> dict[str, object]:
         """Paths go in without their query and values never do: a refused request may hold somebody's secret."""
         fields["way"] = known.get("way", "")
-        shown = {name: ascii(value[:_SHOWN])[1:-1] if isinstance(value, str) else value for name, value in fields.items()}
-        return {"kind": "egress", "session": self._session, "effect": verdict.effect, "rule": verdict.rule, **shown}
+        shown = {name: _ascii(value) if isinstance(value, str) else value for name, value in fields.items()}
+        return {"kind": "egress", "session": self._session, "effect": verdict.effect, "rule": _ascii(verdict.rule), **shown}
 
 
 def refusal_text(outcome: Outcome) -> str:
@@ -309,6 +353,11 @@ def refusal_text(outcome: Outcome) -> str:
     if verdict.grant:
         lines += ["", "A person can allow exactly this in the policy file:", "", verdict.grant.rstrip()]
     return "\n".join(lines) + "\n"
+
+
+def _ascii(text: str) -> str:
+    """As an event may hold it (control.py). Not only a client's texts are otherwise: a rule is named by its file, and people's homes have names in any letters."""
+    return ascii(text[:_SHOWN])[1:-1][:_SHOWN]
 
 
 def _fact(value: str) -> str:

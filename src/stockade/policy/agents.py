@@ -6,13 +6,14 @@ lies in a user's own settings of an agent never enters, not even in part: they m
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
 from stockade.core import places
 from stockade.core.errors import StockadeError
 from stockade.core.frozen import frozen
-from stockade.core.values import Agent
+from stockade.core.values import GATE, Agent
 from stockade.policy.paths import within
 from stockade.policy.read import validate
 
@@ -44,7 +45,8 @@ class Known:
 
     `logins` come in the order in which they are preferred; `together`: all that are there, and not only the first. `seeds` are the files (name, text) of a
     new home. `variables` and `arguments` turn off what asks, updates, reports and builds a sandbox of its own. `passed` are the caller's variables that enter.
-    `by` is the beginning of a command that starts its program (empty = it starts by itself).
+    `by` is the beginning of a command that starts its program (empty = it starts by itself). `asking` are the arguments in place of `arguments` where the policy has
+    rules for tools: with a hook that asks the gate before each call (empty = it has none that stockade knows of).
     """
 
     name: str
@@ -58,7 +60,22 @@ class Known:
     passed: tuple[str, ...] = ()
     by: tuple[str, ...] = ()
     together: bool = False
+    asking: tuple[str, ...] = ()
 
+
+# A hook of an agent: hands what the agent says on standard input to the gate, and its answer back. Both agents take another exit status than 2, and an end by their own
+# clock, for leave to go on; so every failure ends in a 2 with a reason, and nothing is waited for longer than they wait. An answer is one line: one that was cut has
+# no end. Bash alone, which is where an agent's commands run as well: a machine without curl or Node is not without a hook.
+HOOK = (
+    r"""bash -c 'LC_ALL=C; call=$(cat); gate=${http_proxy#*//}; exec 3<>"/dev/tcp/${gate%:*}/${gate##*:}" && """
+    f"""printf "POST http://{GATE}/tool HTTP/1.1\\r\\nhost: {GATE}\\r\\n"""
+    r"""connection: close\r\ncontent-length: %d\r\n\r\n%s" "${#call}" "$call" >&3 && read -r -t 700 -u 3 _ status _ && [ "$status" = 202 ] && """
+    r"""while read -r -t 9 -u 3 line && [ "${line%?}" ]; do :; done && read -r -t 9 -u 3 answer && printf "%s\n" "$answer"' || """
+    """{ echo "stockade: the gate has not said that this tool may be called, so it may not (stockade log show --denied)" >&2; exit 2; }"""
+)
+_WAIT = 900  # seconds that an agent waits for its hook; a person has ten minutes at most, and the hook gives up before
+_EVENTS = ("PreToolUse", "PermissionRequest")
+_HANDLER = {"type": "command", "command": HOOK, "timeout": _WAIT}
 
 # Claude Code asks about each key in its environment that it has not seen before, and a session's stand-in is always new; of one in a pipe it does not ask.
 _BY_PIPE = """\
@@ -70,6 +87,25 @@ $key
 .
 """
 
+_CLAUDE = ("--dangerously-skip-permissions", "--settings")
+_CLAUDE_ASKING = {
+    "sandbox": {"enabled": False},
+    "disableAllHooks": False,  # whatever its other settings say
+    "hooks": {event: [{"matcher": "*", "hooks": [_HANDLER]}] for event in _EVENTS},
+}
+_CODEX = (
+    *("-c", 'approval_policy="never"', "-c", 'sandbox_mode="danger-full-access"'),
+    *("-c", "check_for_update_on_startup=false", "-c", "features.in_app_updates=false"),
+    *("-c", "analytics.enabled=false", "-c", "feedback.enabled=false"),
+    # What is carried out elsewhere, which the gate refuses: a search by the model's server, connectors, a market of plugins.
+    *("-c", 'web_search="disabled"', "-c", "features.apps=false", "-c", "features.plugins=false"),
+    # Its own provider asks for a login of its own; one that is written here takes the key from the variable, where the stand-in is.
+    *("-c", 'model_provider="stockade"', "-c", 'model_providers.stockade.name="OpenAI"'),
+    *("-c", 'model_providers.stockade.base_url="https://api.openai.com/v1"', "-c", 'model_providers.stockade.env_key="OPENAI_API_KEY"'),
+    *("-c", 'model_providers.stockade.wire_api="responses"', "-c", "model_providers.stockade.supports_websockets=false"),
+)
+# A text of JSON is one of TOML as well. It runs a hook only once a person has looked at it, or with this switch.
+_CODEX_HANDLER = f'{{type="command",command={json.dumps(HOOK)},timeout={_WAIT}}}'
 _ANTHROPIC, _OPENAI, _GEMINI = (Login(f"{name.upper()}_API_KEY", name) for name in ("anthropic", "openai", "gemini"))
 _MINI = Known(
     "mini", "mini-swe-agent", ".config/mini-swe-agent", "MSWEA_GLOBAL_CONFIG_DIR",
@@ -95,7 +131,8 @@ KNOWN: tuple[Known, ...] = (
             ("DISABLE_TELEMETRY", "1"),
             ("IS_SANDBOX", "1"),  # without it root may not leave out its questions
         ),
-        arguments=("--dangerously-skip-permissions", "--settings", '{"sandbox":{"enabled":false}}'),
+        arguments=(*_CLAUDE, '{"sandbox":{"enabled":false}}'),
+        asking=(*_CLAUDE, json.dumps(_CLAUDE_ASKING)),
         seeds=(
             (".claude.json", '{"hasCompletedOnboarding": true, "bypassPermissionsModeAccepted": true, "autoUpdates": false}\n'),
             ("settings.json", '{"skipDangerousModePermissionPrompt": true}\n'),
@@ -106,16 +143,11 @@ KNOWN: tuple[Known, ...] = (
     Known(
         "codex", "Codex", ".codex", "CODEX_HOME",
         (_OPENAI,),
-        arguments=(
-            *("-c", 'approval_policy="never"', "-c", 'sandbox_mode="danger-full-access"'),
-            *("-c", "check_for_update_on_startup=false", "-c", "features.in_app_updates=false"),
-            *("-c", "analytics.enabled=false", "-c", "feedback.enabled=false"),
-            # What is carried out elsewhere, which the gate refuses: a search by the model's server, connectors, a market of plugins.
-            *("-c", 'web_search="disabled"', "-c", "features.apps=false", "-c", "features.plugins=false"),
-            # Its own provider asks for a login of its own; one that is written here takes the key from the variable, where the stand-in is.
-            *("-c", 'model_provider="stockade"', "-c", 'model_providers.stockade.name="OpenAI"'),
-            *("-c", 'model_providers.stockade.base_url="https://api.openai.com/v1"', "-c", 'model_providers.stockade.env_key="OPENAI_API_KEY"'),
-            *("-c", 'model_providers.stockade.wire_api="responses"', "-c", "model_providers.stockade.supports_websockets=false"),
+        arguments=_CODEX,
+        asking=(
+            *_CODEX,
+            *(word for event in _EVENTS for word in ("-c", f"hooks.{event}=[{{hooks=[{_CODEX_HANDLER}]}}]")),
+            "--dangerously-bypass-hook-trust",
         ),
     ),
     Known(
@@ -158,9 +190,15 @@ def find(name: str, watch: Watch) -> str:
 def layer(name: str, documents: Sequence[Document], watch: Watch) -> tuple[Document, Agent]:
     """What the agent `name` wishes for on this machine, as a layer, and how it is started; `documents` are the other layers.
 
-    Raises StockadeError (`agent.unknown`, `agent.missing`), PolicyError.
+    Raises StockadeError (`agent.unknown`, `agent.missing`), PolicyError (`policy.no-hook` where rules for tools stand and it has nothing to ask by).
     """
     agent = known(name)
+    ruled = next((one for one in documents if one.tables.tool), None)
+    if ruled is not None and not agent.asking:
+        hint = f"Its tools can do no more than the wall lets them. Without these rules, as any other command: stockade run -- {name}"
+        raise ruled.error(
+            f"stockade knows no way for {agent.title} to ask before it calls a tool", "tool", code="policy.no-hook", hint=hint
+        )
     program = find(name, watch)
     if not program:
         hint = f"Install it so that a shell here finds it. If it is somewhere inside the sandbox only: stockade run -- {name}"
@@ -179,7 +217,7 @@ def layer(name: str, documents: Sequence[Document], watch: Watch) -> tuple[Docum
         if login.credential:
             values["credential"][login.credential] = {"source": f"env:{login.variable}"}
     document = validate(values, layer="agent", name=f"agent:{agent.name}", lines={})
-    return document, Agent(agent.name, (*agent.by, *argv, *agent.arguments), home, seeds=agent.seeds)
+    return document, Agent(agent.name, (*agent.by, *argv, *(agent.arguments if ruled is None else agent.asking)), home, seeds=agent.seeds)
 
 
 def _logins(agent: Known, documents: Sequence[Document], watch: Watch) -> list[Login]:

@@ -26,6 +26,7 @@ from stockade.policy.read import Document, parse, validate
 from stockade.policy.reviewer import merge_reviewer
 from stockade.policy.root import merge_root
 from stockade.policy.signing import SigningRules
+from stockade.policy.tools import merge_tools
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -159,12 +160,13 @@ class _Merge:
         self._own_writable(workspace, mounts)
         root = merge_root(self.documents, self.caps, self.errors, self.origins, limits, self._shown)
         approvals = merge_approvals(self.documents, grants, oversight, self.errors)
+        tools = merge_tools(self.documents, oversight, self.errors)
         for caps in self.caps.values():
             self.errors += caps.errors
         raise_all(self.errors)
         policy = Policy(wall, oversight, workspace, mounts, environment, limits, grants, credentials)
         policy = replace(policy, canaries=tuple(canaries), signing=signing, gate=gate, root=root)
-        return replace(policy, approvals=approvals, agent=self._kept(), reviewer=reviewer)
+        return replace(policy, approvals=approvals, agent=self._kept(), reviewer=reviewer, tools=tools)
 
     def _kept(self) -> Agent | None:
         """Its state stays on the host's disk where caps let anything be written there at all."""

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from stockade.core import oci
+from stockade.core.values import GATE
 from stockade.policy import units
 
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -60,6 +61,12 @@ def _no_glob(value: str) -> str:
     return value
 
 
+def _tool(value: str) -> str:
+    if not re.fullmatch(r"[!-~]{1,200}", value):
+        raise wrong(f"{value!r} is no name of a tool", 'As the agent writes it: "Bash", "WebFetch", "mcp__github__*"; * is any text.')
+    return value
+
+
 def _target(value: str) -> str:
     if not value.startswith("/") or "//" in value or any(part in (".", "..") for part in value.split("/")):
         raise wrong(f"{value!r} must be an absolute path without . and ..")
@@ -73,6 +80,10 @@ def _host(value: str) -> str:
     if "://" in value or "/" in value:
         raise wrong(f"{value!r} is a URL; the host alone goes here", f"{hint} Paths go into paths, the scheme into scheme.")
     name = value.lower()
+    if name == GATE:
+        raise wrong(
+            f"{GATE} is the gate's own name, and nothing goes there", "What agents ask about their tools is answered there: [[tool]]."
+        )
     if ":" in name and not name.startswith("[") and name.count(":") == 1:
         raise wrong(f"{value!r} holds a port", f"Write host = {name.split(':')[0]!r} and port = {name.split(':')[1]}.".replace("'", '"'))
     labels = name.removeprefix("*.").split(".")
@@ -317,6 +328,7 @@ def is_pattern(path: str) -> bool:
 _UNIT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0}]}
 Text = Annotated[str, AfterValidator(_text)]
 Path = Annotated[Text, AfterValidator(_no_glob)]
+Tool = Annotated[Text, AfterValidator(_tool)]
 Target = Annotated[Text, AfterValidator(_target)]
 Host = Annotated[Text, AfterValidator(_host)]
 HostOrAny = Annotated[Text, AfterValidator(_host_or_any)]

@@ -36,6 +36,7 @@ from stockade.policy.kinds import (
     Target,
     Template,
     Text,
+    Tool,
     Url,
     User,
     Value,
@@ -263,6 +264,20 @@ class ReviewerTable(Table):
     approves: bool | None = Field(None, description="false: it may only refuse. Default: true.")
 
 
+class ToolTable(Table):
+    """One rule about what an agent's tools may be called for, where the agent asks (docs/agents.md). No wall: the agent can leave the question out."""
+
+    name: Tool = Field(description='The tool\'s name as the agent writes it: "Bash", "mcp__github__*"; * is any text.')
+    match: dict[Text, Text] = Field(
+        default_factory=dict,
+        description='Arguments of the call and how each must read, as a whole: { command = "git push *" }; * is any text.',
+    )
+    effect: Literal["allow", "ask", "deny"] = Field(
+        description="A denial beats every other rule; ask: the call waits until somebody approves it; allow lifts a question of the same file."
+    )
+    people: bool | None = Field(None, description='With effect = "ask": only a person may approve, once at a time.')
+
+
 class CanaryTable(Table):
     """A string that is planted where only a thief looks, and must never leave."""
 
@@ -305,6 +320,7 @@ class PolicyFile(Table):
     signing: SigningTable | None = None
     approvals: ApprovalsTable | None = None
     reviewer: ReviewerTable | None = None
+    tool: tuple[ToolTable, ...] = ()
     caps: CapsTable | None = None
 
 
@@ -312,7 +328,7 @@ TABLES: dict[str, type[Table]] = {
     "": PolicyFile, "workspace": WorkspaceTable, "mount": MountTable, "environment": EnvironmentTable, "limits": LimitsTable,
     "root": RootTable,
     "egress": EgressTable, "egress.body": BodyTable, "credential": CredentialTable, "credential.sigv4": AwsTable,
-    "canary": CanaryTable, "signing": SigningTable, "approvals": ApprovalsTable,
+    "canary": CanaryTable, "signing": SigningTable, "approvals": ApprovalsTable, "tool": ToolTable,
     "reviewer": ReviewerTable, "reviewer.allow": ReviewAllowTable, "reviewer.deny": ReviewDenyTable,
     "caps": CapsTable, "caps.limits": LimitsTable,
 }  # fmt: skip

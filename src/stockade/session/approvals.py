@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from stockade.checks import lures
+from stockade.checks import lures, tools
 from stockade.checks.approvals import Approvals
 from stockade.checks.questions import question
 from stockade.core.errors import StockadeError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from stockade.core.asks import Answered, Asked
     from stockade.core.loop import Loop
+    from stockade.core.values import ToolRule
     from stockade.session import Session
 
     type Listener = Callable[[Asked | None, Answered | None], None]
@@ -47,10 +48,11 @@ class Questions:
         """What waits, oldest first."""
         return tuple(self._approvals.pending.values())
 
-    def ask(self, event: Mapping[str, object], grant: Grant, *, tainted: bool, reply: Callable[[bool], None]) -> int:
-        """Put a question of the gate's; `reply` is called once, now or later. Its number. Raises StockadeError (`ledger.*`): then nobody was asked."""
+    def ask(self, event: Mapping[str, object], rule: Grant | ToolRule, *, tainted: bool, reply: Callable[[bool], None]) -> int:
+        """Put a question of the gate's, about a request or a tool call by what the rule is; `reply` is called once, now or later. Its number. Raises StockadeError
+        (`ledger.*`): then nobody was asked."""
         now = time.time()
-        asked = self._question(event, grant, tainted)
+        asked = self._question(event, rule, tainted)
         self._put(asked)
         self._replies[asked.number] = reply
         answered = self._approvals.ask(asked, now)
@@ -58,12 +60,13 @@ class Questions:
             self._tell(answered)
             return asked.number
         self._show(asked.number)
-        self._like = [*self._like[-7:], (str(event.get("method", "")), str(event.get("path", "")))]
-        self._grant, self._tainted = grant, tainted
+        if isinstance(rule, Grant):
+            self._like = [*self._like[-7:], (str(event.get("method", "")), str(event.get("path", "")))]
+            self._grant, self._tainted = rule, tainted
         return asked.number
 
     def _work_goes_on(self) -> None:
-        """Somebody has answered a real question. Perhaps a canary comes some time later: in the same moment as another, most would be told apart by that."""
+        """Somebody has answered a real question about a request, which canaries look like. Perhaps a canary comes some time later: in the same moment as another, most would be told apart by that."""
         self._since += 1
         if not self._luring and lures.due(self._session.policy.approvals.canaries / 100, self._since):
             self._since = 0
@@ -80,10 +83,12 @@ class Questions:
         self._approvals.ask(asked, time.time())
         self._show(asked.number)
 
-    def _question(self, event: Mapping[str, object], grant: Grant, tainted: bool) -> Asked:
+    def _question(self, event: Mapping[str, object], rule: Grant | ToolRule, tainted: bool) -> Asked:
         reviewer = self._session.policy.reviewer
-        above = reviewer.above if reviewer is not None else ()
-        return question(self._approvals.take(), event, grant, tainted=tainted, above=above)
+        above, number = reviewer.above if reviewer is not None else (), self._approvals.take()
+        if isinstance(rule, Grant):
+            return question(number, event, rule, tainted=tainted, above=above)
+        return tools.question(number, event, rule, tainted=tainted, above=above)
 
     def _put(self, asked: Asked) -> None:
         """Write down that it is asked."""
@@ -160,7 +165,7 @@ class Questions:
         self._listener(None, answered)
         if answered.pause:
             self._pause()
-        elif answered.outcome in ("approved", "refused"):
+        elif answered.outcome in ("approved", "refused") and asked.action == "egress":
             self._work_goes_on()
         self._wait()
 

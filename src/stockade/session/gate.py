@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from stockade.core.loop import Loop
-    from stockade.core.values import Grant
+    from stockade.core.values import Grant, ToolRule
     from stockade.gateway.control import Control
     from stockade.gateway.desk import Desk
     from stockade.session import Session
@@ -134,6 +134,7 @@ class GateKeeper:
                 "credentials": broker.for_gate(policy.credentials, session.placeholders, os.environ),
                 "token_key": session.token_key,
                 "revoked_tokens": self._revoked_tokens,
+                "tools": [plain(rule) for rule in policy.tools],
                 "patience": policy.approvals.timeout + LATER if self._asks else 0.0,
                 "listeners": [{"kind": KINDS.get(port, "tcp"), "port": port} for port in door.listeners]
                 + [{"kind": "dns-udp", "port": 53}],
@@ -171,7 +172,8 @@ class GateKeeper:
     def rules(self) -> dict[str, Any]:
         """What the gate is told, without a secret in it: for `stockade gate explain` (session/predict.py). `revoked` are places in the grants, from 0."""
         session = self._session
-        told = Policy(grants=session.policy.grants, credentials=session.policy.credentials, canaries=session.policy.canaries)
+        policy = session.policy
+        told = Policy(grants=policy.grants, credentials=policy.credentials, canaries=policy.canaries, tools=policy.tools)
         return {
             "policy": plain(told),
             "placeholders": session.placeholders,
@@ -306,8 +308,12 @@ class GateKeeper:
     @property
     def _asks(self) -> bool:
         """Whether there is anything to ask a person about, and one to ask. A session that is there to learn asks nobody: it allows nothing."""
-        session = self._session
-        return session.policy.oversight != "none" and not session.learning and any(grant.effect == ASK for grant in session.policy.grants)
+        session, policy = self._session, self._session.policy
+        return (
+            policy.oversight != "none"
+            and not session.learning
+            and ASK in {rule.effect for rule in policy.grants} | {rule.effect for rule in policy.tools}
+        )
 
     @property
     def questions(self) -> Questions:
@@ -326,8 +332,9 @@ class GateKeeper:
 
     def _ask(self, control: Control, number: int, event: dict[str, Any]) -> None:
         """Put a question of the gate's to whoever may answer."""
-        place = event.pop("place", -1)
-        if not self._asks or not 0 <= place < len(self._sent) or self._session.policy.grants[self._sent[place]].effect != ASK:
+        place, policy = event.pop("place", -1), self._session.policy
+        rules: Sequence[Grant | ToolRule] = policy.tools if event["kind"] == "tool" else [policy.grants[number] for number in self._sent]
+        if event["kind"] not in ("egress", "tool") or not self._asks or not 0 <= place < len(rules) or rules[place].effect != ASK:
             raise WallFailed("the gate asked about what is nothing to ask about", code="gate.protocol", hint="The network stays closed.")
 
         def reply(allow: bool) -> None:
@@ -336,7 +343,7 @@ class GateKeeper:
                 self._poll()
 
         self._numbers[number] = self.questions.upcoming
-        self.questions.ask(event, self._session.policy.grants[self._sent[place]], tainted=self._tainted, reply=reply)
+        self.questions.ask(event, rules[place], tainted=self._tainted, reply=reply)
 
     def _notes(self, _events: int) -> None:
         gate = self._gate

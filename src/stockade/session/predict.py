@@ -7,10 +7,11 @@ own secrets.
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from stockade.checks import fields
+from stockade.checks import fields, tools
 from stockade.checks.usage import counted
 from stockade.core.errors import StockadeError
 from stockade.core.frozen import frozen, plain, replace
@@ -125,7 +126,7 @@ def predict(rules: Rules, sent: Sent) -> Prediction:
             if sent.length > MAX_BUFFERED:
                 return _by_engine(judge, tunnel, 413, f"the body would have to be read, and is larger than {MAX_BUFFERED} bytes")
             outcome = flow.examine(again)
-    weighed = judge.weigh(**judge.asked) if judge.asked else ()
+    weighed, policy = judge.weigh(**judge.asked) if judge.asked else (), rules.policy
     suggested = outcome.verdict.grant
     if tunnel is not None and tunnel.verdict.effect != ALLOW:
         outcome, undecided = tunnel, ""
@@ -137,13 +138,24 @@ def predict(rules: Rules, sent: Sent) -> Prediction:
         UNDECIDED if undecided else verdict.effect,
         replace(verdict, reasons=(undecided,)) if undecided else verdict,
         {} if undecided else _event(outcome),
-        _origin(verdict, weighed),
+        _origin(verdict, weighed) if outcome.call is None else policy.tools[outcome.call.place].origin if outcome.call.place >= 0 else None,
         chosen.credential if chosen else "",
         judge.name(host),
         read,
         weighed,
         _notes(rules, sent, verdict, chosen, weighed),
     )
+
+
+def predict_call(policy: Policy, name: str, arguments: Mapping[str, str]) -> tuple[Verdict, Origin]:
+    """What an agent would be answered that asks whether it may call this tool with these arguments. Raises StockadeError (`policy.question`) for what is no name of one."""
+    said = {"hook_event_name": "PreToolUse", "tool_name": name, "tool_input": dict(arguments)}
+    try:
+        verdict, rule = tools.decide(tools.read(json.dumps(said).encode()), policy.tools)
+    except ValueError as error:
+        hint = 'Write its name as the agent does: "tool Bash command=git push".'
+        raise StockadeError(f"{name!a} is no name of a tool: {error}", code="policy.question", hint=hint) from None
+    return verdict, rule.origin if rule is not None else Origin()
 
 
 def closed(found: Prediction, rule: str, reason: str) -> Prediction:
@@ -186,6 +198,7 @@ def _config(rules: Rules) -> dict[str, Any]:
     return {
         "grants": [plain(grant) for grant in policy.grants],
         "canaries": dict(policy.canaries),
+        "tools": [plain(rule) for rule in policy.tools],
         "learning": rules.learning,
         "tainted": rules.tainted,
         "credentials": broker.for_gate(credentials, rules.placeholders, secret),

@@ -82,7 +82,7 @@ class Prompt:
         left = max(0, round(asked.expires - time.time()))
         session = "" if asked.people else f"; {self._code}s for {asked.also}"
         text = [
-            f"stockade asks: may this leave?   risk: {asked.risk}   rule: {asked.rule}"
+            f"stockade asks: may this {'leave' if asked.action == 'egress' else 'tool be called'}?   risk: {asked.risk}   rule: {asked.rule}"
             + ("   something secret was read" if asked.tainted else ""),
             f"  {asked.what}",
             *([f"  {asked.review}"] if asked.review else []),

@@ -67,7 +67,9 @@ def proposed(session: str = "") -> Change:
     after = f"{before.rstrip()}\n\n{rules}" if before.strip() else f"version = 1\n\n{rules}"
     parse(after.encode(), layer="user", name=path)
     others = dict.fromkeys(
-        str(event["rule"]) for event in events if event["kind"] == "ask" and not str(event["rule"]).startswith(f"{path}:")
+        str(event["rule"])
+        for event in events
+        if event["kind"] == "ask" and event.get("action") == "egress" and not str(event["rule"]).startswith(f"{path}:")
     )
     return Change(path, before, after, found, tuple(others))
 
