@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from stockade.checks import bodies, canaries, credentials, fields, grants, normalise, raw, sigv4, tools, usage
 from stockade.checks.tokens import Tokens
-from stockade.core.values import ALLOW, DENY, GATE, Grant, ToolRule, Verdict
+from stockade.core.tools import ToolRule
+from stockade.core.values import ALLOW, DENY, GATE, Grant, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from stockade.checks import tools
 from stockade.checks.questions import question as about_request
 from stockade.core.frozen import replace
-from stockade.core.values import ALLOW, ASK, DENY, Grant, Origin, ToolRule
+from stockade.core.tools import ToolRule
+from stockade.core.values import ALLOW, ASK, DENY, Grant, Origin
 
 
 def call(name: str = "Bash", event: str = "PreToolUse", **given: Any) -> tools.Call:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 
 from stockade.checks import tools
-from stockade.core.values import DENY, Origin, ToolRule
+from stockade.core.tools import ToolRule
+from stockade.core.values import DENY, Origin
 
 WORDS = (
     b'{"hook_event_name":"PreToolUse"', b'"tool_name":"Bash"', b'"tool_name":"mcp__a__b"', b'"tool_input":{', b'"command":"ls"', b'"command":', b"}", b"},", b",", b":",

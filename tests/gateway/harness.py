@@ -20,7 +20,8 @@ from typing import Any
 
 from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import plain
-from stockade.core.values import Grant, ToolRule
+from stockade.core.tools import ToolRule
+from stockade.core.values import Grant
 from stockade.gateway import engine
 from stockade.gateway.certs import Authority
 from stockade.gateway.control import Control

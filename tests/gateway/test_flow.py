@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stockade.core.frozen import plain, replace
-from stockade.core.values import ALLOW, DENY, GATE, Grant, Origin, ToolRule, Verdict
+from stockade.core.tools import ToolRule
+from stockade.core.values import ALLOW, DENY, GATE, Grant, Origin, Verdict
 from stockade.gatehouse import Judge
 from stockade.gateway.config import FACTS, SHOWN_FIRST
 from stockade.gateway.flow import Asked, Flow, Outcome, Synthetic, refusal_text

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from gateway.harness import Gate, Upstream, running
-from stockade.core.values import ASK, DENY, GATE, Grant, Origin, ToolRule
+from stockade.core.tools import ToolRule
+from stockade.core.values import ASK, DENY, GATE, Grant, Origin
 from stockade.policy.agents import HOOK
 from walls.boxes import until
 

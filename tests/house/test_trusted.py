@@ -33,15 +33,15 @@ BOUNDS = {
     "gateway/control.py": 700,
     "gateway/agent.py": 200,
     "gateway/sigv4.py": 200,
-    "checks/": 1800,
-    "policy/": 3200,
+    "checks/": 1900,
+    "policy/": 3400,
     "record/": 1200,
     "core/asks.py": 500,
     "server/": 300,
     "checks/reviewing.py": 650,
     "core/brought.py": 250,
     "session/agents.py": 60,
-    "core/": 4200,
+    "core/": 4400,
 }
 _NOT_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER)
 

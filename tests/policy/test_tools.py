@@ -12,7 +12,8 @@ import pytest
 from policy.support import Places
 from policy.test_agents import bin, program  # noqa: F401  a fixture
 from stockade.core.errors import PolicyError
-from stockade.core.values import GATE, ToolRule
+from stockade.core.tools import ToolRule
+from stockade.core.values import GATE
 from stockade.policy import agents
 from stockade.policy.approvals import _LONGEST as ASKED_AT_MOST
 from stockade.policy.problems import each

@@ -13,7 +13,8 @@ from session.test_agents import Machine, machine, yard  # noqa: F401  their fixt
 from session.test_approvals import asked, end, events, fresh, server, stockade, waiting  # noqa: F401  and fixtures
 from stockade.core.errors import StockadeError
 from stockade.core.frozen import replace
-from stockade.core.values import Asking, Environment, Grant, Origin, Policy, ToolRule
+from stockade.core.tools import ToolRule
+from stockade.core.values import Asking, Environment, Grant, Origin, Policy
 from stockade.drills.puppet import instruct
 from stockade.drills.runner import STOCKADE
 from stockade.drills.yard import HOME

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from stockade.core.asks import Asked
 from stockade.core.frozen import frozen
-from stockade.core.values import ALLOW, ASK, DENY, ToolRule, Verdict
+from stockade.core.tools import ToolRule
+from stockade.core.values import ALLOW, ASK, DENY, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

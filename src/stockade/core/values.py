@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from typing import Any, Literal, Never, Self
 
     from stockade.core.reviews import Reviewer
+    from stockade.core.tools import ToolRule
 
     Effect = Literal["allow", "ask", "deny"]
     MountMode = Literal["ro", "rw", "rw-no-delete"]
@@ -300,26 +301,6 @@ class Asking:
 
 
 @frozen
-class ToolRule:
-    """What an agent's tool calls are answered (checks/tools.py). In `name` and in each pattern of `match`, (argument, pattern), `*` is any text.
-
-    `people`: a call that is asked about may be approved by a person only, once at a time.
-    """
-
-    name: str
-    effect: Effect
-    match: tuple[tuple[str, str], ...] = ()
-    people: bool = False
-    origin: Origin = Origin()
-
-    @classmethod
-    def from_plain(cls, data: dict[str, Any]) -> Self:
-        """As `Grant.from_plain`."""
-        match = tuple((name, pattern) for name, pattern in data["match"])
-        return cls(data["name"], data["effect"], match, data["people"], Origin(**data["origin"]))
-
-
-@frozen
 class Agent:
     """A known agent (policy/agents.py). `argv` begins its command line: its program on the host, with what turns off its own questions and sandbox.
 
@@ -371,6 +352,11 @@ class Policy:
             from stockade.core.reviews import Reviewer
 
             reviewer = Reviewer.from_plain(data["reviewer"])
+        tools: tuple[Any, ...] = ()
+        if data["tools"]:
+            from stockade.core.tools import ToolRule
+
+            tools = tuple(ToolRule.from_plain(item) for item in data["tools"])
         environment = data["environment"]
         return cls(
             wall=data["wall"],
@@ -389,7 +375,7 @@ class Policy:
             approvals=Asking(**data["approvals"]),
             agent=Agent(**{name: _tuples(value) for name, value in data["agent"].items()}) if data["agent"] else None,
             reviewer=reviewer,
-            tools=tuple(ToolRule.from_plain(item) for item in data["tools"]),
+            tools=tools,
         )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stockade.core.values import ASK, ToolRule
+from stockade.core.tools import ToolRule
+from stockade.core.values import ASK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

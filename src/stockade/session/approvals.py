@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from stockade.core.asks import Answered, Asked
     from stockade.core.loop import Loop
-    from stockade.core.values import ToolRule
+    from stockade.core.tools import ToolRule
     from stockade.session import Session
 
     type Listener = Callable[[Asked | None, Answered | None], None]

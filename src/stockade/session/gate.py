@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from stockade.core.loop import Loop
-    from stockade.core.values import Grant, ToolRule
+    from stockade.core.tools import ToolRule
+    from stockade.core.values import Grant
     from stockade.gateway.control import Control
     from stockade.gateway.desk import Desk
     from stockade.session import Session
