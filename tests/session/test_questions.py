@@ -3,6 +3,7 @@ and nothing that nobody approved."""
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 from unittest import mock
 
@@ -10,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
+from stockade.checks import lures
 from stockade.core.errors import StockadeError
 from stockade.core.values import Asking, Grant, Policy
 from stockade.session.approvals import Questions
@@ -56,6 +58,9 @@ class Clock:
 class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
+        chance = Random(0)  # the same steps have to come to the same end
+        self.chance = mock.patch.object(lures, "_chance", lambda: chance)
+        self.chance.start()
         self.ledger, self.clock = Ledger(), Clock()
         self.questions = Questions(self.ledger, self.clock, lambda _: None, lambda _asked, _answered: None)  # type: ignore[arg-type]
         self.said: dict[int, list[bool]] = {}  # what the gate was told
@@ -138,13 +143,13 @@ class Machine(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.clock.now += seconds
         with self.at():
-            for number, (due, callback) in [*self.clock.timers.items()]:
-                if due <= self.clock.now and self.clock.timers.pop(number, None):
-                    callback()
+            while due := [number for number, (at, _) in self.clock.timers.items() if at <= self.clock.now]:  # one may make another
+                self.clock.timers.pop(due[0])[1]()
         assert all(one.expires > self.clock.now for one in self.questions.pending)
         self.check()
 
     def teardown(self) -> None:
+        self.chance.stop()
         with self.at():
             self.questions.close()
         assert not self.questions.pending and not self.clock.timers
