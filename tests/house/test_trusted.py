@@ -40,6 +40,7 @@ BOUNDS = {
     "server/": 300,
     "checks/reviewing.py": 650,
     "core/brought.py": 250,
+    "session/managed.py": 200,
     "session/agents.py": 60,
     "core/": 4400,
 }

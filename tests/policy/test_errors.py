@@ -14,7 +14,8 @@ GOLDEN = [
     ('[[egress]]\nhost = "a.b"\nmetods = []', "f:4: unknown key egress[0].metods\n  Did you mean methods?"),
     (
         'methods = ["GET"]',
-        "f:2: unknown key methods\n  methods belongs in [egress] or [reviewer.allow] or [reviewer.deny]. The keys of a policy are: version, wall, oversight, gate, workspace, mount, environment, "
+        "f:2: unknown key methods\n  methods belongs in [egress] or [reviewer.allow] or [reviewer.deny]. "
+        "The keys of a policy are: version, serial, wall, oversight, gate, workspace, mount, environment, "
         "limits, root, egress, credential, canary, signing, approvals, reviewer, tool, caps.",
     ),
     ('wall = "bublewrap"', 'f:2: wall must be one of auto, bubblewrap, gvisor, vm, not "bublewrap"\n  Did you mean "bubblewrap"?'),

@@ -215,8 +215,8 @@ def test_over_tls_at_a_shared_gate_in_a_program_with_canaries(place: Place, serv
 
     async def whole(given: Policy) -> tuple[list[bytes], bytes]:
         async with live.open_session(given, cwd=str(place.work)) as session:
-            done = await session.exec(["/bin/sh", "-c", script(server, "/a", "/b")], timeout=60)
-            for _ in range(1000):  # a lure comes some time after a real question was answered
+            done = await session.exec(["/bin/sh", "-c", script(server, "/a")], timeout=60)
+            for _ in range(1000):  # a lure comes some time after the real question was answered
                 if any(one.get("canary") for one in events(place, "answer")):
                     break
                 await asyncio.sleep(0.02)
@@ -240,11 +240,11 @@ def test_over_tls_at_a_shared_gate_in_a_program_with_canaries(place: Place, serv
         service.terminate()
         service.wait(20)
         judge.served.close()
-    assert answers == [b"200", b"200"] and server.seen == ["/a", "/b"]
+    assert answers == [b"200"] and server.seen == ["/a"]
     assert b"judge" not in inside and KEY.encode() not in inside
     assert {one["x-api-key"] for one in judge.headers} == {KEY} and {one["host"] for one in judge.told} != {"open.localhost"}
     caught = [one for one in events(place, "answer") if one.get("canary")]
-    assert caught and all((one["by"], one["effect"], one["caught"]) == ("reviewer", "deny", True) for one in caught)
+    assert len(caught) == 1 and all((one["by"], one["effect"], one["caught"]) == ("reviewer", "deny", True) for one in caught)
     stats = json.loads(stockade(place, "stats", "--json").stdout)
     assert (
         stats["canaries"]["reviewer"]["part"] == 0

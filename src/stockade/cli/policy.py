@@ -8,6 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from stockade.cli import policy_signed
 from stockade.cli.commands import commands
 from stockade.cli.paint import EFFECTS, Paint
 from stockade.cli.written import shown
@@ -54,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     learn.add_argument(
         "words", nargs=argparse.REMAINDER, metavar="-- COMMAND...", help="the command; its own output goes to standard error"
     )
+    policy_signed.add_parsers(command)
     return parser
 
 
@@ -61,7 +63,15 @@ def main(argv: Sequence[str]) -> int:
     """Run `stockade policy` with `argv` (without "policy"). 0: fine, 1: wrong or denied, 2: usage, 125: could not tell."""
     options = build_parser().parse_args(argv)
     try:
-        status = {"check": _check, "show": _show, "explain": _explain, "learn": _learn}[options.command](options)
+        run = {
+            "check": _check,
+            "show": _show,
+            "explain": _explain,
+            "learn": _learn,
+            "sign": policy_signed.sign,
+            "fetch": policy_signed.fetch,
+        }
+        status = run[options.command](options)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # `| head` has seen enough; python would complain again when it closes stdout

@@ -53,6 +53,7 @@ def cache(name: str = "") -> str:
 
 
 MANAGED_POLICY = "/etc/stockade/policy.toml"
+PINNED_KEY = "/etc/stockade/policy.vkey"  # by which a managed policy is known that was fetched
 
 
 def private(path: str) -> str:

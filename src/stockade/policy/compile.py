@@ -190,6 +190,9 @@ class _Merge:
             self.errors.append(PolicyError(message, code="policy.tcp", file=at.file, line=at.line, key=at.key, hint=hint))
 
     def _check_caps_table(self, document: Document) -> None:
+        if document.tables.serial is not None and document.layer != "managed":
+            hint = "It counts editions of the administrator's policy; leave it out here."
+            self.errors.append(document.error("serial has no meaning in this file", "serial", code="policy.serial-here", hint=hint))
         if document.tables.caps is not None and document.layer not in ("managed", "user"):
             hint = "Caps bind the layers below; they stand in the managed or in your own policy."
             self.errors.append(document.error("a [caps] table has no effect in this file", "caps", code="policy.caps-here", hint=hint))

@@ -306,6 +306,10 @@ class PolicyFile(Table):
     """A policy of stockade."""
 
     version: Version = Field(description="The version of this format.")
+    serial: Count | None = Field(
+        None,
+        description="The number of this edition of an administrator's policy; one that is fetched never has a smaller one than before.",
+    )
     wall: Wall | None = Field(None, description="Which wall holds the command; auto follows oversight.")
     oversight: Literal["developer", "none"] | None = Field(None, description="Who is able to judge what the agent asks for.")
     gate: Literal["own", "shared"] | None = Field(None, description="A gate for each session, or one that your sessions share.")

@@ -20,7 +20,7 @@ from stockade.record.merkle import HASH_SIZE, sha256
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import BinaryIO
+    from typing import BinaryIO, Literal
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -94,36 +94,62 @@ class Verifier:
     def __str__(self) -> str:
         return f"{self.name}+{self.key_id.hex()}+{_base64(_ED25519 + self.public)}"
 
-    def check(self, note: Note) -> None:
-        """Raise Tampered unless this key signed the note: (`ledger.key`) another key did, (`ledger.signature`) the signature is wrong."""
+    def wrong(self, raw: bytes, signatures: tuple[Signature, ...]) -> Literal["", "key", "signature"]:
+        """What is wrong with the signatures of a note's text: this key made none of them, or the one that it made is not of this text. "" = nothing.
+
+        Raises StockadeError (`ledger.no-cryptography`).
+        """
         try:
             from cryptography.exceptions import InvalidSignature
             from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
         except ImportError as error:
             raise _no_cryptography("check") from error
 
-        where = f"the checkpoint over {note.checkpoint.size} entries"
-        for signature in note.signatures:
+        for signature in signatures:
             if signature.name == self.name and signature.key_id == self.key_id:
                 try:
-                    Ed25519PublicKey.from_public_bytes(self.public).verify(signature.data, note.raw)
-                except (InvalidSignature, ValueError) as error:
-                    raise Tampered(f"{where} was changed: its signature is wrong", code="ledger.signature") from error
-                return
-        names = ", ".join(signature.name for signature in note.signatures)
-        raise Tampered(
-            f"{where} is signed by {names}, not by the key {self.name}+{self.key_id.hex()}",
-            code="ledger.key",
-            hint="The key was replaced, or the checkpoint comes from another ledger.",
-        )
+                    Ed25519PublicKey.from_public_bytes(self.public).verify(signature.data, raw)
+                except (InvalidSignature, ValueError):
+                    return "signature"
+                return ""
+        return "key"
+
+    def check(self, note: Note) -> None:
+        """Raise Tampered unless this key signed the note: (`ledger.key`) another key did, (`ledger.signature`) the signature is wrong."""
+        where, wrong = f"the checkpoint over {note.checkpoint.size} entries", self.wrong(note.raw, note.signatures)
+        if wrong == "signature":
+            raise Tampered(f"{where} was changed: its signature is wrong", code="ledger.signature")
+        if wrong:
+            names = ", ".join(signature.name for signature in note.signatures)
+            raise Tampered(
+                f"{where} is signed by {names}, not by the key {self.name}+{self.key_id.hex()}",
+                code="ledger.key",
+                hint="The key was replaced, or the checkpoint comes from another ledger.",
+            )
+
+
+def split(note: bytes) -> tuple[bytes, tuple[Signature, ...]]:
+    """The text of a signed note, as it is signed, and its signatures, which nobody has checked. Raises ValueError."""
+    body, blank, tail = note.rpartition(b"\n\n")
+    if not blank or not tail.endswith(b"\n"):
+        raise ValueError("not text, blank line and signatures")
+    signatures = tuple(_signature(line) for line in tail[:-1].split(b"\n"))
+    if not body.decode("utf-8").replace("\n", "").isprintable():
+        raise ValueError("control characters")
+    return body + b"\n", signatures
+
+
+def signature_line(verifier: Verifier, data: bytes) -> bytes:
+    """What stands in a note for a signature by this key."""
+    return _DASH + f"{verifier.name} {_base64(verifier.key_id + data)}\n".encode()
 
 
 def parse(text: bytes) -> Note:
     """Parse one note: text, blank line, signature lines. Raises Tampered (`ledger.checkpoint`)."""
-    body, blank, tail = text.rpartition(b"\n\n")
-    lines = (body + b"\n").split(b"\n")[:-1]
     try:
-        if not blank or not tail.endswith(b"\n") or len(lines) < 3 or not all(lines):
+        raw, signatures = split(text)
+        lines = raw.split(b"\n")[:-1]
+        if len(lines) < 3 or not all(lines):
             raise ValueError("not text, blank line and signatures")
         origin, size, root = (line.decode("utf-8") for line in lines[:3])
         digest = _unbase64(root)
@@ -134,12 +160,9 @@ def parse(text: bytes) -> Note:
             or str(int(size)) != size
         ):
             raise ValueError("no size or root")
-        signatures = tuple(_signature(line) for line in tail[:-1].split(b"\n"))
-        if not (body + b"\n").decode("utf-8").replace("\n", "").isprintable():
-            raise ValueError("control characters")
     except ValueError as error:
         raise Tampered(f"this is not a checkpoint: {error}", code="ledger.checkpoint") from error
-    return Note(Checkpoint(origin, int(size), digest), body + b"\n", signatures)
+    return Note(Checkpoint(origin, int(size), digest), raw, signatures)
 
 
 def _signature(line: bytes) -> Signature:
@@ -205,7 +228,7 @@ def sign(ledger: Ledger) -> Checkpoint:
             )
         if not same:
             text = checkpoint.text()
-            line = _DASH + f"{verifier.name} {_base64(verifier.key_id + key.sign(text))}\n\n".encode()
+            line = signature_line(verifier, key.sign(text)) + b"\n"
             _append(descriptor, text + b"\n" + line, whole)
         ledger.signed(checkpoint.size)
         return checkpoint
