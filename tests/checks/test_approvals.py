@@ -46,9 +46,11 @@ class Machine(RuleBasedStateMachine):
             assert not one.trap
             assert by_whom or (found.outcome == "earlier" and one.key in self.may and not one.people)
 
-    @rule(target=questions, key=st.sampled_from("ab"), people=st.booleans(), trap=st.sampled_from(["", "", "it is one"]))
-    def ask(self, key: str, people: bool, trap: str) -> Asked:
-        one = asked(self.approvals, key, people=people, trap=trap)
+    @rule(
+        target=questions, key=st.sampled_from("ab"), people=st.booleans(), trap=st.sampled_from(["", "", "it is one"]), reviewable=st.booleans()
+    )  # fmt: skip
+    def ask(self, key: str, people: bool, trap: str, reviewable: bool) -> Asked:
+        one = asked(self.approvals, key, people=people, trap=trap, reviewable=reviewable)
         self.hear(self.approvals.ask(one, self.now))
         return one
 
@@ -66,6 +68,7 @@ class Machine(RuleBasedStateMachine):
     def answer(self, one: Asked, right: bool, allow: bool, by: Any, scope: Any) -> None:
         waiting = self.approvals.pending.get(one.number)
         may = waiting is not None and self.now < waiting.expires and right and not (one.people and (by == "reviewer" or scope == "session"))
+        may = may and not (by == "reviewer" and allow and not one.reviewable)
         try:
             found = self.approvals.answer(
                 one.number, one.digest if right else "other", allow, by=by, channel="test", now=self.now, scope=scope
@@ -138,6 +141,31 @@ def test_what_is_for_people_no_reviewer_answers() -> None:
     with pytest.raises(StockadeError, match="only a person"):
         approvals.answer(one.number, one.digest, True, by="reviewer", channel="", now=1.0)
     assert approvals.answer(one.number, one.digest, True, by="person", channel="", now=1.0).allow
+
+
+def test_what_a_reviewer_says_is_no_word_of_a_person_about_the_agent() -> None:
+    """Its refusals pause nothing, its approvals end no row of a person's refusals, and what its rules answer takes nobody's time."""
+    approvals = Approvals(replace(RULES, per_minute=3))
+
+    def say(allow: bool, by: Any, channel: str) -> bool:
+        one = asked(approvals)
+        assert approvals.ask(one, 0.0) is None
+        return approvals.answer(one.number, one.digest, allow, by=by, channel=channel, now=1.0).pause
+
+    assert not any(say(False, "reviewer", "rules") for _ in range(10))
+    assert not say(False, "person", "inbox") and not say(True, "reviewer", "rules") and say(False, "person", "inbox")
+    assert not say(True, "reviewer", "model")  # asking a model costs something
+    assert (last := approvals.ask(asked(approvals), 2.0)) is not None and last.outcome == "too_many"
+
+
+def test_a_person_is_shown_what_a_reviewer_leaves_and_has_the_time_that_is_left() -> None:
+    approvals = Approvals(RULES)
+    one = asked(approvals)
+    assert approvals.ask(one, 0.0) is None
+    shown = approvals.show(one.number, "unsure", 4.0)
+    assert shown is not None and (shown.asked, shown.expires, shown.review, shown.digest) == (4.0, 10.0, "unsure", one.digest)
+    assert approvals.answer(one.number, one.digest, True, by="person", channel="", now=5.0).seconds == 1.0
+    assert approvals.show(one.number, "unsure", 6.0) is None
 
 
 EVENT = {"kind": "egress", "scheme": "https", "host": "api.test", "port": 443, "method": "POST", "path": "/v1/x", "query": 1, "length": 5}

@@ -77,10 +77,10 @@ class Approvals:
         seconds = round(now - asked.asked, 3)
         if asked.trap:  # what is answered to one says nothing about the agent
             return Answered(asked, False, "canary", by, channel, seconds=seconds, caught=allow)
-        if allow:
-            self._refusals = 0
-        elif by == "person":
-            self._refusals += 1
+        if by == "person":  # what a reviewer says neither counts nor ends a row
+            self._refusals = 0 if allow else self._refusals + 1
+        elif channel == "rules" and asked.asked in self._recent:
+            self._recent.remove(asked.asked)  # it took nobody's time
         pause = 0 < self.rules.refusals <= self._refusals
         if pause:
             self._refusals = 0
