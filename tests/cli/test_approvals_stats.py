@@ -70,6 +70,25 @@ def test_a_person_reads_a_table_and_plots(directory: Path, capsys: pytest.Captur
     assert any(line.startswith("Requests made up to be refused, and refused: 1 of 2, 50%") for line in lines) and "     1 approved" in lines
 
 
+def test_what_a_reviewer_did_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = [
+        start(),
+        ask(1), answer(1, by="reviewer"),
+        ask(2), answer(2, "canary", "reviewer", canary=True, caught=True),
+        ask(3), answer(3, "canary", "reviewer", canary=True, caught=False),
+        event("egress", effect="allow", method="POST", by="reviewer"),
+        event("egress", effect="allow", method="GET"),
+    ]  # fmt: skip
+    with closing(Ledger(str(tmp_path / "ledger"))) as ledger:
+        for one in events:
+            ledger.append({name: value for name, value in one.items() if name != "time"})
+    assert stats(tmp_path / "ledger") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "     3 answered by a reviewer instead" in lines and any(line.startswith("A person was asked 0 times") for line in lines)
+    assert any(line.startswith("Refused by the reviewer, which people were not shown: 1 of 2, 50%") for line in lines)
+    assert [line.split() for line in lines if line.endswith("connections")] == [["at", "least", "1", "connections"]]
+
+
 def test_a_program_reads_every_number(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert stats(directory, "--json") == 0
     found = json.loads(capsys.readouterr().out)

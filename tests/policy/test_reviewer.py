@@ -48,6 +48,12 @@ def test_rules_and_a_model_with_all_that_may_be_sent_to_it(places: Places) -> No
     assert places.load() == places.load() == compiled.policy  # the cache gives back the same
 
 
+def test_the_key_may_be_the_agents_own(places: Places) -> None:
+    places.write(user='[[egress]]\npreset = "anthropic"\n' + MODEL.replace('"judge"', '"anthropic"'))
+    found = places.compile().policy
+    assert found.reviewer and found.reviewer.model and (found.reviewer.model.credential,) == found.credentials
+
+
 def test_who_reviews_for_a_user_approves_nothing_that_the_administrator_asks_about(places: Places) -> None:
     places.write(managed=ASKS, user=RULES)
     found = places.compile().policy.reviewer

@@ -33,6 +33,7 @@ def test_requests_bytes_and_the_busiest_host() -> None:
         egress("deny", host="b.test", method="CONNECT"),
         egress(host="c.test", method="CONNECT"),
         {"kind": "dns", "effect": "deny", "name": "d.test"},
+        egress(host="judge.test", by="reviewer", length=7),  # nothing that the session asked for
     )
     assert (found.command, found.started) == (("curl", "x"), 5.0)
     assert (found.allowed, found.refused, found.up, found.busiest) == (2, 2, 15, "b.test")

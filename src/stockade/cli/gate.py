@@ -320,7 +320,8 @@ def _in_words(event: dict[str, Any]) -> tuple[str, str]:
     if kind == "egress":
         size = f"  {of('length')} bytes" if event.get("length") else ""
         key = f"  with {of('credential')}" if event.get("credential") else ""
-        return of("effect"), f"{what}  {of('rule')}{size}{key}"
+        whose = "  for the reviewer" if event.get("by") == "reviewer" else ""
+        return of("effect"), f"{what}  {of('rule')}{size}{key}{whose}"
     if kind in ("ask", "tool"):
         return of("effect") or kind, f"{what}  {of('rule')}"
     if kind == "dns":

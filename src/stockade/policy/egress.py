@@ -80,7 +80,8 @@ class Rules:
 
     def __init__(self, watch: Watch, cwd: str, caps: Mapping[int, Caps], errors: list[PolicyError], warnings: list[PolicyError]) -> None:
         self.watch, self.cwd, self.caps, self.errors, self.warnings = watch, cwd, caps, errors, warnings
-        self.written: dict[str, tuple[Credential, Document]] = {}  # every credential, and where it was written
+        self.written: dict[str, tuple[Credential, Document]] = {}  # every credential that a file has, and which file
+        self.known: dict[str, Credential] = {}  # and those that presets bring
 
     def merge(self, documents: Sequence[Document]) -> tuple[tuple[Grant, ...], tuple[Credential, ...], tuple[tuple[str, str], ...]]:
         """(grants, the credentials they use, variables for clients inside)."""
@@ -109,6 +110,7 @@ class Rules:
                 self.warnings.append(
                     one.error(f"no rule uses the credential {name}", "credential", name, code="policy.unused-credential", hint=hint)
                 )
+        self.known = credentials
         kept = tuple(credential for name, credential in credentials.items() if name in used)
         self._stand_ins(kept)
         return tuple(dict.fromkeys(grants)), kept, tuple(variables.items())

@@ -118,9 +118,8 @@ def _model(table: ReviewerTable, one: Document, caps: Caps, rules: Rules, errors
         max_upload=_QUESTION,
     )
     grant = caps.grant(grant, one, ("reviewer",), upload_written=False)
-    known = {name: credential for name, (credential, _) in rules.written.items()}
-    rules.use(grant, one, ("reviewer",), known, rules.written)
-    credential: Credential | None = known.get(grant.credential)
+    rules.use(grant, one, ("reviewer",), rules.known, rules.written)
+    credential: Credential | None = rules.known.get(grant.credential)
     if credential is not None and (credential.services or credential.query):
         wrong(f"the credential {credential.name} does not go into a header", "credential", "policy.reviewer", "Use one with a header.")
         return None
