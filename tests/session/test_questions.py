@@ -13,11 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from stockade.checks import lures
 from stockade.core.errors import StockadeError
-from stockade.core.values import Asking, Grant, Policy
+from stockade.core.values import Asking, Grant, Policy, ToolRule
 from stockade.session.approvals import Questions
 
 GRANT = Grant("a.test", effect="ask", methods=("POST",))
 FOR_PEOPLE = Grant("a.test", effect="ask", methods=("POST",), people=True)
+CALLS = (ToolRule("Bash", "ask"), ToolRule("Bash", "ask", people=True))
 
 
 class Ledger:
@@ -81,15 +82,18 @@ class Machine(RuleBasedStateMachine):
             if event["kind"] == "answer" and event["effect"] == "allow":
                 assert event["ask"] in self.approved or (event["outcome"] == "earlier" and keys[event["ask"]] in self.standing)
 
-    @rule(path=st.sampled_from(["/a", "/b"]), people=st.booleans(), broken=st.booleans())
-    def ask(self, path: str, people: bool, broken: bool) -> None:
+    @rule(path=st.sampled_from(["/a", "/b"]), people=st.booleans(), broken=st.booleans(), tool=st.booleans())
+    def ask(self, path: str, people: bool, broken: bool, tool: bool) -> None:
         number = self.questions.upcoming
         self.said[number] = []
         event = {"method": "POST", "scheme": "https", "host": "a.test", "port": 443, "path": path, "length": 3}
+        about: Any = FOR_PEOPLE if people else GRANT
+        if tool:
+            event, about = {"kind": "tool", "tool": "Bash", "asks": "{}", "length": 2, "digest": path}, CALLS[people]
         self.ledger.broken = broken
         with self.at():
             try:
-                self.questions.ask(event, FOR_PEOPLE if people else GRANT, tainted=False, reply=self.said[number].append)
+                self.questions.ask(event, about, tainted=False, reply=self.said[number].append)
             except StockadeError:
                 assert broken and self.said[number] in ([], [False])
         self.ledger.broken = False
