@@ -91,6 +91,7 @@ def test_codex_asks_before_every_tool() -> None:
     described = agents.known("codex")
     assert described.asking[: len(described.arguments)] == described.arguments and described.asking[-1] == "--dangerously-bypass-hook-trust"
     values = described.asking[len(described.arguments) + 1 : -1 : 2]
+    assert values[0] == "features.hooks=true"
     hooks = tomllib.loads("\n".join(values))["hooks"]
     handler = {"type": "command", "command": agents.HOOK, "timeout": 900}
     assert hooks == {event: [{"hooks": [handler]}] for event in ("PreToolUse", "PermissionRequest")}

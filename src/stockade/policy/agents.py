@@ -145,7 +145,7 @@ KNOWN: tuple[Known, ...] = (
         (_OPENAI,),
         arguments=_CODEX,
         asking=(
-            *_CODEX,
+            *(*_CODEX, "-c", "features.hooks=true"),  # whatever its own settings say
             *(word for event in _EVENTS for word in ("-c", f"hooks.{event}=[{{hooks=[{_CODEX_HANDLER}]}}]")),
             "--dangerously-bypass-hook-trust",
         ),
