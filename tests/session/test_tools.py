@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from typing import Any
 
 import pytest
 
-from session.supervised import Place
+from session.supervised import Place, Terminal, command
 from session.test_agents import Machine, machine, yard  # noqa: F401  their fixtures
-from session.test_approvals import asked, end, events, fresh, server, stockade, waiting  # noqa: F401  and fixtures
+from session.test_approvals import asked, code, end, events, fresh, server, stockade, waiting  # noqa: F401  and fixtures
+from stockade.core.asks import Asked
 from stockade.core.errors import StockadeError
 from stockade.core.frozen import replace
 from stockade.core.tools import ToolRule
@@ -19,7 +21,7 @@ from stockade.drills.puppet import instruct
 from stockade.drills.runner import STOCKADE
 from stockade.drills.yard import HOME
 from stockade.policy.agents import HOOK
-from stockade.session import inbox
+from stockade.session import inbox, live
 from walls.boxes import until
 
 # Asks about the call of a tool as an agent's hook does, and prints what it may.
@@ -105,6 +107,45 @@ def test_whoever_asks_without_end_asks_few(place: Place, server: Any) -> None:  
     finally:
         end(run)
     assert sorted(one["outcome"] for one in events(place, "answer")) == ["refused"] * 2 + ["too_many"] * 10
+
+
+@pytest.mark.wall
+def test_it_is_asked_in_the_terminal(place: Place, server: Any) -> None:  # noqa: F811
+    given = replace(policy(server), environment=Environment((), (("HOOK", HOOK),)))
+    script = f"{CALL}\ncall Bash 'git push'; call Bash 'git push'; read line; echo got $line"
+    person = Terminal(place, (), words=command(given, ("/bin/bash", "-c", script), tty=None))
+    try:
+        person.expect("stockade asks: may this tool be called")
+        person.expect('the tool Bash with ."command":"git push"')
+        letters = code(person)
+        person.type(f"{letters}\r")
+        person.expect("allow\r\n")
+        code(person)
+        person.type("\r")
+        person.expect("deny\r\n")
+        person.type("on\r")
+        person.expect("got on")
+    finally:
+        person.close()
+    assert [(one["channel"], one["outcome"]) for one in events(place, "answer")] == [("terminal", "approved"), ("terminal", "refused")]
+
+
+@pytest.mark.wall
+def test_a_program_answers_and_a_reviewer_never_for_people(place: Place, server: Any) -> None:  # noqa: F811
+    async def reviewer(one: Asked) -> Any:
+        return "once" if one.action == "tool" and '"git push"' in one.what else False
+
+    async def approver(one: Asked) -> Any:
+        return "once" if one.people and one.what.startswith("the tool Deploy with") else None
+
+    async def whole() -> list[bytes]:
+        given = replace(policy(server, timeout=20), environment=Environment((), (("HOOK", HOOK),)))
+        async with live.open_session(given, cwd=str(place.work), reviewer=reviewer, approver=approver) as session:
+            script = f"{CALL}\ncall Bash 'git push'; call Bash 'git push -f'; call Deploy now"
+            return (await session.exec(["/bin/bash", "-c", script], timeout=60)).stdout.split()
+
+    assert asyncio.run(whole()) == [b"allow", b"deny", b"allow"]
+    assert [one["by"] for one in events(place, "answer")] == ["reviewer", "reviewer", "person"]
 
 
 # ---- real agents ------------------------------------------------------------------------------------------------------------------
