@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from stockade.checks import lures
 from stockade.core.errors import StockadeError
-from stockade.core.values import Asking, Grant, Policy, ToolRule
+from stockade.core.tools import ToolRule
+from stockade.core.values import Asking, Grant, Policy
 from stockade.session.approvals import Questions
 
 GRANT = Grant("a.test", effect="ask", methods=("POST",))
