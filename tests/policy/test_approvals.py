@@ -108,3 +108,48 @@ def test_nor_goes_beyond_what_is_above(places: Places) -> None:
     assert codes(places) == {"policy.capped"}
     places.write(managed='[caps]\negress_hosts = ["*"]', user="")
     assert "policy.bad-value" in codes(places)
+
+
+HOOK = 'webhook = "https://hooks.example.test/in"\nwebhook_secret = "env:HOOK"'
+
+
+def test_who_is_told_is_for_the_user_and_the_administrator_to_say(places: Places) -> None:
+    places.write(user=f"[approvals]\n{HOOK}\nnotify = true")
+    told = places.compile().policy.approvals
+    assert (told.webhook, told.webhook_secret, told.notify) == ("https://hooks.example.test/in", "env:HOOK", True)
+    assert places.load() == places.load() == places.compile().policy
+    places.write(managed=f"[approvals]\n{HOOK}", user="[approvals]\nnotify = true")
+    assert places.compile().policy.approvals == told
+    places.write(managed=f"[approvals]\n{HOOK}", user=f"[approvals]\n{HOOK.replace('hooks', 'mine')}")
+    assert codes(places) == {"policy.capped"}
+    for line in (HOOK, "notify = true"):
+        places.write(managed="", user="", project=f"[approvals]\n{line}")
+        assert codes(places) == {"policy.told"}
+
+
+@pytest.mark.parametrize(
+    "written, code",
+    [
+        ('webhook = "https://hooks.example.test/in"', "policy.told"),
+        ('webhook_secret = "env:HOOK"', "policy.told"),
+        (HOOK.replace("https", "http"), "policy.bad-value"),
+        (HOOK.replace("https", "file"), "policy.bad-value"),
+        (HOOK.replace("https://hooks", "https://me:secret@hooks"), "policy.bad-value"),
+        (HOOK.replace("/in", "/in#part"), "policy.bad-value"),
+        (HOOK.replace("/in", "/i n"), "policy.bad-value"),
+        (HOOK.replace("hooks.example.test", ""), "policy.bad-value"),
+        (HOOK.replace("hooks.example.test", "hooks.example.test:x"), "policy.bad-value"),
+        (HOOK.replace("env:HOOK", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"), "policy.bad-value"),
+        (HOOK.replace("env:HOOK", "file:WORK/secret"), "policy.secret-mounted"),
+        ("notify = 1", "policy.bad-type"),
+    ],
+)
+def test_a_webhook_that_cannot_be(places: Places, written: str, code: str) -> None:
+    places.write(user=f"[approvals]\n{written.replace('WORK', str(places.work))}")
+    assert code in codes(places)
+
+
+def test_a_webhook_on_this_machine_may_be_in_the_clear(places: Places) -> None:
+    for host in ("127.0.0.1:9000", "localhost:9000", "[::1]:9000"):
+        places.write(user=f"[approvals]\n{HOOK}".replace("https://hooks.example.test", f"http://{host}"))
+        assert places.compile().policy.approvals.webhook == f"http://{host}/in"

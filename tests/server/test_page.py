@@ -121,7 +121,7 @@ def test_a_question_is_shown_whole_and_answered_by_keyboard_alone(served: Served
     asked = served.questions.ask(
         "POST https://api.example.test/v1/deploy",
         what="POST https://api.example.test/v1/deploy?env=prod, with your credential deploy; it sends 9 bytes: image=new",
-        risk="high", tainted=True,
+        risk="high", tainted=True, review="small-model is unsure: it cannot be undone",
     )  # fmt: skip
     choose(page)
     shown = page.inner_text("#detail")
@@ -132,6 +132,7 @@ def test_a_question_is_shown_whole_and_answered_by_keyboard_alone(served: Served
         asked.digest,
         asked.also,
         "something secret was read",
+        asked.review,
         "first-session",
         "/home/me/work",
     ):
@@ -152,13 +153,17 @@ def test_a_question_is_shown_whole_and_answered_by_keyboard_alone(served: Served
 
 def test_for_the_session_and_taking_back_and_refusing_all_like_it(served: Served, opened: Any) -> None:
     page = opened()
-    served.questions.ask("GET https://api.example.test/a")
+    for session in ("first-session", "first-session", "second-session"):
+        served.questions.ask("GET https://api.example.test/a", session)
+    waits(page, 3)
     choose(page)
     page.keyboard.press("s")
     drawn = letters(page)
-    assert "the same until the session ends" in page.inner_text("#confirm")
+    assert "the same until the session ends. 1 like it waits, and is allowed at once." in page.inner_text("#confirm")
     page.keyboard.type(drawn.upper() + "\n")  # Caps Lock
     says(page, "Allowed until the session ends.")
+    served.questions.sessions["first-session"].covered(time.time())
+    served.questions.sessions["second-session"].pending.clear()
     page.wait_for_selector(".held")
     for _ in range(3):
         served.questions.ask("PUT https://api.example.test/b")
@@ -273,7 +278,7 @@ def test_hostile_text_stays_text(served: Served, opened: Any) -> None:
     page = opened()
     dialogs: list[str] = []
     page.on("dialog", lambda dialog: dialogs.append(dialog.message))
-    served.questions.ask(HOSTILE, also=HOSTILE, rule=HOSTILE)
+    served.questions.ask(HOSTILE, also=HOSTILE, rule=HOSTILE, review=HOSTILE)
     trap = served.questions.ask("GET https://trap.example.test/", trap=HOSTILE)
     choose(page)
     escaped = r"<img src=x onerror=alert(1)><script>alert(1)</script>\x1b[2J\u202ehttps://\u0430pple.test\u2066\n\ud800</pre></body>"

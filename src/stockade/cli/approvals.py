@@ -98,13 +98,14 @@ def _web(options: argparse.Namespace) -> int:
         ) from error
     from stockade.session import inbox
 
-    first = True
+    texts = ["What your sessions ask is at this address, until Ctrl-C:", "It was opened. For another browser:"]
 
     def say(link: str) -> None:
-        nonlocal first
-        text = "What your sessions ask is at this address, until Ctrl-C:" if first else "It was opened. For another browser:"
-        print(json.dumps({"link": link}) if options.json else f"{text}\n  {link}", flush=True)
-        first = False
+        text = texts.pop(0) if len(texts) > 1 else texts[0]
+        try:
+            print(json.dumps({"link": link}) if options.json else f"{text}\n  {link}", flush=True)
+        except BrokenPipeError:  # whoever reads has the link it wanted
+            pass
 
     try:
         Server(inbox, approvals_stats.measured, say, options.port).run()

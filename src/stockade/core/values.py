@@ -291,6 +291,7 @@ class Asking:
     """How approvals are asked for. A question waits `timeout` seconds; at most `pending` wait at once, and `per_minute` are asked in a minute: more are denied.
 
     After `refusals` in a row the session is paused (0 = never). Of 100 questions about `canaries` are followed by one that must be refused.
+    `webhook` is where what is asked and answered is told ("" = nowhere), signed with what the source `webhook_secret` gives; `notify`: the user's desktop shows it.
     """
 
     timeout: int = 120
@@ -298,6 +299,9 @@ class Asking:
     per_minute: int = 20
     refusals: int = 3
     canaries: int = 0
+    webhook: str = ""
+    webhook_secret: str = ""
+    notify: bool = False
 
 
 @frozen

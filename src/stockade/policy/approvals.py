@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from stockade.policy.model import EgressTable
     from stockade.policy.read import Document
 
+_BOUNDS = ("timeout", "pending", "per_minute", "refusals", "canaries")
+_TOLD = ("webhook", "webhook_secret", "notify")
 _MORE_IS_STRICTER = ("canaries",)
 _ANY = "*"
 _NOT_WITH_ANY = ("git", "grpc", "websocket", "headers", "credential", "private", "secret", "after_secret")
@@ -27,7 +29,7 @@ def merge_approvals(documents: Sequence[Document], grants: Sequence[Grant], over
     holders: dict[str, Document] = {}
     for one in documents:
         table = one.tables.approvals
-        for name in type(table).model_fields if table is not None else ():
+        for name in _BOUNDS if table is not None else ():
             value = getattr(table, name)
             if value is None:
                 continue
@@ -49,11 +51,41 @@ def merge_approvals(documents: Sequence[Document], grants: Sequence[Grant], over
                 errors.append(one.error(message, "approvals", name, code="policy.capped", hint=hint))
                 continue
             asking, holders[name] = replace(asking, **{name: value}), one
+    asking = _told(documents, asking, errors)
     if oversight == "none":
         for at in dict.fromkeys(grant.origin for grant in grants if grant.effect == ASK):
             message = 'this rule asks, and with oversight = "none" nobody is there who could be asked'
             hint = "Grant what is needed, or leave the rule out; what is not granted does not happen."
             errors.append(PolicyError(message, code="policy.nobody-to-ask", file=at.file, line=at.line, key=at.key, hint=hint))
+    return asking
+
+
+def _told(documents: Sequence[Document], asking: Asking, errors: list[PolicyError]) -> Asking:
+    """Who is told what is asked: that is for the user and the administrator to say, and the administrator's webhook stays. Errors are collected."""
+    by: Document | None = None
+    for one in documents:
+        table = one.tables.approvals
+        given = [name for name in _TOLD if table is not None and getattr(table, name) is not None]
+        if table is None or not given:
+            continue
+        if one.layer not in ("managed", "user"):
+            hint = "Write it into your own policy; nobody else says who learns what you are asked."
+            errors.append(one.error(f"approvals.{given[0]} does not count here", "approvals", given[0], code="policy.told", hint=hint))
+            continue
+        if (table.webhook is None) != (table.webhook_secret is None):
+            hint = "Nothing is sent that its receiver could not check. Write both, or neither."
+            errors.append(one.error("webhook and webhook_secret belong together", "approvals", given[0], code="policy.told", hint=hint))
+            continue
+        if table.webhook is not None and by is not None:
+            message = f"{by.name} names a webhook already"
+            errors.append(
+                one.error(message, "approvals", "webhook", code="policy.capped", hint=f"Only the owner of {by.name} can change it.")
+            )
+            continue
+        if table.webhook is not None:
+            by, asking = one, replace(asking, webhook=table.webhook, webhook_secret=table.webhook_secret)
+        if table.notify is not None:
+            asking = replace(asking, notify=table.notify)
     return asking
 
 

@@ -161,6 +161,10 @@ class _Merge:
         root = merge_root(self.documents, self.caps, self.errors, self.origins, limits, self._shown)
         approvals = merge_approvals(self.documents, grants, oversight, self.errors)
         tools = merge_tools(self.documents, oversight, self.errors)
+        if approvals.webhook_secret:
+            written = next(one for one in self.documents if one.tables.approvals is not None and one.tables.approvals.webhook)
+            at = written.origin("approvals", "webhook_secret")
+            self._credential_files((Credential("webhook", approvals.webhook_secret, origin=at),), shown)
         for caps in self.caps.values():
             self.errors += caps.errors
         raise_all(self.errors)

@@ -6,6 +6,7 @@ import json
 import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -233,6 +234,22 @@ def _source(value: str) -> str:
     return value
 
 
+def _webhook(value: str) -> str:
+    """Where something is told. In the clear only on this machine; a name and password in it would be in every message of an error (RFC 3986, section 3.2.1)."""
+    try:
+        parts = urlsplit(value)
+        fine = bool(parts.hostname) and (parts.port or 443) > 0
+    except ValueError:
+        fine = False
+    if not fine or not value.isascii() or not value.isprintable() or " " in value:
+        raise wrong(f"{value[:100]!r} is not an address", 'Write "https://host/path".')
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1")):
+        raise wrong("a webhook is told over https, or over http on this machine", 'Write "https://host/path".')
+    if parts.username is not None or parts.fragment:
+        raise wrong("holds a name, a password or a fragment", "Who is told knows the sender by the signature: webhook_secret.")
+    return value
+
+
 def _template(value: str) -> str:
     if value.count("{}") != 1:
         raise wrong(f"{value[:40]!r} must hold {{}} once, where the credential goes", 'Write template = "Bearer {}" or "{}".')
@@ -353,6 +370,7 @@ Scalar = Annotated[str, BeforeValidator(_scalar), WithJsonSchema({"type": ["stri
 Value = Annotated[str, AfterValidator(_value)]
 Source = Annotated[Text, AfterValidator(_source)]
 Url = Annotated[Text, AfterValidator(_url)]
+Webhook = Annotated[Text, AfterValidator(_webhook)]
 Template = Annotated[Text, AfterValidator(_template)]
 User = Annotated[Text, AfterValidator(_user)]
 Namespace = Annotated[Text, AfterValidator(_namespace)]

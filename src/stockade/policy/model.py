@@ -42,6 +42,7 @@ from stockade.policy.kinds import (
     Value,
     Variable,
     Version,
+    Webhook,
 )  # fmt: skip
 
 Mode = Literal["ro", "rw", "rw-no-delete"]
@@ -227,6 +228,11 @@ class ApprovalsTable(Table):
     canaries: Percent | None = Field(
         None, description="After so many of 100 questions comes one that must be refused, to measure whether answers still mean anything."
     )
+    webhook: Webhook | None = Field(None, description="Where what is asked and answered is told: https, or http on this machine.")
+    webhook_secret: Source | None = Field(
+        None, description='What signs it, as a credential\'s source: "whsec_" and base64 of 24 to 64 bytes.'
+    )
+    notify: bool | None = Field(None, description="true: what is asked is shown on your desktop, by notify-send. Default: false.")
 
 
 class ReviewAllowTable(Table):

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from stockade.gateway.desk import Desk
     from stockade.session import Session
     from stockade.session.approvals import Listener, Questions
+    from stockade.session.hearers import Hearers
     from stockade.session.own_gate import OwnGate
-    from stockade.session.reviewer import Review
 
 KINDS = {3128: "http-proxy", 80: "http", 443: "https", 53: "dns-tcp"}  # any other port of a door is raw TCP
 LEARNED = 10_000  # requests that are kept to learn from
@@ -48,7 +48,7 @@ class GateKeeper:
         self._sent: list[int] = []  # the numbers of those that the gate was given, in its order
         self._waiting: list[Callable[[], None]] = []  # for the gate's word that it has obeyed
         self._questions: Questions | None = None
-        self._review: Review | None = None
+        self._hearers: Hearers | None = None
         self._numbers: dict[int, int] = {}  # of questions, by the gate's own
         self._tainted = False
         if session.origin is not None:
@@ -321,14 +321,10 @@ class GateKeeper:
         """What waits for a person's word."""
         if self._questions is None:
             from stockade.session.approvals import Questions
+            from stockade.session.hearers import Hearers
 
-            listener, reviewer = self._listener, self._session.policy.reviewer
-            if reviewer is not None:
-                from stockade.session.reviewer import Review
-
-                self._review = Review(reviewer, self._session, self._loop, self._say, self._introduce, lambda: self.questions, listener)
-                listener = self._review.hear
-            self._questions = Questions(self._session, self._loop, self._say, listener)
+            self._hearers = Hearers(self._session, self._loop, self._say, self._introduce, lambda: self.questions, self._listener)
+            self._questions = Questions(self._session, self._loop, self._say, self._hearers.hear)
         return self._questions
 
     def _ask(self, control: Control, number: int, event: dict[str, Any]) -> None:
@@ -380,8 +376,8 @@ class GateKeeper:
     def _end(self) -> None:
         if self._questions is not None:
             self._questions.close()
-        if self._review is not None:
-            self._review.close()
+        if self._hearers is not None:
+            self._hearers.close()
         if self._control is not None:
             self._loop.forget(self._control.fileno())
             self._control.close()

@@ -100,7 +100,7 @@ function update(state) {
 
 function gone() {
   const late = chosen.asked && secondsLeft(chosen.asked) <= 0;
-  const elsewhere = chosen.asked ? "Answered elsewhere, or not waited for any more." : "It does not hold any more.";
+  const elsewhere = chosen.asked ? "Answered elsewhere, covered by an approval, or not waited for any more." : "It does not hold any more.";
   became(late ? "Its time is over: it was refused." : elsewhere);
 }
 
@@ -205,12 +205,13 @@ function question(row) {
     ["Digest", asked.digest, "code"],
   ];
   if (asked.tainted) facts.splice(2, 0, ["Secrets", make("span", { className: "warning" }, "something secret was read in this session")]);
+  if (asked.review) facts.splice(2, 0, ["The reviewer", asked.review]);
   return [make("pre", { className: "what" }, asked.what), list(facts)];
 }
 
 function held(row) {
   const facts = [
-    ["Holds", "until the session ends, with any query and any body that the rule allows"],
+    ["Holds", "until the session ends, or you take it back"],
     ["Session", `${row.session.id}, in ${row.session.workspace}`],
   ];
   return [make("pre", { className: "what" }, row.standing.place), list(facts)];
@@ -314,7 +315,9 @@ function confirm(scope) {
   const mine = (confirming = { row: chosen, scope, letters: "" });
   find("confirm-title").textContent = scope === "session" ? "Allow this until the session ends?" : "Allow this once?";
   find("confirm-what").textContent = scope === "session" ? `${asked.place}\n\nnow: ${asked.what}` : asked.what;
-  find("confirm-also").textContent = scope === "session" ? `It would allow ${asked.also}.` : "It would allow exactly this, and nothing else.";
+  const others = asked.people ? 0 : alike(chosen).filter((one) => one !== chosen && !one.asked.people).length;
+  const waiting = others ? ` ${others} like it ${others === 1 ? "waits, and is" : "wait, and are"} allowed at once.` : "";
+  find("confirm-also").textContent = scope === "session" ? `It would allow ${asked.also}.${waiting}` : "It would allow exactly this, and nothing else.";
   find("confirm-how").textContent = "";
   find("letters").value = "";
   find("letters").readOnly = true;
