@@ -120,7 +120,7 @@ class Page:
             found = self._source.waiting()
         except (StockadeError, OSError) as error:
             return {"trouble": safe(str(error)), "sessions": []}
-        self._seen = {one.session: one for one in found}
+        self._seen |= {one.session: one for one in found}
         return {"trouble": "", "sessions": [_shown(one) for one in found]}
 
     async def _answer(self, request: Request) -> Response:
