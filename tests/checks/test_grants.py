@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stockade.checks.grants import COMMON_HEADERS, CredentialInUse, HttpRequest, choose, decide, decide_connect, granted_name, weigh
+from stockade.checks.raw import decide_raw
 from stockade.core.frozen import replace
 from stockade.core.values import ALLOW, ASK, DENY, Grant, Origin
 
@@ -304,6 +305,19 @@ def test_a_question_is_lifted_by_an_allow_of_its_own_file_and_by_no_other() -> N
             assert weigh(request, grants)[0][0].effect == wanted
     denied = Grant("h.example.com", effect=DENY)
     assert decide(request, (asks, own, denied)).effect == DENY
+
+
+def test_of_rules_that_ask_those_count_that_leave_it_to_the_fewest() -> None:
+    """No rule of another file gives a reviewer what one of them keeps for people, whatever else it says."""
+    request = HttpRequest("GET", "h.example.com", "/x")
+    anybody = Grant("h.example.com", effect=ASK, max_download=9, origin=Origin("user", 1))
+    kept = replace(anybody, unreviewed=True, origin=Origin("managed", 1))
+    people = replace(anybody, people=True, origin=Origin("managed", 2))
+    for found, wanted in (((anybody, kept), kept), ((anybody, people), people), ((anybody, kept, people), people), ((anybody,), anybody)):
+        for grants in itertools.permutations(found):
+            assert choose(request, grants)[1] == wanted == weigh(request, grants)[0][0]
+            raw = tuple(replace(grant, scheme="tcp") for grant in grants)
+            assert decide_raw("h.example.com", 443, raw)[1] == replace(wanted, scheme="tcp")
 
 
 def test_suffixes_need_two_labels() -> None:

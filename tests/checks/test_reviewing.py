@@ -15,7 +15,7 @@ from stockade.checks.reviewing import Opinion, asks_model, by_rules, followed, h
 from stockade.core.asks import Asked
 from stockade.core.frozen import replace
 from stockade.core.reviews import Reviewer, ReviewModel, ReviewRule
-from stockade.core.values import Grant, Origin
+from stockade.core.values import Grant
 
 METHODS, HOSTS, RISKS = ("GET", "POST", "DELETE"), ("a.test", "b.example.test"), ("low", "medium", "high")
 MODEL = ReviewModel("openai", "https://m.test/v1/chat/completions", "m", 10, Grant("m.test"))
@@ -69,14 +69,14 @@ def test_law_order_and_repetition_do_not_matter(asked: Asked, reviewer: Reviewer
     assert by_rules(asked, turned) == by_rules(asked, reviewer)
 
 
-@pytest.mark.parametrize("tainted, people, above", [(True, False, ()), (False, True, ()), (False, False, ("/etc/p.toml",))])
-def test_what_no_reviewer_approves(tainted: bool, people: bool, above: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("tainted, people, unreviewed", [(True, False, False), (False, True, False), (False, False, True)])
+def test_what_no_reviewer_approves(tainted: bool, people: bool, unreviewed: bool) -> None:
     event = {"method": "GET", "scheme": "https", "host": "a.test", "port": 443, "path": "/x", "length": 0}
-    grant = Grant("a.test", effect="ask", people=people, origin=Origin("/etc/p.toml", 3))
+    grant = Grant("a.test", effect="ask", people=people, unreviewed=unreviewed)
     every = Reviewer(allow=(ReviewRule(("*",)),))
-    asked = question(1, event, grant, tainted=tainted, above=above)
+    asked = question(1, event, grant, tainted=tainted)
     assert (
-        by_rules(asked, every) == "person" and by_rules(question(1, event, replace(grant, people=False), tainted=False), every) == "allow"
+        by_rules(asked, every) == "person" and by_rules(question(1, event, Grant("a.test", effect="ask"), tainted=False), every) == "allow"
     )
 
 

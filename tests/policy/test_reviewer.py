@@ -30,7 +30,7 @@ def test_rules_and_a_model_with_all_that_may_be_sent_to_it(places: Places) -> No
     places.write(user=f"{ASKS}{MODEL}{RULES}{KEY}")
     compiled = places.compile()
     found = compiled.policy.reviewer
-    assert found and found.approves and found.above == () and compiled.warnings == ()
+    assert found and found.approves and compiled.warnings == ()
     assert found.allow == (ReviewRule(("GET",), (), ("low",), max_size=1024),) and found.deny == (ReviewRule(tainted=True),)
     assert found.model and (found.model.api, found.model.name, found.model.timeout) == ("anthropic", "some-model", 20)
     grant = found.model.grant
@@ -55,12 +55,10 @@ def test_the_key_may_be_the_agents_own(places: Places) -> None:
 
 
 def test_who_reviews_for_a_user_approves_nothing_that_the_administrator_asks_about(places: Places) -> None:
-    places.write(managed=ASKS, user=RULES)
-    found = places.compile().policy.reviewer
-    assert found and found.above == (str(places.managed),)
-    places.write(managed=f"{ASKS}{RULES}", user="")
-    found = places.compile().policy.reviewer
-    assert found and found.above == ()
+    own = ASKS.replace("/v1", "/v2")
+    for managed, user, unreviewed in ((ASKS, own + RULES, [True, False]), (ASKS + RULES, own, [False, False]), (ASKS, own, [False, False])):
+        places.write(managed=managed, user=user)
+        assert [grant.unreviewed for grant in places.compile().policy.grants] == unreviewed
 
 
 @pytest.mark.parametrize(

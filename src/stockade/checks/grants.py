@@ -209,9 +209,11 @@ def _each(
 
 def counting(accepted: list[Grant]) -> list[Grant]:
     """Of the grants that cover a request those among which one counts. A rule that asks is overruled by one of the same file that allows, since whoever wrote it
-    has decided; what another file says lifts no question, neither a wider one nor a narrower one."""
+    has decided; what another file says lifts no question, neither a wider one nor a narrower one. Nor does it widen who may answer: of rules that ask those count
+    that leave it to the fewest."""
     decided = {grant.origin.file for grant in accepted if grant.effect == ALLOW}
     asks = [grant for grant in accepted if grant.effect == ASK and grant.origin.file not in decided]
+    asks = [grant for grant in asks if grant.people] or [grant for grant in asks if grant.unreviewed] or asks
     return asks or [grant for grant in accepted if grant.effect == ALLOW]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stockade.core.asks import Asked
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
     from stockade.core.asks import Risk
     from stockade.core.values import Grant
@@ -19,9 +19,10 @@ _USUAL = {"https": 443, "http": 80}
 _LARGE = 64 << 10  # bytes of a body that hold more than a person can have looked at
 
 
-def question(number: int, event: Mapping[str, object], grant: Grant, *, tainted: bool, above: Collection[str] = ()) -> Asked:
-    """The question about one request. `event` is the gate's, whose texts are printable ASCII (gateway/control.py). `above` are files whose questions no
-    reviewer may approve. INVARIANT: nor may it anything after something secret was opened.
+def question(number: int, event: Mapping[str, object], grant: Grant, *, tainted: bool) -> Asked:
+    """The question about one request. `event` is the gate's, whose texts are printable ASCII (gateway/control.py).
+
+    INVARIANT: after something secret was opened no reviewer may approve anything.
     """
     method, host, query = str(event.get("method", "")), str(event.get("host", "")), str(event.get("asks", ""))
     length = int(str(event.get("length", -1)))
@@ -53,7 +54,7 @@ def question(number: int, event: Mapping[str, object], grant: Grant, *, tainted:
         quiet,
         tainted,
         grant.people,
-        reviewable=not (grant.people or tainted or grant.origin.file in above),
+        reviewable=not (grant.people or grant.unreviewed or tainted),
         method=method,
         host=host,
         size=-1 if raw or grant.websocket or grant.grpc else length,

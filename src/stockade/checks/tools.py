@@ -20,7 +20,7 @@ from stockade.core.tools import ToolRule
 from stockade.core.values import ALLOW, ASK, DENY, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any, Never
 
     from stockade.core.asks import Risk
@@ -83,8 +83,8 @@ def decide(call: Call, rules: Sequence[ToolRule]) -> tuple[Verdict, ToolRule | N
     return Verdict(ALLOW, NO_RULE), None
 
 
-def question(number: int, event: Mapping[str, object], rule: ToolRule, *, tainted: bool, above: Collection[str] = ()) -> Asked:
-    """The question about one call. `event` is the gate's, whose texts are printable ASCII (gateway/control.py). `above` are files whose questions no reviewer may approve.
+def question(number: int, event: Mapping[str, object], rule: ToolRule, *, tainted: bool) -> Asked:
+    """The question about one call. `event` is the gate's, whose texts are printable ASCII (gateway/control.py).
 
     INVARIANT: neither its key nor its digest is ever that of a request (questions.py): an approval of one is none of the other.
     """
@@ -96,7 +96,7 @@ def question(number: int, event: Mapping[str, object], rule: ToolRule, *, tainte
     digest = hashlib.sha256(json.dumps({**facts, "kind": "tool"}, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     what = f"the tool {name} with {given}" + ("" if whole else f" and {length - len(given)} more characters, which are not shown")
     also = "the same call with the same arguments until the session ends"
-    reviewable = not (rule.people or tainted or rule.origin.file in above)
+    reviewable = not (rule.people or rule.unreviewed or tainted)
     return Asked(number, "tool", what, digest, key, also, str(rule.origin), risk, False, tainted, rule.people, reviewable=reviewable)
 
 
@@ -127,8 +127,8 @@ def _fits(rule: ToolRule, call: Call) -> bool:
 
 
 def _order(rule: ToolRule) -> tuple[object, ...]:
-    """Which of several rules with the same effect is named: those for people only first, so that this never depends on the order."""
-    return (not rule.people, str(rule.origin), rule.name, rule.match)
+    """Which of several rules with the same effect is named: those first that leave the answer to the fewest, so that this never depends on the order."""
+    return (not rule.people, not rule.unreviewed, str(rule.origin), rule.name, rule.match)
 
 
 def _json(value: object) -> str:

@@ -50,14 +50,13 @@ class ReviewModel:
 class Reviewer:
     """Who answers in a person's place. A denial beats an approval, and the `model` is asked about what no rule decides.
 
-    It approves nothing unless `approves`, and nothing that a rule of one of the files `above` asks about: those were written by somebody over whoever brought it.
+    It approves nothing unless `approves`, and nothing that a rule with `unreviewed` asks about (Grant).
     """
 
     allow: tuple[ReviewRule, ...] = ()
     deny: tuple[ReviewRule, ...] = ()
     model: ReviewModel | None = None
     approves: bool = True
-    above: tuple[str, ...] = ()
     origin: Origin = Origin()
 
     @classmethod
@@ -70,4 +69,4 @@ class Reviewer:
 
         rules = {name: tuple(map(rule, data[name])) for name in ("allow", "deny")}
         model = ReviewModel.from_plain(data["model"]) if data["model"] else None
-        return cls(**{**data, **rules, "model": model, "above": tuple(data["above"]), "origin": Origin(**data["origin"])})
+        return cls(**{**data, **rules, "model": model, "origin": Origin(**data["origin"])})

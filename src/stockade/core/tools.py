@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ToolRule:
     """What an agent's tool calls are answered (checks/tools.py). In `name` and in each pattern of `match`, (argument, pattern), `*` is any text.
 
-    `people`: a call that is asked about may be approved by a person only, once at a time.
+    `people`: a call that is asked about may be approved by a person only, once at a time. `unreviewed`: as of a Grant.
     """
 
     name: str
@@ -24,9 +24,10 @@ class ToolRule:
     match: tuple[tuple[str, str], ...] = ()
     people: bool = False
     origin: Origin = Origin()
+    unreviewed: bool = False
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:
         """As `Grant.from_plain`."""
         match = tuple((name, pattern) for name, pattern in data["match"])
-        return cls(data["name"], data["effect"], match, data["people"], Origin(**data["origin"]))
+        return cls(data["name"], data["effect"], match, data["people"], Origin(**data["origin"]), data["unreviewed"])

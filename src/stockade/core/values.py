@@ -220,6 +220,7 @@ class Grant:
     grpc: bool = False
     max_download: int = 0
     people: bool = False  # with the effect "ask": no reviewer may answer, only a person
+    unreviewed: bool = False  # with the effect "ask": no reviewer may approve, since none was brought by whoever wrote the rule
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:

@@ -23,7 +23,7 @@ from stockade.policy.model import keys_of
 from stockade.policy.problems import each, raise_all
 from stockade.policy.project import LAYER, judge, judge_grants
 from stockade.policy.read import Document, parse, validate
-from stockade.policy.reviewer import merge_reviewer
+from stockade.policy.reviewer import merge_reviewer, unreviewed
 from stockade.policy.root import merge_root
 from stockade.policy.signing import SigningRules
 from stockade.policy.tools import merge_tools
@@ -165,6 +165,8 @@ class _Merge:
             written = next(one for one in self.documents if one.tables.approvals is not None and one.tables.approvals.webhook)
             at = written.origin("approvals", "webhook_secret")
             self._credential_files((Credential("webhook", approvals.webhook_secret, origin=at),), shown)
+        if reviewer is not None:
+            grants, tools = unreviewed(grants, self.documents), unreviewed(tools, self.documents)
         for caps in self.caps.values():
             self.errors += caps.errors
         raise_all(self.errors)

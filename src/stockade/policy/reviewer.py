@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from stockade.core.frozen import replace
 from stockade.core.reviews import Reviewer, ReviewModel, ReviewRule
-from stockade.core.values import Credential, Grant
+from stockade.core.values import ASK, Credential, Grant
 from stockade.policy.kinds import split_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from stockade.core.errors import PolicyError
+    from stockade.core.tools import ToolRule
     from stockade.policy.caps import Caps
     from stockade.policy.egress import Rules
     from stockade.policy.model import ReviewAllowTable, ReviewDenyTable, ReviewerTable
@@ -40,10 +41,9 @@ def merge_reviewer(documents: Sequence[Document], caps: Mapping[int, Caps], rule
             for key in ("allow", "url"):
                 if getattr(table, key):
                     caps[id(one)].reviewer(one, key)
-            above = tuple(other.name for other in documents if other.layer == "managed" and other is not one)
             allow = _rules(table.allow, one, "allow", errors)
             model = _model(table, one, caps[id(one)], rules, errors)
-            found = Reviewer(allow, deny, model, table.approves is not False, above, one.origin("reviewer"))
+            found = Reviewer(allow, deny, model, table.approves is not False, one.origin("reviewer"))
             owner = one
             continue
         for key in ("allow", "url", *_OF_A_MODEL):
@@ -54,6 +54,12 @@ def merge_reviewer(documents: Sequence[Document], caps: Mapping[int, Caps], rule
             errors.append(_too_much(one, "approves", owner))
         found = replace(found, deny=(*found.deny, *deny), approves=found.approves and table.approves is not False)
     return found
+
+
+def unreviewed[Rule: (Grant, ToolRule)](rules: Sequence[Rule], documents: Sequence[Document]) -> tuple[Rule, ...]:
+    """The rules, of which those ask a person that stand above the layer that has brought the reviewer: the administrator's questions are the administrator's."""
+    managed = {one.name for one in documents if one.layer == "managed" and one.tables.reviewer is None}
+    return tuple(replace(rule, unreviewed=True) if rule.effect == ASK and rule.origin.file in managed else rule for rule in rules)
 
 
 def _too_much(one: Document, key: str, owner: Document | None) -> PolicyError:

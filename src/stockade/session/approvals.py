@@ -84,11 +84,10 @@ class Questions:
         self._show(asked.number)
 
     def _question(self, event: Mapping[str, object], rule: Grant | ToolRule, tainted: bool) -> Asked:
-        reviewer = self._session.policy.reviewer
-        above, number = reviewer.above if reviewer is not None else (), self._approvals.take()
+        number = self._approvals.take()
         if isinstance(rule, Grant):
-            return question(number, event, rule, tainted=tainted, above=above)
-        return tools.question(number, event, rule, tainted=tainted, above=above)
+            return question(number, event, rule, tainted=tainted)
+        return tools.question(number, event, rule, tainted=tainted)
 
     def _put(self, asked: Asked) -> None:
         """Write down that it is asked."""
