@@ -169,7 +169,7 @@ def test_what_a_model_reads_is_data_in_one_message_under_a_fixed_instruction() -
         "query": 1,
     }
     told = reviewing.facts(question(1, event, Grant("a.test", effect="ask", credential="own"), tainted=False))
-    assert told.keys() == {"request", "method", "host", "risk", "reversible", "bytes"} and hostile in told["request"]
+    assert told.keys() == {"action", "request", "method", "host", "risk", "reversible", "bytes"} and hostile in told["request"]
     for api in ("anthropic", "openai"):
         whole = json.loads(reviewing.body(api, "m", told))
         plain = json.loads(reviewing.body(api, "m", {"request": ""}))

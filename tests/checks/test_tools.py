@@ -66,6 +66,12 @@ def test_what_is_for_people_stays_for_people() -> None:
     for rules in ([rule("Bash", ASK, "a.toml"), rule("*", ASK, "b.toml", people=True)], [rule("*", ASK, people=True), rule("Bash", ASK)]):
         _, by = tools.decide(call(), rules)
         assert by is not None and by.people
+    for kept in (
+        replace(rule("*", ASK, "z.toml"), unreviewed=True),
+        rule("*", ASK, "z.toml", people=True),
+    ):  # and who may answer is not widened by another file
+        _, by = tools.decide(call(), [rule("Bash", ASK, "a.toml"), kept])
+        assert by == kept and not tools.question(1, {"tool": "Bash"}, kept, tainted=False).reviewable
 
 
 @pytest.mark.parametrize(

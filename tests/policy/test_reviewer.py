@@ -55,10 +55,16 @@ def test_the_key_may_be_the_agents_own(places: Places) -> None:
 
 
 def test_who_reviews_for_a_user_approves_nothing_that_the_administrator_asks_about(places: Places) -> None:
-    own = ASKS.replace("/v1", "/v2")
-    for managed, user, unreviewed in ((ASKS, own + RULES, [True, False]), (ASKS + RULES, own, [False, False]), (ASKS, own, [False, False])):
+    own, tool = ASKS.replace("/v1", "/v2"), '[[tool]]\nname = "Bash"\neffect = "ask"\n'
+    for managed, user, unreviewed in (
+        (ASKS + tool, own + tool + RULES, [True, False]),
+        (ASKS + tool + RULES, own + tool, [False, False]),
+        (ASKS + tool, own + tool, [False, False]),
+    ):
         places.write(managed=managed, user=user)
-        assert [grant.unreviewed for grant in places.compile().policy.grants] == unreviewed
+        found = places.compile().policy
+        assert [rule.unreviewed for rule in found.grants] == [rule.unreviewed for rule in found.tools] == unreviewed
+        assert places.load() == found
 
 
 @pytest.mark.parametrize(
