@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stockade.checks import reviewing
 from stockade.checks.questions import question
-from stockade.checks.reviewing import Opinion, asks_model, by_rules, followed, heard, said
+from stockade.checks.reviewing import Opinion, by_rules, followed, heard, said
 from stockade.core.asks import Asked
 from stockade.core.frozen import replace
 from stockade.core.reviews import Reviewer, ReviewModel, ReviewRule
@@ -180,8 +180,8 @@ def test_what_a_model_reads_is_data_in_one_message_under_a_fixed_instruction() -
         assert whole == plain and hostile not in json.dumps(whole)
 
 
-def test_calls_of_tools_are_not_for_it() -> None:
-    """Its rules and its model are about requests."""
-    asked = Asked(1, "tool", "the tool Bash with {}", "d", "tool Bash", risk="low")
-    assert by_rules(asked, Reviewer(allow=(ReviewRule(risk=("low",)),), deny=(ReviewRule(risk=("low",)),))) == "person"
-    assert not asks_model(asked, Reviewer(model=MODEL))
+def test_rules_without_methods_and_hosts_are_about_calls_of_tools_too() -> None:
+    asked = Asked(1, "tool", "the tool Bash with {}", "d", "tool Bash", risk="medium")
+    assert by_rules(asked, Reviewer(allow=(ReviewRule(risk=("medium",)),))) == "allow"
+    assert by_rules(asked, Reviewer(allow=(ReviewRule(risk=("medium",), methods=("GET",)),))) == "person"
+    assert by_rules(replace(asked, reviewable=False), Reviewer(allow=(ReviewRule(risk=("medium",)),))) == "person"

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.pages import Questions, Served, serving
+from server.pages import Questions, Served
 from stockade.cli import approvals
 from stockade.core.errors import StockadeError
 from stockade.gateway.desk import ask
 from stockade.server.access import HEADERS, LARGEST, Access, Asking, Refused
 from stockade.server.serve import Server
-
-
-@pytest.fixture(scope="module")
-def everything() -> Iterator[Served]:
-    with serving() as served:
-        yield served
-
-
-@pytest.fixture
-def served(everything: Served) -> Served:
-    everything.questions.fresh()
-    return everything
 
 
 @pytest.fixture

@@ -44,18 +44,6 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
-@pytest.fixture(scope="module")
-def everything() -> Iterator[Served]:
-    with serving() as served:
-        yield served
-
-
-@pytest.fixture
-def served(everything: Served) -> Served:
-    everything.questions.fresh()
-    return everything
-
-
 @pytest.fixture
 def opened(browser: Any, served: Served) -> Iterator[Callable[[], Any]]:
     """Opens the page in a browser of its own. Whatever the page complains about, or asks of anybody else, fails the test."""

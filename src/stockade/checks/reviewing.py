@@ -58,8 +58,8 @@ class Opinion:
 
 
 def by_rules(asked: Asked, reviewer: Reviewer) -> Word:
-    """What the rules say; "person" is what they leave undecided. They are about requests: calls of tools are a person's."""
-    if asked.people or asked.action != "egress":
+    """What the rules say; "person" is what they leave undecided."""
+    if asked.people:
         return "person"
     if any(_about(rule, asked) for rule in reviewer.deny):
         return "deny"
@@ -75,7 +75,7 @@ def followed(word: Word, asked: Asked, reviewer: Reviewer) -> Word:
 
 def asks_model(asked: Asked, reviewer: Reviewer) -> bool:
     """Whether the model is asked about what the rules have left undecided. Not after something secret was opened: the question itself would carry it out."""
-    return reviewer.model is not None and asked.action == "egress" and not asked.people and not asked.tainted
+    return reviewer.model is not None and not asked.people and not asked.tainted
 
 
 def _about(rule: ReviewRule, asked: Asked) -> bool:
