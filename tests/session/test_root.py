@@ -264,7 +264,7 @@ def test_on_disk_more_than_its_size_is_a_typed_end(place: Place, busy: str) -> N
         run = place.start(
             "sh",
             "-c",
-            "echo up; i=0; while dd if=/dev/zero of=/fill$i bs=1M count=8 2>/dev/null; do i=$((i+1)); done; sleep 60",
+            "echo up; i=0; while dd if=/dev/zero of=/fill$i bs=1M count=4 2>/dev/null; do i=$((i+1)); sleep 0.1; done; sleep 60",
             policy=guest(busy, writable="disk", size=size),
         )
         assert run.stdout and run.stdout.readline() == b"up\n"
