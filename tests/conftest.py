@@ -28,6 +28,24 @@ def children() -> dict[str, str]:
     return found
 
 
+# Tests of attacks: one that gets through once has got through.
+ATTACKS = (
+    "drills/", "fuzz/", "gateway/test_bounds", "gateway/test_canaries", "gateway/test_differential", "gateway/test_door", "gateway/test_enclose",
+    "gateway/test_hidden", "gateway/test_http2", "gateway/test_raw", "gateway/test_requests", "gateway/test_secret_hosts", "gateway/test_spelling",
+    "gateway/test_taint", "gateway/test_tools", "server/test_access", "session/test_taint", "session/test_untouched", "walls/test_brought",
+    "walls/test_conformance", "walls/test_door", "walls/test_git_attacks", "walls/test_leaks", "walls/test_seccomp",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts sandboxes and is about no attack gets a second try, which the summary tells: many passes of tests share a machine, and processes that are killed,
+    held up or timed sometimes miss their moment there (docs/decisions/0031-a-second-try.md)."""
+    for item in items:
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        if item.get_closest_marker("wall") and not path.startswith(ATTACKS):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 @pytest.fixture(autouse=True)
 def no_sandbox_left() -> Iterator[None]:
     """The test that leaves a sandbox fails, not a later one that counts them. (By number: what is being made still changes its name.)"""
