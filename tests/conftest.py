@@ -37,12 +37,16 @@ ATTACKS = (
 )  # fmt: skip
 
 
+# Rooms whose tests start processes.
+TIMED = ("cli/", "gateway/", "server/", "session/", "walls/")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts sandboxes and is about no attack gets a second try, which the summary tells: many passes of tests share a machine, and processes that are killed,
+    """What may start sandboxes and is about no attack gets a second try, which the summary tells: many passes of tests share a machine, and processes that are killed,
     held up or timed sometimes miss their moment there (docs/decisions/0031-a-second-try.md)."""
     for item in items:
         path = item.path.relative_to(Path(__file__).parent).as_posix()
-        if item.get_closest_marker("wall") and not path.startswith(ATTACKS):
+        if path.startswith(TIMED) and not path.startswith(ATTACKS):
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 

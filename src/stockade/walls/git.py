@@ -290,7 +290,8 @@ def _git_directories(common: str) -> Iterator[str]:
     while waiting and found <= MODULES_AT_MOST and looked < 4 * MODULES_AT_MOST:
         rel = waiting.pop()
         looked += 1
-        entries = [entry for entry in os.scandir(f"{common}/{rel}") if entry.name not in _PRUNED and entry.is_dir(follow_symlinks=False)]
+        with os.scandir(f"{common}/{rel}") as listed:
+            entries = [entry for entry in listed if entry.name not in _PRUNED and entry.is_dir(follow_symlinks=False)]
         if rel != "modules" and file_type(f"{common}/{rel}/config"):
             found += 1
             yield rel
@@ -312,9 +313,10 @@ def _layer(lower: str, upper: str, config: str) -> None:
 
 def _hidden(gitdir: str) -> Iterator[tuple[str, int]]:
     """(name, type) of everything in a git directory that the sandbox does not see. A link or device counts as a file."""
-    for entry in os.scandir(gitdir):
-        if entry.name == "logs" or (entry.name not in _VISIBLE | _REPLACED and not entry.name.startswith("sharedindex.")):
-            yield entry.name, _DIRECTORY if entry.is_dir(follow_symlinks=False) else _REGULAR
+    with os.scandir(gitdir) as entries:
+        for entry in entries:
+            if entry.name == "logs" or (entry.name not in _VISIBLE | _REPLACED and not entry.name.startswith("sharedindex.")):
+                yield entry.name, _DIRECTORY if entry.is_dir(follow_symlinks=False) else _REGULAR
 
 
 def _opaque(path: str) -> None:

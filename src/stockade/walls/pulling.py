@@ -13,6 +13,7 @@ import re
 import select
 import shutil
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from stockade.core.errors import CannotEnforce, StockadeError, Tampered
@@ -159,7 +160,11 @@ class _Pull:
 
         def look() -> None:
             whole = sum(part.size for part in wanted if os.path.exists(_path(part.digest)))
-            begun = sum(entry.stat().st_size for entry in os.scandir(f"{self._folder}/layout") if entry.is_file(follow_symlinks=False))
+            begun = 0
+            with os.scandir(f"{self._folder}/layout") as entries:
+                for entry in entries:
+                    with suppress(OSError):  # what is renamed just now is counted next time
+                        begun += entry.stat().st_size if entry.is_file(follow_symlinks=False) else 0
             self._progress("fetching", min(total, whole + begun), total)
 
         os.mkdir(f"{self._folder}/layout", 0o700)
