@@ -137,7 +137,7 @@ def decide_connect(host: str, port: int, grants: tuple[Grant, ...]) -> Verdict:
         name = normalise_host(host)
     except Ambiguous as error:
         return Verdict(DENY, error.rule, (f"{error}.",))
-    for grant in sorted(set(_about(name, grants)), key=sort_key):
+    for grant in sorted(set(about(name, grants)), key=sort_key):
         if grant.effect != DENY and grant.scheme != "tcp" and grant.port == port:
             return Verdict(ALLOW, f"grant {grant.origin}")
     snippet = (
@@ -154,15 +154,19 @@ def granted_name(host: str, grants: tuple[Grant, ...]) -> bool:
         name = normalise_host(host)
     except Ambiguous:
         return False
-    return any(grant.effect != DENY for grant in _about(name, grants))
+    return any(grant.effect != DENY for grant in about(name, grants))
 
 
-def _about(host: str, grants: tuple[Grant, ...]) -> list[Grant]:
-    """The grants for a host. One for any host can only ask, and only about hosts that no other names: whoever wrote that one was precise."""
+def about(host: str, grants: tuple[Grant, ...]) -> list[Grant]:
+    """The grants for a host. One for any host can only ask, about requests, and only about hosts that no other names: whoever wrote that one was precise."""
     found = [grant for grant in grants if host_matches(grant.host, host)]
     if any(grant.host == ANY for grant in found):
-        named = any(grant.host != ANY and grant.effect != DENY for grant in found)
-        found = [grant for grant in found if grant.host != ANY or grant.effect == DENY or (grant.effect == ASK and not named)]
+        asks = not any(grant.host != ANY and grant.effect != DENY for grant in found)
+        found = [
+            grant
+            for grant in found
+            if grant.host != ANY or grant.effect == DENY or (grant.effect == ASK and grant.scheme != "tcp" and asks)
+        ]
     return found
 
 
@@ -197,7 +201,7 @@ def _each(
     """The grants that name the host, in one order whatever theirs was, and why each does not cover the request. A denial covers it or not."""
     host, path, query = settled
     in_use = {credential.name: credential for credential in credentials}
-    found = _about(host, grants)
+    found = about(host, grants)
     if len(found) > 1:  # this runs for every request, and to hash a grant takes longer than to see that it covers one
         found = sorted({*found}, key=sort_key)
     for grant in found:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from stockade.checks.grants import counting, sort_key, where
+from stockade.checks.grants import about, counting, sort_key, where
 from stockade.checks.normalise import Ambiguous, normalise_host
-from stockade.checks.patterns import ANY, host_matches
 from stockade.checks.usage import FRESH, State, spent
 from stockade.core.values import ALLOW, ASK, DENY, Grant, Verdict
 
@@ -15,10 +14,7 @@ def decide_raw(host: str, port: int, grants: tuple[Grant, ...], state: State = F
         name = normalise_host(host)
     except Ambiguous as error:
         return Verdict(DENY, error.rule, (f"{error}.",)), None
-    matching = [grant for grant in grants if grant.scheme == "tcp" and grant.port == port and host_matches(grant.host, name)]
-    matching = [
-        grant for grant in matching if grant.host != ANY or grant.effect == DENY
-    ]  # a rule for any host asks about requests, and grants nothing
+    matching = [grant for grant in about(name, grants) if grant.scheme == "tcp" and grant.port == port]
     for grant in sorted(set(matching), key=sort_key):
         if grant.effect == DENY:
             return Verdict(DENY, "denied-by-rule", (f"{name}:{port} is denied by {where(grant)}.",)), None

@@ -20,6 +20,7 @@ from stockade.core.errors import StockadeError, WallFailed
 from stockade.core.frozen import plain
 from stockade.core.loop import READ, WRITE
 from stockade.core.values import Confinement, Limits
+from stockade.walls.box import NO_WAIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -259,7 +260,7 @@ class _Office:
     def _notes(self, _events: int) -> None:
         try:
             while True:
-                self._box.step(0x40)  # MSG_DONTWAIT
+                self._box.step(NO_WAIT)
         except BlockingIOError:
             return
         except WallFailed as error:
