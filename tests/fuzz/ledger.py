@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from stockade.core import notes
 from stockade.core.errors import StockadeError, Tampered
 from stockade.record import checkpoint
 from stockade.record.ledger import State
@@ -15,7 +16,7 @@ from stockade.record.merkle import Frontier, leaf_hash
 _TREE = Frontier()
 for _number in range(3):
     _TREE.add(leaf_hash(b"%d" % _number))
-_KEY = checkpoint.Verifier.from_public("stockade/0123456789abcdef", bytes(range(32)))
+_KEY = notes.Verifier.from_public("stockade/0123456789abcdef", bytes(range(32)))
 WORDS = (
     b'{"index":7,"time":1.500000', b',"kind":"egress"', b',"x":', b"}", b"{", b"[", b"]", b'"', b"\\ud83d", b"\\u0000", b"NaN", b"1e999", b"Infinity", b"true",
     b"null", b"-1", b"stkdfr1\n", b"\0" * 8, b"stockade/", b"\n\n", b"\xe2\x80\x94 ", b"+", b"AQ==", b"=", b"\xff",
@@ -40,16 +41,16 @@ FAULT = ("stockade.record.lines._no_constant", float)
 def one(data: bytes) -> None:
     _entry(data)
     _frontier(data)
-    for read in (checkpoint.parse, lambda data: checkpoint.Verifier.from_text(data.decode("utf-8", "replace"))):
+    for read in (checkpoint.parse, lambda data: notes.Verifier.from_text(data.decode("utf-8", "replace"))):
         try:
             found = read(data)
         except Tampered as error:
-            assert error.code in ("ledger.checkpoint", "ledger.key") and error.message.isprintable()
+            assert error.code in ("ledger.checkpoint", "note.key") and error.message.isprintable()
             continue
         if isinstance(found, checkpoint.Note):
             assert found.checkpoint.text() == b"".join(found.raw.splitlines(keepends=True)[:3]) and found.signatures
         else:
-            assert checkpoint.Verifier.from_text(str(found)) == found
+            assert notes.Verifier.from_text(str(found)) == found
 
 
 def _entry(data: bytes) -> None:

@@ -18,6 +18,7 @@ BOUNDS = {
     "walls/gvisor.py": 550,
     "walls/root.py": 180,
     "walls/images.py": 650,
+    "walls/vm/image.py": 800,
     "walls/bubblewrap.py": 1000,
     "walls/events.py": 350,
     "walls/watch.py": 250,

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stockade.core.errors import StockadeError, Tampered
-from stockade.record.checkpoint import CHECKPOINTS, PUBLIC, SECRET, Verifier, parse
+from stockade.core.notes import Verifier
+from stockade.record.checkpoint import CHECKPOINTS, PUBLIC, SECRET, parse
 from stockade.record.ledger import FRONTIER, LOG, SLOT, Ledger, State
 from stockade.record.merkle import Frontier, leaf_hash
 from stockade.record.verify import verify

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 
 from gateway.harness import Quiet, Served, certified
 from stockade.core.errors import PolicyError, StockadeError
+from stockade.core.notes import Verifier, signature_line
 from stockade.gateway.certs import Authority
 from stockade.policy import files
 from stockade.policy.compile import compile_policy
 from stockade.policy.problems import each
-from stockade.record.checkpoint import Verifier, signature_line
 from stockade.session import managed
 
 KEY, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()

@@ -1,4 +1,4 @@
-"""Where a good runsc comes from: apt's sources are read in both formats, and only the main archive's own mirror is taken."""
+"""Where programs come from that a release has too old: apt's sources are read in both formats, and only the main archive's own mirror is taken."""
 
 from __future__ import annotations
 
@@ -167,45 +167,53 @@ INSTALL = "apt-get install -y --no-install-recommends "
 
 
 def test_on_bookworm_one_package_of_its_backports_is_let_in() -> None:
-    pins, source, update, install = debian.steps(BOOKWORM, [SECURITY, MAIN], 20221219)
-    assert source.file == debian.LIST and source.content.splitlines()[1:] == [
+    pins, source, update, install = debian.steps(debian.RUNSC, BOOKWORM, [SECURITY, MAIN], (20221219,))
+    assert source.file == debian.RUNSC.list and source.content.splitlines()[1:] == [
         "Types: deb",
         "URIs: http://mirror.test/debian",
         "Suites: bookworm-backports",
         "Components: main",
         f"Signed-By: {KEYRING}",
     ]
-    assert pins.file == debian.PREFERENCES and pins.content.count("Pin: release n=bookworm-backports") == 2
-    assert debian.LIST in " ".join(update.command) and "APT::Get::List-Cleanup=0" in update.command
+    assert pins.file == debian.RUNSC.preferences and pins.content.count("Pin: release n=bookworm-backports") == 2
+    assert debian.RUNSC.list in " ".join(update.command) and "APT::Get::List-Cleanup=0" in update.command
     assert commands([install]) == [INSTALL + "runsc/bookworm-backports"]
 
 
 def test_a_machine_that_has_backports_already_keeps_them_as_they_are() -> None:
     mine = other("http://mirror.test/debian", "bookworm-backports", key=KEYRING)
-    assert commands(debian.steps(BOOKWORM, [MAIN, mine], 20221219)) == ["apt-get update", INSTALL + "runsc/bookworm-backports"]
+    assert commands(debian.steps(debian.RUNSC, BOOKWORM, [MAIN, mine], (20221219,))) == [
+        "apt-get update",
+        INSTALL + "runsc/bookworm-backports",
+    ]
 
 
 @pytest.mark.parametrize(
     "machine", [{"ID": "debian", "VERSION_CODENAME": "trixie"}, {"ID": "ubuntu", "VERSION_CODENAME": "plucky"}, BOOKWORM, {}]
 )
 def test_a_good_package_of_the_machines_own_is_simply_installed(machine: dict[str, str]) -> None:
-    assert commands(debian.steps(machine, [], 20240729)) == [INSTALL + "runsc"]
+    assert commands(debian.steps(debian.RUNSC, machine, [], (20240729,))) == [INSTALL + "runsc"]
 
 
 def test_without_package_lists_they_are_fetched_first() -> None:
-    assert commands(debian.steps({"ID": "debian", "VERSION_CODENAME": "trixie"}, [MAIN], 0)) == ["apt-get update", INSTALL + "runsc"]
+    assert commands(debian.steps(debian.RUNSC, {"ID": "debian", "VERSION_CODENAME": "trixie"}, [MAIN], ())) == [
+        "apt-get update",
+        INSTALL + "runsc",
+    ]
 
 
 @pytest.mark.parametrize(
     ("machine", "sources", "offered", "said"),
     [
-        ({"ID": "ubuntu", "VERSION_CODENAME": "jammy", "PRETTY_NAME": "Ubuntu 22.04"}, [MAIN], 0, "Ubuntu 22.04 is not there"),
-        ({"ID": "debian", "VERSION_CODENAME": "bullseye"}, [MAIN], 20201208, "20201208, too old"),
-        ({}, [], 0, "is not there"),
-        (BOOKWORM, [SECURITY], 20221219, "main archive"),
+        ({"ID": "ubuntu", "VERSION_CODENAME": "jammy", "PRETTY_NAME": "Ubuntu 22.04"}, [MAIN], (), "Ubuntu 22.04 is not there"),
+        ({"ID": "debian", "VERSION_CODENAME": "bullseye"}, [MAIN], (20201208,), "20201208, too old"),
+        ({}, [], (), "is not there"),
+        (BOOKWORM, [SECURITY], (20221219,), "main archive"),
     ],
 )
-def test_where_there_is_no_way_it_says_what_to_do(machine: dict[str, str], sources: list[Source], offered: int, said: str) -> None:
+def test_where_there_is_no_way_it_says_what_to_do(
+    machine: dict[str, str], sources: list[Source], offered: tuple[int, ...], said: str
+) -> None:
     with pytest.raises(StockadeError) as caught:
-        debian.steps(machine, sources, offered)
+        debian.steps(debian.RUNSC, machine, sources, offered)
     assert said in caught.value.message and caught.value.code == "doctor.fix" and caught.value.hint

@@ -23,6 +23,7 @@ COMMANDS = {
     "approvals": "what running sessions ask you, and your answers",
     "session": "list sessions, and bring back or discard what one that is over has left",
     "image": "pull images for the guest's root, and show and remove those that are here",
+    "vm": "build images for machines, and show, choose and remove those that are here",
     "doctor": "what works on this machine, and how to mend what does not",
     "drill": "replay incidents and attacks, and show that they are contained",
     "completion": "print a completion script for bash, zsh or fish",

@@ -162,7 +162,8 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--only goes with --conformance")
     wanted = [options.wall] if options.wall else [*PARTS]
     found = look(wanted, options.json)
-    if options.fix and mend(found, options.json):
+    # What the vm wall needs is large, and wanted only by who asks for it.
+    if options.fix and mend({part: checks for part, checks in found.items() if part != "vm" or options.wall}, options.json):
         found = look(wanted, options.json)
     judged = options.wall or DEFAULT
     ok = status_of(judged, found[judged]) in ("ok", "degraded")
@@ -234,12 +235,14 @@ def mend(found: dict[str, list[Check]], quiet: bool) -> bool:
     if not packages:
         sys.stderr.write("stockade doctor --fix: no Debian package would mend anything here; see `mend:` above for the rest.\n")
         return False
-    steps = [programs.install(usual)] if (usual := [package for package in packages if package != "runsc"]) else []
-    if "runsc" in packages:
-        try:
-            steps += debian.runsc_steps()
-        except StockadeError as error:  # said, and no more: what else is missing is mended all the same
-            sys.stderr.write(f"stockade doctor --fix: {error.message}. {error.hint}\n")
+    usual = [package for package in packages if package not in debian.BEHIND_PACKAGES]
+    steps = [programs.install(usual)] if usual else []
+    for package in packages:
+        if package in debian.BEHIND_PACKAGES:
+            try:
+                steps += debian.steps_here(debian.BEHIND_PACKAGES[package])
+            except StockadeError as error:  # said, and no more: what else is missing is mended all the same
+                sys.stderr.write(f"stockade doctor --fix: {error.message}. {error.hint}\n")
     for step in steps:
         content = "".join(f"    {row}\n" for row in step.content.splitlines())
         what = f"writing {step.file}:\n{content}" if step.file else f"running: {' '.join(step.command)}\n"

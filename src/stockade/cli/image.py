@@ -49,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
     run: Callable[[Any], int] = {"pull": _pull, "list": _list, "show": _show, "remove": _remove}[options.command]
     try:
         return run(options)
+    except BrokenPipeError:  # the reader of our output left
+        raise
     except OSError as error:  # a full disk, a directory that cannot be written to
         hint = "Look at the disk that holds stockade's cache. Nothing that is not whole was kept."
         raise StockadeError(f"cannot keep images: {error}", code="image.store", hint=hint) from error

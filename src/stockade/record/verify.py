@@ -10,8 +10,9 @@ import os
 
 from stockade.core.errors import StockadeError, Tampered
 from stockade.core.frozen import frozen
+from stockade.core.notes import Verifier
 from stockade.record import lines
-from stockade.record.checkpoint import CHECKPOINTS, PUBLIC, Checkpoint, Note, Verifier, beside, notes, parse
+from stockade.record.checkpoint import CHECKPOINTS, PUBLIC, Checkpoint, Note, beside, check, notes, parse
 from stockade.record.ledger import FRONTIER, LOG, State, lock, read_state
 from stockade.record.merkle import Frontier, leaf_hash
 
@@ -93,10 +94,10 @@ def _open(path: str, opened: list[BinaryIO]) -> BinaryIO | None:
 
 def _verifier(directory: str, key: str, *, needed: bool) -> Verifier | None:
     if key:
-        return Verifier.from_text(key)
+        return _parsed(key)
     try:
         with open(os.path.join(beside(directory, "keys"), PUBLIC), "rb") as file:
-            return Verifier.from_text(file.read(4096).decode("utf-8", "replace"))
+            return _parsed(file.read(4096).decode("utf-8", "replace"))
     except FileNotFoundError:
         if not needed:
             return None
@@ -105,6 +106,13 @@ def _verifier(directory: str, key: str, *, needed: bool) -> Verifier | None:
             code="ledger.key",
             hint="Put it back, or give the verifier key that you kept: --key",
         ) from None
+
+
+def _parsed(text: str) -> Verifier:
+    try:
+        return Verifier.from_text(text)
+    except Tampered as error:
+        raise Tampered("the ledger's verifier key is not one", code="ledger.key", hint=error.hint) from None
 
 
 class _Verification:
@@ -184,7 +192,7 @@ class _Verification:
 
     def _check(self, note: Note) -> None:
         if self.verifier is not None:  # there is one whenever there are notes
-            self.verifier.check(note)
+            check(self.verifier, note)
 
     def _advance(self) -> None:
         note = next(self.every, None)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from stockade.core.errors import PolicyError, StockadeError, Tampered
 from stockade.core.frozen import frozen
+from stockade.core.notes import Verifier, signature_line, split
 from stockade.policy import files
 from stockade.policy.problems import each, raise_all
 from stockade.policy.read import parse
-from stockade.record.checkpoint import Verifier, signature_line, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,6 +1,6 @@
-"""A good runsc from Debian's own archive: which sources this machine has, and what has to be written and run. Nothing here is on the way of a sandbox.
+"""Programs that a release has too old (gVisor's runsc, QEMU), from Debian's own archive: which sources this machine has, and what has to be written and run.
 
-`runsc_steps` reads the machine, the rest only decides. Formats: sources.list(5), apt_preferences(5), os-release(5).
+Nothing here is on the way of a sandbox. `steps_here` and `sources` read the machine, the rest only decides. Formats: sources.list(5), apt_preferences(5), os-release(5).
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 APT = "/etc/apt"
-LIST = f"{APT}/sources.list.d/stockade-runsc.sources"
-PREFERENCES = f"{APT}/preferences.d/stockade-runsc"
-BEHIND = "bookworm"  # the release whose own runsc is too old; its backports have a good one
+_OWN = f"{APT}/sources.list.d/stockade-"
+BEHIND = "bookworm"  # the release whose own packages are too old; its backports have good ones
 # What says how a mirror is to be trusted goes with its address; the names in a one-line entry, and those in a deb822 stanza.
 KEPT = {"arch": "Architectures", "signed-by": "Signed-By", "trusted": "Trusted", "check-valid-until": "Check-Valid-Until"}
 _FALSE = ("no", "false", "without", "off", "disable", "0")  # as apt reads them
@@ -36,6 +35,50 @@ class Source:
     suites: tuple[str, ...]
     components: tuple[str, ...]
     options: tuple[tuple[str, str], ...] = ()
+
+
+@frozen
+class Wanted:
+    """A program in `package`; `others` have to come with it from the same release. `version` finds in a package's version the numbers that `oldest` is compared with;
+    `without` is what to do where no package is good enough.
+    """
+
+    package: str
+    others: tuple[str, ...]
+    version: str
+    oldest: tuple[int, ...]
+    without: str
+
+    @property
+    def list(self) -> str:
+        return f"{_OWN}{self.package}.sources"
+
+    @property
+    def preferences(self) -> str:
+        return f"{APT}/preferences.d/stockade-{self.package}"
+
+    def numbers(self, version: str) -> tuple[int, ...]:
+        """() where there are none."""
+        found = re.search(self.version, version)
+        return tuple(map(int, found.groups())) if found else ()
+
+
+RUNSC = Wanted(
+    "runsc",
+    (),
+    r"(20\d{6})",
+    (runsc.OLDEST,),
+    f"Install gVisor's runsc, {runsc.OLDEST} or later, to {runsc.PROGRAMS[1]} or {runsc.PROGRAMS[0]}: from this distribution, or from the packages and "
+    "releases that gVisor publishes itself (its documentation, under Installation, says how).",
+)
+QEMU = Wanted(
+    "qemu-system-x86",
+    ("qemu-system-common", "qemu-system-data", "seabios"),
+    r"(?:^|:)(\d+)\.(\d+)",
+    (8, 2),  # the first with memory-backend-file,readonly=on,rom=off: many machines from one snapshot
+    "Install QEMU 8.2 or later (qemu-system-x86_64) to /usr/bin: from this distribution, or from its backports.",
+)
+BEHIND_PACKAGES = {wanted.package: wanted for wanted in (RUNSC, QEMU)}
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------------------------
@@ -120,12 +163,29 @@ def archive(sources: Sequence[Source], codename: str) -> Source | None:
             return 2
         return int(not key and any(uri.endswith("/debian") for uri in uris))
 
-    able = [source for source in sources if codename in source.suites and "main" in source.components and all(map(_plain, source.uris))]
+    able = [
+        source for source in sources if codename in source.suites and "main" in source.components and all(map(plain_address, source.uris))
+    ]
     best = max(able, key=evidence, default=None)
     return best if best is not None and evidence(best) else None
 
 
-def _plain(uri: str) -> bool:
+def releases(sources: Sequence[Source], codename: str) -> list[Source]:
+    """The entries of Debian's main archive for the release `codename`, its updates and its security updates; only that, and nothing without evidence."""
+    main = archive(sources, codename)
+    if main is None:
+        return []
+    wanted = (codename, f"{codename}-updates", f"{codename}-security")
+    key = dict(main.options).get("Signed-By", "")
+    trusted = [one for one in sources if one == main or (dict(one.options).get("Signed-By", "") == key and "main" in one.components)]
+    return [
+        Source(one.uris, suites, ("main",), one.options)
+        for one in trusted
+        if (suites := tuple(suite for suite in one.suites if suite in wanted)) and all(map(plain_address, one.uris))
+    ]
+
+
+def plain_address(uri: str) -> bool:
     """Whether an address may be written into a file that everybody may read, and leads to a mirror rather than a disc."""
     try:
         parts = urlsplit(uri)
@@ -134,24 +194,26 @@ def _plain(uri: str) -> bool:
     return "@" not in parts.netloc and parts.scheme not in ("", "cdrom")
 
 
-def steps(machine: Mapping[str, str], sources: Sequence[Source], offered: int) -> list[Step]:
-    """What installs a good runsc. `machine` is os-release's content, `offered` the date of the runsc that apt would install today (0: none).
+def steps(wanted: Wanted, machine: Mapping[str, str], sources: Sequence[Source], offered: tuple[int, ...], listed: str = "") -> list[Step]:
+    """What installs a good one. `machine` is os-release's content, `offered` what apt would install today (() = nothing), `listed` a list that we have written for another
+    package, which has the backports already.
 
     Raises StockadeError (`doctor.fix`) where Debian's archive has no good one for this machine, or it cannot be told which of the sources it is.
     """
-    install, wanted = programs.install(["runsc"]), programs.install([f"runsc/{BEHIND}-backports"])
+    backports = f"{BEHIND}-backports"
+    install = programs.install([wanted.package])
+    better = programs.install([f"{package}/{backports}" for package in (wanted.package, *wanted.others)])
     update = Step(programs.as_root("apt-get", "update"))
-    if offered >= runsc.OLDEST:
+    if offered >= wanted.oldest:
         return [install]
     codename, name = machine.get("VERSION_CODENAME", ""), machine.get("PRETTY_NAME", "this system")
     if machine.get("ID") == "debian" and codename != BEHIND and not offered:  # no lists yet
         return [update, install]
     if machine.get("ID") != "debian" or codename != BEHIND:
-        seen = f"is of {offered}, too old" if offered else "is not there"
-        raise StockadeError(f"runsc from the packages of {name} {seen}", code="doctor.fix", hint=WITHOUT)
-    backports = f"{BEHIND}-backports"
+        seen = f"is of {'.'.join(map(str, offered))}, too old" if offered else "is not there"
+        raise StockadeError(f"{wanted.package} from the packages of {name} {seen}", code="doctor.fix", hint=wanted.without)
     if any(backports in source.suites for source in sources):
-        return [update, wanted]
+        return [update, better]
     main = archive(sources, BEHIND)
     if main is None:
         raise StockadeError(
@@ -160,39 +222,41 @@ def steps(machine: Mapping[str, str], sources: Sequence[Source], offered: int) -
             hint=f"Add {backports} to apt's sources, and run this again.",
         )
     stanza = Source(main.uris, (backports,), ("main",), main.options)
-    remark = f"Written by `stockade doctor --fix` for gVisor's runsc alone. To undo it: rm {LIST} {PREFERENCES}"
+    remark = f"Written by `stockade doctor --fix` for {' '.join((wanted.package, *wanted.others))} alone. To undo it: rm {wanted.list} {wanted.preferences}"
     # 990: also on a machine that has a default release.
+    priorities = (("*", -1), *((package, 990) for package in (wanted.package, *wanted.others)))
     pins = f"Explanation: {remark}\n" + "\n".join(
-        f"Package: {package}\nPin: release n={backports}\nPin-Priority: {priority}\n" for package, priority in (("*", -1), ("runsc", 990))
+        f"Package: {package}\nPin: release n={backports}\nPin-Priority: {priority}\n" for package, priority in priorities
     )
-    only = ("-o", f"Dir::Etc::sourcelist={LIST}", "-o", "Dir::Etc::sourceparts=-", "-o", "APT::Get::List-Cleanup=0")
+    only = ("-o", f"Dir::Etc::sourcelist={listed or wanted.list}", "-o", "Dir::Etc::sourceparts=-", "-o", "APT::Get::List-Cleanup=0")
     return [
-        programs.write(PREFERENCES, pins),  # first: what the list offers is never there without its bounds
-        programs.write(LIST, f"# {remark}\n{written(stanza)}"),
+        programs.write(wanted.preferences, pins),  # first: what the list offers is never there without its bounds
+        *([] if listed else [programs.write(wanted.list, f"# {remark}\n{written(stanza)}")]),
         Step(programs.as_root("apt-get", "update", *only, "-o", "APT::Update::Error-Mode=any")),
-        wanted,
+        better,
     ]
-
-
-WITHOUT = (
-    f"Install gVisor's runsc, {runsc.OLDEST} or later, to {runsc.PROGRAMS[1]} or {runsc.PROGRAMS[0]}: from this distribution, or from the packages and "
-    "releases that gVisor publishes itself (its documentation, under Installation, says how)."
-)
 
 
 # ---- looking at this machine ------------------------------------------------------------------------------------------------------
 
 
-def runsc_steps() -> list[Step]:
-    """What installs a good runsc on this machine. Raises StockadeError (`doctor.fix`), as `steps`."""
-    _, said = programs.run(["env", "LC_ALL=C", "apt-cache", "policy", "runsc"])
-    date = re.search(r"Candidate: \S*?(20\d{6})", said)
+def steps_here(wanted: Wanted) -> list[Step]:
+    """What installs a good one on this machine. Raises StockadeError (`doctor.fix`), as `steps`."""
+    _, said = programs.run(["env", "LC_ALL=C", "apt-cache", "policy", wanted.package])
+    candidate = re.search(r"Candidate: (\S+)", said)
     try:
         machine: Mapping[str, str] = platform.freedesktop_os_release()
     except OSError:
         machine = {}
-    files = [f"{APT}/sources.list", *sorted(glob.glob(f"{APT}/sources.list.d/*.list") + glob.glob(f"{APT}/sources.list.d/*.sources"))]
-    return steps(machine, list(_read(file for file in files if file != LIST)), int(date[1]) if date else 0)
+    others = [name for name in sorted(glob.glob(f"{_OWN}*.sources")) if name != wanted.list]
+    listed = next((name for name in others if any(f"{BEHIND}-backports" in source.suites for source in sources([name]))), "")
+    return steps(wanted, machine, sources(), wanted.numbers(candidate[1]) if candidate else (), listed)
+
+
+def sources(files: Sequence[str] = ()) -> list[Source]:
+    """The sources that apt has on this machine, but for those that we have written ourselves; or those of `files`."""
+    own = [f"{APT}/sources.list", *sorted(glob.glob(f"{APT}/sources.list.d/*.list") + glob.glob(f"{APT}/sources.list.d/*.sources"))]
+    return list(_read(files or [file for file in own if not file.startswith(_OWN)]))
 
 
 def _read(files: Iterable[str]) -> Iterator[Source]:

@@ -7,6 +7,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from stockade.walls.probe import Check
+from stockade.walls.vm import tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,3 +19,4 @@ def vm_wall() -> Iterator[Check]:
     kvm = "can be opened" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "cannot be opened" if os.path.exists("/dev/kvm") else "not there"
     seen = f"not part of this version; qemu: {found or 'not found'}; /dev/kvm: {kvm} (whether it boots anything was not tried)"
     yield Check("vm", False, seen, "a sealed machine for people who cannot judge a command", "Use the bubblewrap wall.", "information")
+    yield from tools.checks()

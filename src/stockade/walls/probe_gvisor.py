@@ -65,7 +65,7 @@ def program() -> Check:
         path, version = runsc.choose()
     except StockadeError as error:
         apt = error.code != "gvisor.boot" and bool(shutil.which("apt-get"))
-        fix = runsc.MEND if apt else debian.WITHOUT
+        fix = runsc.MEND if apt else debian.RUNSC.without
         return Check("runsc", False, error.message, why, fix, packages=("runsc",) if apt else ())
     return Check("runsc", True, f"{path} {version}", why)
 
