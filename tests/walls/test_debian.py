@@ -217,3 +217,41 @@ def test_where_there_is_no_way_it_says_what_to_do(
     with pytest.raises(StockadeError) as caught:
         debian.steps(debian.RUNSC, machine, sources, offered)
     assert said in caught.value.message and caught.value.code == "doctor.fix" and caught.value.hint
+
+
+# ---- another program, whose parts have to be of one release ---------------------------------------------------------------------------
+
+PARTS = ("qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios")
+
+
+def test_qemu_comes_from_backports_with_its_parts_and_nothing_else() -> None:
+    pins, source, update, install = debian.steps(debian.QEMU, BOOKWORM, [SECURITY, MAIN], debian.QEMU.numbers("1:7.2+dfsg-7+deb12u18"))
+    assert pins.file == "/etc/apt/preferences.d/stockade-qemu-system-x86"
+    blocks = [dict(line.split(": ", 1) for line in block.splitlines()) for block in pins.content.strip().split("\n\n")]
+    assert [(block["Package"], block["Pin-Priority"]) for block in blocks] == [("*", "-1"), *((part, "990") for part in PARTS)]
+    assert {block["Pin"] for block in blocks} == {"release n=bookworm-backports"}
+    assert source.file == debian.QEMU.list and f"Dir::Etc::sourcelist={debian.QEMU.list}" in update.command
+    assert commands([install]) == [INSTALL + " ".join(f"{part}/bookworm-backports" for part in PARTS)]
+
+
+def test_a_list_that_was_written_for_another_program_is_used_and_each_has_its_own_bounds() -> None:
+    steps = debian.steps(debian.QEMU, BOOKWORM, [MAIN], (7, 2), debian.RUNSC.list)
+    assert [step.file for step in steps] == [debian.QEMU.preferences, "", ""]
+    assert f"Dir::Etc::sourcelist={debian.RUNSC.list}" in steps[1].command and "Package: seabios\n" in steps[0].content
+
+
+@pytest.mark.parametrize(
+    ("wanted", "version", "numbers", "good"),
+    [
+        (debian.QEMU, "1:10.0.2+ds-2+deb13u1~bpo12+1", (10, 0), True),
+        (debian.QEMU, "1:8.2.0+ds-1", (8, 2), True),
+        (debian.QEMU, "1:7.2+dfsg-7+deb12u18+b3", (7, 2), False),
+        (debian.QEMU, "1:8.0.4+dfsg-1", (8, 0), False),
+        (debian.QEMU, "(none)", (), False),
+        (debian.RUNSC, "0.0~20240729.0-5", (20240729,), True),
+        (debian.RUNSC, "0.0~20221219.0-2+b3", (20221219,), False),
+    ],
+)
+def test_versions_are_compared_as_numbers(wanted: debian.Wanted, version: str, numbers: tuple[int, ...], good: bool) -> None:
+    assert wanted.numbers(version) == numbers and (numbers >= wanted.oldest) is good
+    assert (commands(debian.steps(wanted, BOOKWORM, [MAIN], numbers)) == [INSTALL + wanted.package]) is good

@@ -69,8 +69,8 @@ find "$root/var/cache" "$root/var/log" -type f -delete
 find "$root/usr" -xdev -type f -perm /6000 -exec chmod a-s {{}} +
 mkdir -p "$root/home" "$root/mnt" "$root/root" "$root/var/tmp"
 : >"$root/etc/machine-id"
-touch -d "@$SOURCE_DATE_EPOCH" dev proc run sys tmp
-unshare --mount sh -euc 'for one in dev proc sys; do ! mountpoint -q "$one" || umount -R -l "$one"; done; exec "$@"' sh {shlex.join(EROFS)} "-T$SOURCE_DATE_EPOCH" "$out/root.erofs" "$root"
+unshare --mount sh -euc 'for one in dev proc sys; do ! mountpoint -q $one || umount -l $one; done; touch -d "@$SOURCE_DATE_EPOCH" dev proc run sys tmp; exec "$@"' \
+  sh {shlex.join(EROFS)} "-T$SOURCE_DATE_EPOCH" "$out/root.erofs" "$root"
 chmod 644 "$out"/*
 """
 
@@ -240,12 +240,14 @@ def command(wanted: Recipe, work: str) -> list[str]:
 def _run(argv: Sequence[str], date: int, progress: Progress) -> None:
     surroundings = {**os.environ, "SOURCE_DATE_EPOCH": str(date), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
     said: list[str] = []
+    script = [line for line in _HOOK.split("\n") if line]  # mmdebstrap says all of a hook, which is no news
     child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=surroundings)
     try:
         assert child.stdout is not None
         for raw in child.stdout:
             line = programs.printable(raw)
-            said = [*said[-20:], line] if line else said
+            if line and not line.startswith("I: ") and not any(line.endswith(one) for one in script):
+                said = [*said[-8:], line]
             if line.startswith("I: "):
                 hook = line.startswith(("I: running --customize-hook", "I: running special hook"))
                 progress("making the file system" if hook else line[3:].rstrip("."))
@@ -261,10 +263,8 @@ def _run(argv: Sequence[str], date: int, progress: Progress) -> None:
         if child.stdout is not None:
             child.stdout.close()
     if status:
-        script = " ".join(argv).split("\n")  # mmdebstrap says all of a hook that fails
-        words = [line for line in said if not line.startswith("I: ") and not any(line.endswith(one) for one in script if one)][-4:]
         hint = "Its own words say what is wrong; most often a mirror or its lists. Nothing was kept."
-        raise StockadeError(f"mmdebstrap ended with {status}: {'; '.join(words) or 'it said nothing'}", code="vm.build", hint=hint)
+        raise StockadeError(f"mmdebstrap ended with {status}: {'; '.join(said) or 'it said nothing'}", code="vm.build", hint=hint)
 
 
 def _tree(package: str) -> tarfile.TarFile:
