@@ -45,7 +45,7 @@ class Guest:
         began = time.perf_counter()
         os.mkdir(directory)
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        assert isinstance(self.box, gvisor.GuestBox)
+        assert isinstance(self.box, gvisor.Guest)
         saving = self.box.save(fd)
         select.select([saving], [], [])
         saving.done()

@@ -17,7 +17,7 @@ from stockade.walls.conformance import Outcome
 from walls import boxes
 
 DOCTOR = [sys.executable, "-m", "stockade", "doctor"]
-MINE = "from stockade.walls.bubblewrap import ADDRESS, OWN_KERNEL, USER, look, make_door, open_box, plan\nNAME = 'mine'\n"
+MINE = "from stockade.walls.bubblewrap import ADDRESS, OVERHEAD, OWN_KERNEL, USER, look, make_door, open_box, plan\nNAME = 'mine'\n"
 
 
 def run(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -21,6 +21,8 @@ from stockade.core.errors import StockadeError
 from stockade.gateway import engine
 from stockade.walls import bubblewrap, runsc
 from stockade.walls.probe import Check
+from stockade.walls.vm import wall as vm
+from walls.boxes import require
 
 DOCTOR = [sys.executable, "-m", "stockade", "doctor"]
 
@@ -67,7 +69,7 @@ def test_the_shape_of_the_json_is_stable(tmp_path: Path) -> None:
     assert set(found) == {"version", "ok", "judged", "parts"} and found["version"] == 1 and found["judged"] == "bubblewrap"
     assert list(found["parts"]) == ["bubblewrap", "gate", "ledger", "sessions", "gvisor", "vm"]
     for part in found["parts"].values():
-        assert set(part) == {"status", "checks"} and part["status"] in ("ok", "degraded", "missing", "absent") and part["checks"]
+        assert set(part) == {"status", "checks"} and part["status"] in ("ok", "degraded", "missing") and part["checks"]
         for check in part["checks"]:
             assert set(check) == {"name", "status", "seen", "why", "fix"} and all(isinstance(value, str) for value in check.values())
             assert check["status"] in ("ok", "degraded", "missing", "information")
@@ -139,10 +141,13 @@ def test_without_envoy_it_says_that_the_fallback_is_slower(tmp_path: Path) -> No
     assert done.returncode == 1 and "stockade[gate]" in done.stdout and "stockade[mitm]" in done.stdout
 
 
-def test_a_wall_that_is_not_here_claims_nothing(tmp_path: Path) -> None:
+@pytest.mark.wall
+def test_a_machine_is_booted_to_see_whether_it_works(tmp_path: Path) -> None:
+    require(vm)
     done = run(tmp_path, "--wall", "vm")
-    assert done.returncode == 1 and done.stdout.count("not part of this version") == 2
-    assert json.loads(run(tmp_path, "--wall", "vm", "--json").stdout)["parts"]["vm"]["status"] == "absent"
+    assert done.returncode == 0 and "ran `true` in a machine" in done.stdout and "works" in done.stdout.splitlines()[-1], done
+    none = run(tmp_path, "--wall", "vm", before=inside_another_sandbox("--tmpfs", "/var/lib/stockade"))
+    assert none.returncode == 1 and "stockade vm build" in none.stdout and "not tried: it needs image" in none.stdout
 
 
 # ---- the gVisor wall: tried by booting, and mended from Debian's own archive --------------------------------------------------------
@@ -307,4 +312,4 @@ def test_colour_on_a_terminal_only(tmp_path: Path, variables: dict[str, str], co
             pass
         process.wait(30)
     os.close(ours)
-    assert b"not part of this version" in said and (b"\x1b[" in said) == coloured
+    assert b"vm wall" in said and (b"\x1b[" in said) == coloured

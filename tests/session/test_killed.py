@@ -238,16 +238,16 @@ def test_one_that_is_killed_just_before_it_is_taken_is_an_error_or_is_not_taken(
 
 @pytest.mark.parametrize("part", [*PARTS, STUBS])
 def test_one_that_is_killed_while_it_is_bound_is_an_error(place: Place, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    bind = gvisor.GuestBox.bind_opened
+    bind = gvisor.Guest.bind_opened
 
-    def bound(self: gvisor.GuestBox, *given: Any) -> None:
+    def bound(self: gvisor.Guest, *given: Any) -> None:
         bind(self, *given)
         kill(self.pid, part)
 
     async def body(pool: Pool) -> None:
         [waiting] = pool._ready
         with monkeypatch.context() as patch, pytest.raises(StockadeError) as caught:
-            patch.setattr(gvisor.GuestBox, "bind_opened", bound)
+            patch.setattr(gvisor.Guest, "bind_opened", bound)
             async with pool.session(cwd=str(place.work)) as session:
                 assert session.id == waiting.id
                 await session.exec(["true"])
@@ -258,10 +258,10 @@ def test_one_that_is_killed_while_it_is_bound_is_an_error(place: Place, part: st
 
 def test_a_helper_that_is_killed_while_it_binds_is_an_error(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """It works for a few milliseconds: where it was done before the kill came, the session has everything; and the next one is tried."""
-    bind = gvisor.GuestBox.bind_opened
+    bind = gvisor.Guest.bind_opened
     killed = False
 
-    def bound(self: gvisor.GuestBox, *given: Any) -> None:
+    def bound(self: gvisor.Guest, *given: Any) -> None:
         nonlocal killed
         bind(self, *given)
         os.kill(self._binder, signal.SIGKILL)
@@ -275,7 +275,7 @@ def test_a_helper_that_is_killed_while_it_binds_is_an_error(place: Place, monkey
             [waiting] = pool._ready
             try:
                 with monkeypatch.context() as patch:
-                    patch.setattr(gvisor.GuestBox, "bind_opened", bound)
+                    patch.setattr(gvisor.Guest, "bind_opened", bound)
                     await fine(pool, place)
             except StockadeError as error:
                 assert killed and error.code == "wall.died" and gone(waiting)
@@ -332,9 +332,9 @@ def test_a_session_that_is_killed_in_a_pause_is_an_error_at_once(place: Place, p
 def test_one_that_is_killed_while_it_is_saved_is_an_error_and_the_checkpoint_is_whole_or_not_there(
     place: Place, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept, save = place.root / "kept", gvisor.GuestBox.save
+    kept, save = place.root / "kept", gvisor.Guest.save
 
-    def saving(self: gvisor.GuestBox, directory: int) -> Any:
+    def saving(self: gvisor.Guest, directory: int) -> Any:
         found = save(self, directory)
         if part == "enter":  # what asks runsc for it
             os.kill(found._pid, signal.SIGKILL)
@@ -344,7 +344,7 @@ def test_one_that_is_killed_while_it_is_saved_is_an_error_and_the_checkpoint_is_
 
     async def whole() -> None:
         async with open_session(GUEST, cwd=str(place.work)) as session:
-            monkeypatch.setattr(gvisor.GuestBox, "save", saving)
+            monkeypatch.setattr(gvisor.Guest, "save", saving)
             with pytest.raises(StockadeError) as caught:
                 await session.checkpoint(str(kept))
                 await session.exec(["true"])
@@ -362,7 +362,7 @@ def test_one_that_is_killed_while_it_is_saved_is_an_error_and_the_checkpoint_is_
 def test_one_that_is_killed_while_it_is_restored_is_an_error(place: Place, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     warm = gvisor.warm
 
-    def warmed(*given: Any) -> gvisor.GuestBox:
+    def warmed(*given: Any) -> gvisor.Guest:
         box = warm(*given)
         hunt(box.pid, part)
         return box
@@ -444,9 +444,9 @@ MOMENTS = {
     "door": "fatal(door.Making, 'done')",
     "started": "fatal(gvisor, 'warm')",
     "stands": "fatal(Prepared, 'guard')",
-    "one stands": "fatal(gvisor.GuestBox, 'pause')",
+    "one stands": "fatal(gvisor.Guest, 'pause')",
     "taken": "fatal(pool.Pool, '_take')",
-    "being bound": "fatal(gvisor.GuestBox, 'bind_opened')",
+    "being bound": "fatal(gvisor.Guest, 'bind_opened')",
     "on record": "fatal(Session, 'record_start')",
     "running": "",
 }

@@ -510,7 +510,7 @@ class Leaky:
     def __init__(self, leak: Leak) -> None:
         self._leak = leak
         others.update(census.below(os.getpid()))
-        self.OWN_KERNEL, self.USER = leak.own_kernel, leak.user
+        self.OWN_KERNEL, self.OVERHEAD, self.USER = leak.own_kernel, 0, leak.user
         self.__name__ = f"{__name__}:{leak.name.replace('-', '_')}"
         self._wanted: dict[int, Confinement] = {}
         self._plans: list[Plan] = []

@@ -22,7 +22,7 @@ from stockade.walls.conformance.lab import Failed, Lab, Opened, Skipped
 from stockade.walls.conformance.native import Native
 from walls import boxes
 
-WALLS = ("bubblewrap", "gvisor")  # a further wall of ours is named here
+WALLS = ("bubblewrap", "gvisor", "vm")  # a further wall of ours is named here
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_checks_are_chosen_by_name_and_by_group() -> None:
 class Nothing:
     """What a check needs that opens no box."""
 
-    NAME, ADDRESS, OWN_KERNEL, USER = "nothing", "127.0.0.1", False, -1
+    NAME, ADDRESS, OWN_KERNEL, OVERHEAD, USER = "nothing", "127.0.0.1", False, 0, -1
 
     def look(self, home: str) -> str:
         return home
@@ -124,7 +124,7 @@ def test_a_wall_that_cannot_look_is_a_typed_error() -> None:
 
 def test_walls_are_found_by_name_and_by_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "good_wall.py").write_text(
-        "from stockade.walls.bubblewrap import ADDRESS, NAME, OWN_KERNEL, USER, look, make_door, open_box, plan\n"
+        "from stockade.walls.bubblewrap import ADDRESS, NAME, OVERHEAD, OWN_KERNEL, USER, look, make_door, open_box, plan\n"
     )
     (tmp_path / "half_wall.py").write_text("NAME = 'half'\n")
     (tmp_path / "bad_wall.py").write_text("1 / 0\n")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from stockade.core import places
 from stockade.core.errors import StockadeError, Tampered
-from stockade.walls import debian, others, probe, probe_gvisor, programs
+from stockade.walls import debian, probe, probe_gvisor, probe_vm, programs
 from stockade.walls.probe import Check
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--conformance",
         metavar="WALL",
-        help="run the conformance suite on a wall: bubblewrap, gvisor, or a module of yours (package.module)",
+        help="run the conformance suite on a wall: bubblewrap, gvisor, vm, or a module of yours (package.module)",
     )
     parser.add_argument(
         "--only", action="append", default=[], metavar="CHECK", help="with --conformance: only this check or group (may be repeated)"
@@ -128,7 +128,7 @@ PARTS: dict[str, Callable[[], Iterator[Check]]] = {
     "ledger": ledger,
     "sessions": sessions,
     "gvisor": probe_gvisor.gvisor_wall,
-    "vm": others.vm_wall,
+    "vm": probe_vm.vm_wall,
 }
 TITLES = {
     "bubblewrap": "bubblewrap wall (default)",
@@ -141,10 +141,8 @@ TITLES = {
 
 
 def status_of(part: str, checks: Sequence[Check]) -> str:
-    """One word for a part: "missing" beats "degraded" beats "ok"; "absent" for a wall that this version does not have."""
+    """One word for a part: "missing" beats "degraded" beats "ok"."""
     found = {check.status for check in checks}
-    if part == "vm":
-        return "absent"
     return next((word for word in ("missing", "degraded") if word in found), "ok")
 
 
@@ -201,8 +199,6 @@ def line(check: Check) -> str:
 
 def verdict(part: str, checks: Sequence[Check], ok: bool) -> str:
     """The last line."""
-    if part == "vm":
-        return f"\nThe {part} wall is not part of this version."
     if not ok:
         return f"\n{TITLES[part]}: does not work here. Nothing falls back to less: what needs it is refused until this is mended."
     less = [check.name for check in checks if check.status == "degraded"]

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     agent = agents.find(args.agent)
     subject = args.under or f"stockade{f' ({args.wall})' if args.wall else ''}"
     rows: list[runner.Row] = []
-    with Yard(keep=agent.keep) as yard:
+    with Yard(keep=agent.keep, machines=args.wall == "vm") as yard:
         drill = runner.Drill(yard, agent, under=shlex.split(args.under), root=args.as_root, wall=args.wall)
         total, done = runner.total_runs(scenarios, args.runs), 0
         for row, _ in runner.play(drill, scenarios, args.runs):

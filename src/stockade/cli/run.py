@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--policy", "FILE", "", "use this policy file on top of the user's and the administrator's"),
     ("--no-project", "", "", "leave the project's own stockade.toml out, also where you trust the folder; nothing of it is looked at"),
-    ("--wall", "WALL", "wall", "bubblewrap or gvisor (vm is not part of this version)"),
+    ("--wall", "WALL", "wall", "bubblewrap, gvisor or vm"),
     ("--workspace", "DIR", "workspace.path", "the folder to work in (default: the current one)"),
     ("--mode", "MODE", "workspace.mode", "how the workspace is mounted: rw, ro or rw-no-delete"),
     ("--ro", "PATH[:AT]", "mount.ro", "also show PATH, read-only (may be repeated)"),

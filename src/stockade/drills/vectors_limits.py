@@ -105,6 +105,6 @@ ALL = (
     ),
     Scenario(
         "unenforceable-rule", ("B9", "M14"), "start rule", "A rule that this wall cannot make true must stop the start",
-        (_STEAL,), printed("aws"), policy='version = 1\nwall = "vm"\n', refuses=True, twin="",
+        (_STEAL,), printed("aws"), policy='version = 1\nwall = "bubblewrap"\n\n[root]\nwritable = "memory"\n', refuses=True, twin="",
     ),
 )  # fmt: skip

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from stockade.core.errors import WallFailed
-from stockade.drills import pki
+from stockade.drills import machines, pki
 from stockade.drills.internet import EVIL6, HOSTS, PATH_SOCKET
 
 HOME = "/home/dev"
@@ -86,12 +86,14 @@ class Case:
 
 @dataclass
 class Yard:
-    """Open with `with Yard() as yard:`. `keep` are host directories that must be visible inside, read-only (tools, agents).
+    """Open with `with Yard() as yard:`. `keep` are host directories that must be visible inside, read-only (tools, agents). `machines`: its machine has the
+    image for virtual machines that this one has, and all its homes the same snapshots of them.
 
     Raises WallFailed (`drill.yard`) when this machine cannot make one.
     """
 
     keep: Sequence[str] = ()
+    machines: bool = False
     _scratch: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="stockade-yard-")))
     _cases: int = 0
     _hand: subprocess.Popen[str] | None = None
@@ -160,6 +162,8 @@ class Yard:
 
     def _furnish(self) -> None:
         """Make the parts that every case shares: certificates and /etc."""
+        if self.machines:
+            machines.copy(self._scratch)
         names = [name for host in HOSTS for name in (host, f"*.{host}")]
         root, leaf = pki.make(names, [*HOSTS.values(), EVIL6])
         (self._scratch / "leaf.pem").write_bytes(leaf)
@@ -217,6 +221,8 @@ class Yard:
             (home / name).chmod(0o600)
         (home / ".ssh").chmod(0o700)
         (tmp / "sentinel").write_text(secrets["sentinel"])
+        if self.machines:
+            machines.move_in(self._scratch, home)
         return Case(home, tmp, secrets)
 
     def clear(self) -> None:
@@ -274,6 +280,8 @@ class Yard:
             str(self._scratch / "run"),
             str(Path(PATH_SOCKET).parent),
         ]
+        if self.machines:
+            argv += machines.shown(self._scratch, HOME)
         here = Path(__file__).resolve().parents[2]
         for path in dict.fromkeys([sys.base_prefix, sys.prefix, str(here), *self.keep]):
             if not path.startswith(("/usr/", "/opt/")) and path != "/usr":

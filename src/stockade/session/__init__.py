@@ -142,7 +142,9 @@ class Session:
             from stockade.walls.root import Watch as Layer
 
             self._layer = Layer(self.confinement.root)
-        self.enforced = plan.enforced + self.view.notes + limits.enforced(self.policy.limits, self.groups.held, wall.OWN_KERNEL)
+        own = {one.rule for one in plan.enforced}
+        held = limits.enforced(self.policy.limits, self.groups.held, wall.OWN_KERNEL)
+        self.enforced = plan.enforced + self.view.notes + tuple(one for one in held if one.rule not in own)
         if self.signer is not None:
             self.enforced += (self.signer.enforced(),)
         if self.origin is not None:
@@ -183,7 +185,7 @@ class Session:
         """Which limit the sandbox exceeds, as a sentence, or ""."""
         from stockade.walls import limits
 
-        wanted, held, own = self.policy.limits, self.groups.held, self.wall.OWN_KERNEL
+        wanted, held, own = limits.outside(self.policy.limits, self.wall), self.groups.held, self.wall.OWN_KERNEL
         # In one that is paused nothing grows, and of hundreds looking at each is dear.
         init = 0 if self.box.paused or limits.left(wanted, held, own) is None else limits.init_of(self.box.pid)
         why = limits.exceeded(init, wanted, held, own) if init else ""

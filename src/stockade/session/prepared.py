@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stockade.session.root import Rooted
     from stockade.walls.contract import Box, Plan, Wall
     from stockade.walls.door import Door
-    from stockade.walls.gvisor import GuestBox, Warm
+    from stockade.walls.gvisor import Guest, Warm
     from stockade.walls.limits import Groups
 
 
@@ -38,7 +38,7 @@ class Prepared:
         self.wall = wall
         self.door: Door
         self.groups: Groups
-        self.box: GuestBox | None = None
+        self.box: Guest | None = None
         self.warm: Warm | None = None
         self._parts: tuple[int, ...] = ()  # of the guest that stands ready (walls/states.py)
         self._rehearsed = False
@@ -46,13 +46,13 @@ class Prepared:
         self.directory = ""
         self._closers: list[Any] = []
         try:
-            self._making = door.Making((*door.PORTS, *ports), wired=wall.OWN_KERNEL)
+            self._making = door.Making((*door.PORTS, *ports), wall.WIRE)
             self._closers.append(self._making.give_up)
             self._directory()
             self.bundle = Bundle(f"{self.directory}/ca.pem", lease=not wall.OWN_KERNEL)
             self._closers.append(self.bundle.close)
             self.sink = None
-            if wall.OWN_KERNEL:
+            if wall.REPORTS:
                 from stockade.walls.sink import Sink
 
                 self.sink = Sink(self.lock, self.directory)
@@ -71,7 +71,7 @@ class Prepared:
         self.directory = ready
 
     @property
-    def guest(self) -> GuestBox:
+    def guest(self) -> Guest:
         """The guest, which `start` has started."""
         assert self.box is not None
         return self.box
@@ -82,7 +82,7 @@ class Prepared:
 
         self.door = self._making.done()
         self._closers.append(self.door.close)
-        self.groups = groups.join(f"stockade-{self.id}", limits, self.wall.OWN_KERNEL)
+        self.groups = groups.join(f"stockade-{self.id}", groups.outside(limits, self.wall), self.wall.OWN_KERNEL)
         self._closers.append(self.groups.close)
 
     def rooted(self, wanted: Confinement, written: dict[str, str]) -> Confinement:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stockade.session.command import Command
     from stockade.session.gate import GateKeeper
     from stockade.session.live import LiveSession
-    from stockade.walls.gvisor import GuestBox
+    from stockade.walls.gvisor import Guest
 
 GRACE = 0.3  # seconds that what a command has left behind has to let go of its streams
 LATE = 300.0  # seconds that saving may take: some for each GiB
@@ -78,7 +78,7 @@ class States:
         session = self._session
         if self._end is not None:
             raise self._end
-        if not isinstance(session.box, gvisor.GuestBox):
+        if not isinstance(session.box, gvisor.Guest):
             raise states.unable(session.wall.NAME)
         root.refuse_saved(session.policy.root)
         if session.box.paused:
@@ -124,7 +124,7 @@ class States:
         finally:
             made.discard()
 
-    async def _save(self, box: GuestBox, path: str) -> Checkpoint:
+    async def _save(self, box: Guest, path: str) -> Checkpoint:
         from stockade.session import checkpoints
         from stockade.walls import gvisor
 
@@ -177,7 +177,7 @@ class States:
         while self._commands and time.monotonic() < late:
             await asyncio.sleep(0.01)
 
-    async def _written(self, box: GuestBox, directory: int) -> None:
+    async def _written(self, box: Guest, directory: int) -> None:
         """Have the guest written into `directory`. Raises as `checkpoint` does; a guest that does not come to an end is ended."""
         saving = box.save(directory)
         loop = asyncio.get_running_loop()  # not ours, which forgets everything when the session ends

@@ -235,10 +235,14 @@ class Box:
         except BlockingIOError:
             pass
 
+    def said(self) -> str:
+        """What bubblewrap, and what it has started outside of any guest, wrote to standard error: its first 2000 bytes, without what does not print."""
+        said = os.pread(self._stderr, 2000, 0).decode("utf-8", "replace").strip() if self._stderr >= 0 else ""
+        return "".join(letter if letter.isprintable() else " " for letter in said)
+
     def failure(self) -> WallFailed:
         """Why the box is gone, in bubblewrap's own words where it left any."""
-        said = os.pread(self._stderr, 2000, 0).decode("utf-8", "replace").strip() if self._stderr >= 0 else ""
-        said = "".join(letter if letter.isprintable() else " " for letter in said)
+        said = self.said()
         return WallFailed(
             f"the sandbox ended{': ' + said if said else ' before its command did'}",
             code="wall.died",

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 NAME = "bubblewrap"
 ADDRESS = door.LOOPBACK
 OWN_KERNEL = False
+REPORTS = False
+WIRE = ""
+OVERHEAD = 0
 USER = -1
 PROGRAMS = ("/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap")
 # procfs files that show the host and that its root may read without any capability; those that we cannot read ourselves need no mask.

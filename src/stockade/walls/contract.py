@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stockade.walls import bubblewrap, gvisor
     from stockade.walls.box import Child
     from stockade.walls.door import Door
+    from stockade.walls.vm import wall as vm
 
     class Plan(Protocol):
         """Everything that `open_box` will do, as plain data; what else is in it is the wall's own business."""
@@ -122,6 +123,18 @@ if TYPE_CHECKING:
             """Whether what runs inside has a kernel of its own: the door is at the end of a wire then (walls/door.py), and limits are held in there first."""
 
         @property
+        def REPORTS(self) -> bool:
+            """Whether that kernel says what happens in it, beyond the guest's reach (walls/sink.py)."""
+
+        @property
+        def WIRE(self) -> str:
+            """What leads from a sandbox to the door (walls/door.py): "" = it sits in the door's namespace, "veth" or "tap"."""
+
+        @property
+        def OVERHEAD(self) -> int:
+            """Bytes of memory that the wall itself may take for a sandbox, on top of what the policy allows."""
+
+        @property
         def USER(self) -> int:
             """The user's number inside; -1: the same as outside."""
 
@@ -148,4 +161,4 @@ if TYPE_CHECKING:
             refused. Raises CannotEnforce, WallFailed.
             """
 
-    WALLS: tuple[Wall, ...] = (bubblewrap, gvisor)  # that each wall of ours is one is checked here, by mypy
+    WALLS: tuple[Wall, ...] = (bubblewrap, gvisor, vm)  # that each wall of ours is one is checked here, by mypy

@@ -1,7 +1,7 @@
 """The gVisor wall: a kernel of the guest's own, in user space, inside the view and the namespaces that bubblewrap makes.
 
 `plan` is a pure function from what is wanted to bubblewrap's argument vector, the OCI configuration and what is mounted late; `open_box` carries it out, or
-`warm` the part that every session of its kind needs, and `GuestBox.bind` the rest when somebody wants it. runsc is the first
+`warm` the part that every session of its kind needs, and `Guest.bind` the rest when somebody wants it. runsc is the first
 process in bubblewrap's namespaces and sees nothing but itself, its scratch space and the guest's files, so whoever breaks out of gVisor stands in a sandbox
 still. In the guest our own init (`native/inside.c`) is the first process, and starts commands on request as on the bubblewrap wall: gVisor takes
 over the host's descriptors that it is handed (as standard input, by `runsc run -pass-fd`, and by SCM_RIGHTS on that socket).
@@ -15,22 +15,23 @@ from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import frozen
 from stockade.core.values import Enforced
 from stockade.walls import bubblewrap, door, late, launching, limits, native, root, seccomp, streams, system, view
-from stockade.walls.box import Box
+from stockade.walls.guest import GuestBox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import _socket
     from collections.abc import Sequence
     from typing import Any
 
     from stockade.core.values import Confinement, Limits, Overlay
     from stockade.walls import states
-    from stockade.walls.box import Child
     from stockade.walls.door import Door
 
 NAME = "gvisor"
 ADDRESS = door.WIRE
 OWN_KERNEL = True
+REPORTS = True
+WIRE = "veth"
+OVERHEAD = 0
 USER = 0  # to whom the one user id of the user namespace belongs: on the host it is whoever runs us
 ROOT = "/sandbox"  # the guest's root, as bubblewrap shows it to runsc
 INIT = "/run/stockade-init"  # our program in the guest
@@ -98,7 +99,7 @@ class Plan:
 
 def make_door(ports: tuple[int, ...]) -> Door:
     """A door as this wall's guests need it. Raises WallFailed."""
-    return door.make(ports, wired=True)
+    return door.make(ports, WIRE)
 
 
 def look(home: str) -> Host:
@@ -261,40 +262,8 @@ def enforced(wanted: Confinement, host: Host) -> tuple[Enforced, ...]:
     return (*lines, *root.enforced(wanted), *view.enforced(wanted))
 
 
-class GuestBox(Box):
-    """A box whose init is in a guest, where root may stop it: its end is made from outside. It serves commands once it was given its mounts by `bind`."""
-
-    terminal_stays = True
-    init_stops = True
-
-    def __init__(self, sock: _socket.socket, pid: int, stderr: int, mounting: int) -> None:
-        super().__init__(sock, pid, stderr)
-        self._mounting = mounting  # leads to the guest's init, which waits on it
-        self._binder = 0
-        self.prepared = False  # it waits for its mounts; may be seen after any `step`
-
-    def rehearse(self) -> None:
-        """Have the init run `true`, if it has one: the first command of a guest takes twice as long as the next. It says again that it waits (`prepared`) when
-        that has ended. Raises WallFailed.
-        """
-        self.prepared = False
-        try:
-            os.write(self._mounting, native.note("T"))
-        except OSError as error:
-            raise self.failure() from error
-
-    def bind(self, wanted: late.Late) -> None:
-        """Mount what is wanted, once; does not wait. Raises CannotEnforce when a path cannot be opened as planned, WallFailed."""
-        opened = late.pin(wanted)
-        try:
-            self.bind_opened(wanted, opened)
-        finally:
-            streams.close(opened)
-
-    def bind_opened(self, wanted: late.Late, opened: list[int]) -> None:
-        """The same with the descriptors of `late.pin`."""
-        self._binder = late.bind(wanted, opened, self._mounting, ROOT, self._stderr)
-        self._let_go()  # if the helper fails, the guest's init sees the end of file, and ends
+class Guest(GuestBox):
+    """A guest of gVisor's, which can be saved and go on."""
 
     def hail(self) -> None:
         """Ask the init whether it stands: one that was saved and goes on has said so in another life. Raises WallFailed."""
@@ -313,31 +282,8 @@ class GuestBox(Box):
         words = ["/runsc", "--root=/state", "checkpoint", "-image-path=.", "-compression=none", "-leave-running", CONTAINER]
         return states.Saving(self.pid, directory, words, seccomp.kernel_filters())
 
-    def _let_go(self) -> None:
-        if self._mounting >= 0:
-            os.close(self._mounting)
-            self._mounting = -1
 
-    def _take(self, kind: str, ident: int, value: int, text: str, fds: list[int]) -> Child | None:
-        self.prepared = self.prepared or kind == "P"
-        if kind == "R" and self._binder:  # its work is done
-            os.waitpid(self._binder, 0)
-            self._binder = 0
-        return super()._take(kind, ident, value, text, fds)
-
-    def close(self) -> int:
-        """End everything inside and wait until the kernel has done so; bubblewrap's wait status. May be called twice."""
-        self._let_go()
-        if self.pid:
-            limits.end_below(self.pid)  # runsc is the first process there
-        if self._binder:
-            os.kill(self._binder, 9)  # SIGKILL; it may wait for a disk
-            os.waitpid(self._binder, 0)
-            self._binder = 0
-        return super().close()
-
-
-def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) -> GuestBox:
+def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) -> Guest:
     """Start the sandbox of `plan` and return without waiting for it; the first `step()` tells whether it stands.
 
     `door` must be one of `make_door`, and be given exactly when the plan's network is "door"; `cgroups` are descriptors of cgroup.procs files to join.
@@ -358,7 +304,7 @@ def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) 
         streams.close(opened)
 
 
-def warm(prepared: Warm, door: Door | None = None, cgroups: Sequence[int] = ()) -> GuestBox:
+def warm(prepared: Warm, door: Door | None = None, cgroups: Sequence[int] = ()) -> Guest:
     """Start a sandbox that waits for its mounts: its init does, or runsc where it goes on from a checkpoint, whose kernel opens again what it had mounted. Arguments and
     errors as `open_box`.
     """
@@ -369,7 +315,7 @@ def warm(prepared: Warm, door: Door | None = None, cgroups: Sequence[int] = ()) 
         return [*shared, *([] if prepared.restores else [f"-pass-fd={theirs}:{LATE}"]), CONTAINER]
 
     try:
-        return GuestBox(*launching.start(prepared, door, cgroups, seccomp.kernel_filters, inner, (theirs,), standard=True), ours)
+        return Guest(*launching.start(prepared, door, cgroups, seccomp.kernel_filters, inner, (theirs,), standard=True), ours, ROOT)
     except BaseException:
         os.close(ours)
         raise

@@ -15,6 +15,7 @@ from stockade.core.values import Enforced
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from stockade.core.values import Limits
+    from stockade.walls.contract import Wall
 
 ROOT = "/sys/fs/cgroup"
 STALE = 60.0  # seconds after which an empty group of ours is what a killed supervisor left
@@ -112,6 +113,11 @@ def join(name: str, limits: Limits, own_kernel: bool = False) -> Groups:
         except OSError:
             os.rmdir(groups.directories.pop())
     return groups
+
+
+def outside(limits: Limits, wall: Wall) -> Limits:
+    """The limits as they hold around a sandbox of that wall: it may take some memory itself."""
+    return replace(limits, memory=limits.memory and limits.memory + wall.OVERHEAD)
 
 
 def guest_tasks(limits: Limits) -> int:

@@ -43,6 +43,16 @@ def refuse(root: Root, wall: str) -> None:
         )
 
 
+def unlike(root: Root, wall: str) -> None:
+    """For a wall whose guests have a root of their own, which is written to in memory at most. Raises CannotEnforce (`root.wall`)."""
+    wanted = 'writable = "disk"' if not (root.image or root.path) else root.image or root.path
+    raise CannotEnforce(
+        f"the {wall} wall has its own image for a root, and {wanted} cannot be had there ({root.origin})",
+        code="root.wall",
+        hint='Build an image with what is needed in it (stockade vm build --include PACKAGE), or write wall = "gvisor".',
+    )
+
+
 def refuse_saved(root: Root) -> None:
     """For a guest that is saved, or goes on where another was. Raises CannotEnforce (`checkpoint.root`) for any root but the usual: nobody has shown that what
     was written to it is saved, and the same below it then."""

@@ -29,8 +29,8 @@ GROUPS = {
     "lifecycle": lifecycle, "exec": execs, "files": files, "mounts": mounting, "limits": limiting, "network": network, "isolation": isolation,
     "receipt": receipt, "cleanup": cleanup,
 }  # fmt: skip
-OURS = ("bubblewrap", "gvisor")
-PARTS = ("NAME", "ADDRESS", "OWN_KERNEL", "USER", "look", "plan", "make_door", "open_box")
+OURS = {"bubblewrap": "bubblewrap", "gvisor": "gvisor", "vm": "vm.wall"}  # and the module of each
+PARTS = ("NAME", "ADDRESS", "OWN_KERNEL", "OVERHEAD", "USER", "look", "plan", "make_door", "open_box")
 
 
 @frozen
@@ -59,7 +59,7 @@ def find(name: str) -> Wall:
     Raises StockadeError: `conformance.unknown` when there is none, `conformance.import` when it cannot be imported, `conformance.contract` when it
     lacks a part of the contract.
     """
-    place = f"stockade.walls.{name}" if name in OURS else name
+    place = f"stockade.walls.{OURS[name]}" if name in OURS else name
     module, _, attribute = place.partition(":")
     hint = f"It is one of {', '.join(OURS)}, or a module as `import` takes it: package.module. Its directory must be in PYTHONPATH."
     if not all(part.isidentifier() for part in module.split(".")) or name in ("", ":"):

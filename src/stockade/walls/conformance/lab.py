@@ -298,13 +298,14 @@ class Lab:
             door: Door | None = self.door()
         except Skipped:
             door, wanted = None, replace(wanted, network="none")
-        groups = limits.join(f"stockade-conformance-{os.urandom(6).hex()}", wanted.limits, self.wall.OWN_KERNEL)
+        around = limits.outside(wanted.limits, self.wall)
+        groups = limits.join(f"stockade-conformance-{os.urandom(6).hex()}", around, self.wall.OWN_KERNEL)
         try:
             plan = self.plan(wanted)
             opened = Opened(
                 self.wall.open_box(plan, door, groups.descriptors),
                 self.patience,
-                watched=(wanted.limits, groups.held, self.wall.OWN_KERNEL),
+                watched=(around, groups.held, self.wall.OWN_KERNEL),
             )
             try:
                 opened.until(lambda: opened.box.ready, "the sandbox did not stand")

@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
+#include <linux/if_tun.h>
 #include <linux/veth.h>
 #include <net/if.h>
 #include <net/route.h>
@@ -82,7 +83,8 @@ static struct sockaddr inet(uint32_t address) {
     return plain;
 }
 
-static void up(int sock, const char *name, uint32_t address) {
+/* Bring an interface up, with an address of the wire's range unless 0. */
+void interface_up(int sock, const char *name, uint32_t address) {
     struct ifreq ask = {0};
     snprintf(ask.ifr_name, sizeof ask.ifr_name, "%s", name);
     if (address) {
@@ -93,6 +95,24 @@ static void up(int sock, const char *name, uint32_t address) {
     }
     ask.ifr_flags = IFF_UP | IFF_RUNNING;
     if (ioctl(sock, SIOCSIFFLAGS, &ask)) fail("interface up");
+}
+
+/* The guest's end of the wire: its address, and the door as its only way. */
+void wire_up(int sock) {
+    interface_up(sock, "eth0", GUEST_ADDRESS);
+    struct rtentry route = {.rt_dst = inet(0), .rt_genmask = inet(0), .rt_gateway = inet(DOOR_ADDRESS), .rt_flags = RTF_UP | RTF_GATEWAY};
+    if (ioctl(sock, SIOCADDRT, &route)) fail("guest's route");
+}
+
+/* For a virtual machine: a tap interface (Documentation/networking/tuntap.rst) in the door's namespace; what is read from and written to the descriptor are the frames
+ * on the wire. Whoever has it can do no more than that. */
+static int tap(int plain) {
+    int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
+    if (fd < 0) fail("/dev/net/tun");
+    struct ifreq ask = {.ifr_name = "guest", .ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
+    if (ioctl(fd, TUNSETIFF, &ask)) fail("tap");
+    interface_up(plain, "guest", DOOR_ADDRESS);
+    return fd;
 }
 
 /* Make a second namespace, and a veth(4) pair from its `eth0` to the door, which is its only way. Gives the new namespace's descriptor. */
@@ -117,11 +137,9 @@ static int wire(int door, int plain) {
     end_of(&link, info);
     netlink_do(netlink, &link.header, "veth");
     close(netlink);
-    up(plain, "guest", DOOR_ADDRESS);
-    up(inner, "lo", 0);
-    up(inner, "eth0", GUEST_ADDRESS);
-    struct rtentry route = {.rt_dst = inet(0), .rt_genmask = inet(0), .rt_gateway = inet(DOOR_ADDRESS), .rt_flags = RTF_UP | RTF_GATEWAY};
-    if (ioctl(inner, SIOCADDRT, &route)) fail("guest's route");
+    interface_up(plain, "guest", DOOR_ADDRESS);
+    interface_up(inner, "lo", 0);
+    wire_up(inner);
     close(inner);
     return guest;
 }
@@ -141,7 +159,7 @@ static int listener(int family, int type, uint16_t port, uint32_t address) {
 int door(int argc, char **argv) {
     if (argc < 1) _exit(EXIT_STEP);
     notes = (int)number(argv[0]);
-    int wired = argc > 1 && !strcmp(argv[1], "wire");
+    int tapped = argc > 1 && !strcmp(argv[1], "tap"), wired = tapped || (argc > 1 && !strcmp(argv[1], "veth"));
     uid_t uid = geteuid();
     gid_t gid = getegid();
     if (unshare(CLONE_NEWUSER | CLONE_NEWNET)) fail("unshare user and network namespace");
@@ -168,7 +186,7 @@ int door(int argc, char **argv) {
     fds[count++] = listener(AF_INET, SOCK_DGRAM, 53, wired ? DOOR_ADDRESS : INADDR_LOOPBACK);
     int here = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
     if (here < 0) fail("network namespace");
-    fds[count++] = wired ? wire(here, plain) : here;
+    fds[count++] = tapped ? tap(plain) : wired ? wire(here, plain) : here;
     if ((fds[count++] = open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC)) < 0) fail("user namespace");
     if (wired) fds[count++] = here; /* so that the wire's end answers, with refusals, when the listeners are closed */
     tell('D', 0, count, "", fds, count);

@@ -202,7 +202,7 @@ int inside(int argc, char **argv) {
     sigaddset(&ended, SIGCHLD);
     int signals = signalfd(-1, &ended, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signals < 0) fail("signalfd");
-    if (guest) take(mounts, argv[5]);
+    if (guest) take(mounts, argv[5], argc > 6 && !strcmp(argv[6], "ro"));
     tell('R', 0, wanted ? abi : 0, "", NULL, 0);
     struct pollfd watched[2] = {{.fd = notes, .events = POLLIN}, {.fd = signals, .events = POLLIN}};
     for (;;) {

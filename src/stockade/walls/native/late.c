@@ -82,9 +82,9 @@ static int nested(const char *text, const char *until, const char *target) {
     return 0;
 }
 
-/* In the guest, whose system calls are dear: put everything that is below `dir` into place, so that its own kernel knows of each mount, hide `dir`, and give up
- * the right to mount. */
-void take(int sock, const char *dir) {
+/* In the guest, whose system calls are dear: put everything that is below `dir` into place, so that its own kernel knows of each mount, hide `dir`, make the root
+ * read-only if it is `sealed`, and give up the right to mount. */
+void take(int sock, const char *dir, int sealed) {
     struct note note;
     struct iovec part = {&note, sizeof note};
     union {
@@ -132,6 +132,7 @@ void take(int sock, const char *dir) {
     }
     /* The guest's root has these mounts below `dir` as well. */
     if (umount2(dir, 0) || mount("none", dir, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4096,mode=0")) fail("hide mounts");
+    if (sealed && mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NODEV, NULL)) fail("read-only root");
     if (prctl(PR_CAPBSET_DROP, CAP_SYS_ADMIN, 0, 0, 0) || syscall(SYS_capset, &header, held)) fail("capabilities");
     close(blob);
     close(sock);

@@ -1,13 +1,16 @@
 /* The steps of a sandbox's life that no stock tool takes, as one static program of plain system calls:
  *
- *   step door SOCK [wire] PORT...       make a user and network namespace without any route, send its listening sockets over SOCK
+ *   step door SOCK [veth|tap] PORT...   make a user and network namespace without any route, send its listening sockets over SOCK
  *   step launch OPTION... -- ARGV...    join a door, mount overlays, set limits, drop what must not be inherited, exec ARGV (bubblewrap)
  *   step late SOCK DIR ARGV...          between bubblewrap and a kernel of the guest's own: let mounts below DIR reach it later, exec ARGV (runsc)
  *   step mounted SOCK DIR ARGV...       the same where all of them have to be there before ARGV
  *   step bind SOCK BLOB DIR ROOT [overlay=...]  mount what BLOB lists below DIR of a sandbox that went through `late`, and tell its guest
  *   step inside SOCK ABI HOLD RULE...   in the sandbox, as its init: apply Landlock, then serve exec requests that arrive on SOCK
  *   step inside SOCK 0 -1 guest LATE DIR  the same where the kernel is the guest's own: first put what arrives below DIR into place
+ *   step inside SOCK 0 -1 guest LATE DIR ro|rw   the same; and whether its root is read-only then
  *   step enter PID DIR FILTER... -- ARGV...   from outside, into the namespaces of the sandbox's process PID, with the host's directory DIR to work in
+ *   step machine LATE HELLO FD... -- ARGV   start QEMU (ARGV), greet its guest with HELLO, and pass on messages and descriptors between it and the supervisor
+ *   step guest                          as the first process of a virtual machine: its end of that, and what `inside` finds there
  *
  * INVARIANT: every failure ends the program before the next step; nothing is ever skipped or retried with less.
  * INVARIANT: `inside` runs with all of the sandbox's restrictions on, and what it says is not trusted outside.
@@ -91,6 +94,8 @@ int main(int argc, char **argv) {
     if (argc >= 2 && !strcmp(argv[1], "bind")) return bind_late(argc - 2, argv + 2);
     if (argc >= 2 && !strcmp(argv[1], "enter")) return enter(argc - 2, argv + 2);
     if (argc >= 2 && !strcmp(argv[1], "inside")) return inside(argc - 2, argv + 2);
+    if (argc >= 2 && !strcmp(argv[1], "machine")) return machine(argc - 2, argv + 2);
+    if (argc == 2 && !strcmp(argv[1], "guest")) return guest();
     dprintf(2, "stockade: step: started by hand? it serves walls/native only\n");
     return EXIT_STEP;
 }

@@ -56,14 +56,20 @@ void landlock(int abi, int count, char **rules);
 void guest_filter(void);
 
 /* late.c */
-void take(int sock, const char *dir);
+void take(int sock, const char *dir, int sealed);
 
-/* The verbs: door.c, launch.c, late.c, inside.c, enter.c */
+/* door.c */
+void interface_up(int sock, const char *name, uint32_t address);
+void wire_up(int sock);
+
+/* The verbs: door.c, launch.c, late.c, inside.c, enter.c, machine.c */
 int door(int argc, char **argv);
 int launch(int argc, char **argv);
 int late(int argc, char **argv, int wait);
 int bind_late(int argc, char **argv);
 int inside(int argc, char **argv);
 int enter(int argc, char **argv);
+int machine(int argc, char **argv);
+int guest(void);
 
 #endif

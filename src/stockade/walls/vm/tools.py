@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 from stockade.core.errors import StockadeError
 from stockade.walls import debian, programs
 from stockade.walls.probe import Check
-from stockade.walls.vm import build, image
+from stockade.walls.vm import build, find, image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PROGRAM = "/usr/bin/qemu-system-x86_64"
-MEND = "stockade doctor --wall vm --fix"
+PROGRAM, MEND = find.PROGRAMS[0], find.MEND
 
 
 def checks() -> Iterator[Check]:
