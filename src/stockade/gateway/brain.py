@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from stockade.core.frozen import replace
@@ -19,7 +19,7 @@ from stockade.gateway.flow import Asked, Call, Flow, Judge, Leaving, Outcome, Sy
 from stockade.gateway.hooks import answer
 from stockade.gateway.line import Line, NoReceipt
 from stockade.gateway.meter import ANNOUNCED, BOUNDS
-from stockade.gateway.questions import Answer, begin
+from stockade.gateway.questions import Answer, begin, unless
 from stockade.gateway.resolve import Resolver, Unreachable
 from stockade.gateway.rooms import Full, Rooms
 from stockade.gateway.sigv4 import Expired
@@ -112,11 +112,11 @@ class Brain:
             return 503, [("content-type", "text/plain")], b"stockade refused this tool call: it could not be written to the ledger\n"
         return _SAID, [("content-type", "application/json")], answer(call, outcome.verdict)
 
-    async def raw(self, name: str, port: int, connection: str) -> tuple[Grant, str] | None:
-        """May a raw connection to this name and port be opened? `name` is what its address was given out for, `connection` its number. The grant and the address
-        to use, or None."""
+    async def raw(self, name: str, port: int, connection: str, left: Callable[[], Awaitable[None]]) -> tuple[Grant, str] | None:
+        """May a raw connection to this name and port be opened? `name` is what its address was given out for, `connection` its number; `left` returns when whoever
+        opened it has gone, while somebody is asked. The grant and the address to use, or None."""
         outcome = self._flow.raw(name, port)
-        status, headers, _ = await self._settle(outcome, self._revocations, connection)
+        status, headers, _ = await self._settle(outcome, self._revocations, connection, left=left)
         address = dict(headers).get(UPSTREAM, "")
         return (outcome.grant, address) if status == 200 and outcome.grant is not None and address else None
 
@@ -141,7 +141,9 @@ class Brain:
             pass  # it is closed all the same
         return False
 
-    async def _settle(self, outcome: Outcome, before: int, connection: str, asked: Asked | None = None) -> Answer:
+    async def _settle(
+        self, outcome: Outcome, before: int, connection: str, asked: Asked | None = None, left: Callable[[], Awaitable[None]] | None = None
+    ) -> Answer:
         """From a verdict to its effect: counted, asked about where somebody must be asked, the address found, and written down. `before`: how often something
         had been taken back when it was given; `connection`: the number of the one that it came on, and what is spoken on it, from the outside in."""
         if outcome.verdict.effect == ASK and asked is not None and not asked.whole and _ends(outcome.grant):
@@ -161,7 +163,7 @@ class Brain:
             before += self._goes_out(outcome.grant, connection)
         address, extra = "", []
         if outcome.verdict.effect == ASK:
-            outcome = await self._asked(outcome, asked)
+            outcome = await self._asked(outcome, asked, left)
             if outcome.verdict.effect != ALLOW:
                 take_back()
         if outcome.verdict.effect == ALLOW and not outcome.tunnel:
@@ -222,13 +224,13 @@ class Brain:
         name = outcome.grant.credential if outcome.grant else ""
         return self._secrets[name](outcome.leaving) if name and outcome.leaving else []
 
-    async def _asked(self, outcome: Outcome, asked: Asked | None) -> Outcome:
-        """Hold the request until somebody has said yes or no, or has had time enough. Others are not held up."""
+    async def _asked(self, outcome: Outcome, asked: Asked | None, left: Callable[[], Awaitable[None]] | None = None) -> Outcome:
+        """Hold the request until somebody has said yes or no, or has had time enough, or nobody waits any more. Others are not held up."""
         self._asking += 1
         try:
             event = {**outcome.event, **_shown(outcome, asked), **({"place": self._judge.place(outcome.grant)} if outcome.grant else {})}
             patience = min(self._patience, _AT_ONCE) if asked is not None and not asked.whole else self._patience
-            allowed = self._patience > 0 and self._asking <= _MOST_ASKED and await self._ledger.ask(event, patience)
+            allowed = self._patience > 0 and self._asking <= _MOST_ASKED and await unless(left, self._ledger.ask(event, patience))
         except NoReceipt:
             allowed = False
         finally:

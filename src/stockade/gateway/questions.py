@@ -38,6 +38,20 @@ def begin(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> No
     task.add_done_callback(tasks.discard)
 
 
+async def unless(gone: Callable[[], Awaitable[None]] | None, asking: Coroutine[Any, Any, bool]) -> bool:
+    """What `asking` comes to; False, and it is cancelled, if `gone` returns before (None = it never does)."""
+    if gone is None:
+        return await asking
+    asked, left = asyncio.ensure_future(asking), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({asked, left}, return_when=asyncio.FIRST_COMPLETED)
+        return asked.done() and asked.result()
+    finally:
+        for task in (asked, left):
+            task.cancel()
+        await asyncio.gather(asked, left, return_exceptions=True)
+
+
 class Question(Buffered):
     """One connection from Envoy: HTTP/1.1, one question at a time, kept alive. `reply` answers; an exception in it is a refusal.
 

@@ -35,8 +35,8 @@ class Raw:
         try:
             async with asyncio.timeout(_PATIENCE):
                 session, name, _, port, connection = await greeting(reader)
-            brain = self._sessions.brain(session)
-            found = await brain.raw(name, port, connection) if brain is not None else None
+            brain, ahead = self._sessions.brain(session), _Ahead(reader)
+            found = await brain.raw(name, port, connection, ahead.end) if brain is not None else None
             if brain is None or found is None:
                 return
             grant, address = found
@@ -45,7 +45,7 @@ class Raw:
                 incoming, outside = await asyncio.open_connection(host.strip("[]"), int(number), limit=_CHUNK)
             ends.append(outside)
             outside.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await _Carrying(reader, writer, incoming, outside, brain, grant).run()
+            await _Carrying(ahead, writer, incoming, outside, brain, grant).run()
         except* (OSError, ValueError, KeyError, asyncio.IncompleteReadError):  # TimeoutError is an OSError
             for end in ends:
                 end.transport.abort()
@@ -54,12 +54,32 @@ class Raw:
                 end.close()
 
 
+class _Ahead:
+    """What comes from inside, of which some may be read before anything is to be done with it: only so can be seen that whoever sends it is gone."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader, self._read = reader, b""
+
+    async def end(self) -> None:
+        """Return at the end of what comes, which nobody can tell from the end of whoever sent it. Never if that is more than a few pieces: they are not held."""
+        while len(self._read) < _CHUNK:
+            if not (data := await self._reader.read(_CHUNK)):
+                return
+            self._read += data
+        await asyncio.Event().wait()
+
+    async def read(self, most: int) -> bytes:
+        """The next bytes, b"" at the end."""
+        data, self._read = self._read[:most], self._read[most:]
+        return data or await self._reader.read(most)
+
+
 class _Carrying:
     """Both directions of one connection."""
 
     def __init__(
         self,
-        reader: asyncio.StreamReader,
+        reader: _Ahead,
         writer: asyncio.StreamWriter,
         incoming: asyncio.StreamReader,
         outside: asyncio.StreamWriter,
