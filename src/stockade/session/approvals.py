@@ -140,11 +140,25 @@ class Questions:
         return {"asks": shown, "standing": sorted(self._approvals.standing)}
 
     def close(self) -> None:
-        """Nobody waits any more."""
-        for number in [*self._approvals.pending]:
-            self.withdraw(number)
-        self._loop.cancel(self._timer)
-        self._loop.cancel(self._luring)
+        """Nobody waits any more. Raises StockadeError `ledger.*` when that is done and could not all be written down."""
+        now = time.time()
+        over = [self._approvals.withdraw(number, now) for number in [*self._approvals.pending]]
+        try:
+            self._tell_each([one for one in over if one is not None])
+        finally:
+            self._loop.cancel(self._timer)
+            self._loop.cancel(self._luring)
+
+    def _tell_each(self, over: list[Answered]) -> None:
+        """One that cannot be written down keeps no other waiting."""
+        failed = None
+        for one in over:
+            try:
+                self._tell(one)
+            except StockadeError as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     def _tell(self, answered: Answered) -> None:
         asked = answered.asked
@@ -158,6 +172,8 @@ class Questions:
                 self._approvals.revoke(asked.key)  # what is on no record holds for nothing
             if reply is not None:
                 reply(False)
+            # It is over for all who have shown it, too, and was a no.
+            self._listener(None, replace(answered, allow=False, outcome="refused", by="rule", channel="", scope="once"))
             raise
         if reply is not None:
             reply(answered.allow)
@@ -184,6 +200,7 @@ class Questions:
             self._timer = self._loop.later(max(0.0, due - time.time()), self._expire)
 
     def _expire(self) -> None:
-        for over in self._approvals.expire(time.time()):
-            self._tell(over)
-        self._wait()
+        try:
+            self._tell_each(self._approvals.expire(time.time()))
+        finally:
+            self._wait()

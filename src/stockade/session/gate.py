@@ -356,9 +356,11 @@ class GateKeeper:
 
     def _fail(self, code: str, why: str) -> None:
         said = self._gate.said() if self._gate is not None else ""
-        self._end()
-        self._session.door.shut()
-        self._session.bundle.close()
+        try:
+            self._end()
+        finally:
+            self._session.door.shut()
+            self._session.bundle.close()
         self._session.record("gate.exit", code=code, reason=why, said=said)
         waiting, self._waiting = self._waiting, []  # with the door shut nothing leaves, which is what they wait for
         for obeyed in waiting:
@@ -374,18 +376,20 @@ class GateKeeper:
         self._end()
 
     def _end(self) -> None:
-        if self._questions is not None:
-            self._questions.close()
-        if self._hearers is not None:
-            self._hearers.close()
-        if self._control is not None:
-            self._loop.forget(self._control.fileno())
-            self._control.close()
-            self._control = None
-        if self._gate is not None:
-            self._loop.forget(self._gate.fileno())
-            self._gate.close()
-            self._gate = None
+        try:
+            if self._questions is not None:
+                self._questions.close()
+        finally:  # a ledger that takes nothing more keeps nothing open
+            if self._hearers is not None:
+                self._hearers.close()
+            if self._control is not None:
+                self._loop.forget(self._control.fileno())
+                self._control.close()
+                self._control = None
+            if self._gate is not None:
+                self._loop.forget(self._gate.fileno())
+                self._gate.close()
+                self._gate = None
 
 
 def _words(grant: Grant) -> dict[str, Any]:
