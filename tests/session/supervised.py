@@ -174,6 +174,12 @@ class Terminal:
         self.seen = self.seen[found.end() :]
         return found
 
+    def drain(self) -> None:
+        """Forget all that was shown until now."""
+        while select.select([self.master], [], [], 0)[0] and os.read(self.master, 65536):
+            pass
+        self.seen = b""
+
     def modes(self) -> list[object]:
         import termios
 
