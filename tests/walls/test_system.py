@@ -40,6 +40,7 @@ def test_etc_is_copied_once_and_holds_nothing_of_the_hosts_users(tmp_path: Path,
     found = system.etc(HOME)
     assert system.etc(HOME) == found  # the second time costs a read
     assert system.etc("/home/other") != found  # the home is in /etc/passwd
+    assert system.etc(HOME) == found  # a session and its gate take turns
     names = {str(path.relative_to(found)) for path in Path(found).rglob("*")}
     assert {"passwd", "group", "hosts", "hostname", "nsswitch.conf", "resolv.conf", "ssl/certs/ca-certificates.crt"} <= names
     assert not names & {"shadow", "gshadow", "sudoers", "fstab", "machine-id", "ssh", "crontab", "environment"}
@@ -52,11 +53,34 @@ def test_etc_is_copied_once_and_holds_nothing_of_the_hosts_users(tmp_path: Path,
 def test_a_torn_stamp_means_making_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = system.etc(HOME)
-    stamp = Path(found).parent / "stamp"
+    (stamp,) = Path(found).parent.glob("stamp-*")
     whole = stamp.read_bytes()
     for content in (b"", whole[:20], whole.split(b"\n=")[0], b"\xff" * 40, whole.split(b"\n=")[0] + b"\n=\xff\xfe"):
         stamp.write_bytes(content)
         assert os.path.isfile(f"{system.etc(HOME)}/passwd")
+
+
+def test_only_what_the_world_may_read_is_copied_and_links_stay_links(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "open/below").mkdir(parents=True)
+    (source / "closed").mkdir()
+    for name, mode in (
+        ("open/a", 0o644),
+        ("open/below/run", 0o755),
+        ("open/private", 0o600),
+        ("open/group", 0o640),
+        ("closed/inside", 0o644),
+    ):
+        (source / name).write_text(name)
+        (source / name).chmod(mode)
+    (source / "closed").chmod(0o750)
+    (source / "open/link").symlink_to("../closed/inside")
+    (source / "open/awk.1.gz").symlink_to("/usr/share/postgresql/15/man/man7/VACUUM.7.gz")
+    os.mkfifo(source / "open/pipe")
+    system._copy(str(source), str(target))
+    found = {str(path.relative_to(target)): oct(path.lstat().st_mode & 0o777) for path in target.rglob("*")}
+    assert found == {"open": "0o755", "open/a": "0o644", "open/below": "0o755", "open/below/run": "0o755", "open/link": "0o777"}
+    assert (target / "open/below/run").read_text() == "open/below/run" and os.readlink(target / "open/link") == "../closed/inside"
 
 
 def test_an_etc_that_cannot_be_made_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

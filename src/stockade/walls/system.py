@@ -1,11 +1,13 @@
 """What a sandbox sees of the host besides what the policy mounts: /usr, and an /etc of our own with only harmless, needed files.
 
-The private /etc is copied once into the cache and made again when one of its sources changes, so that a start costs one bind instead of thirty.
+The private /etc is copied into the cache, once for each user and home that are in it, and made again when one of its sources changes, so that a start costs one bind instead
+of thirty.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 
 from stockade.core import places
 from stockade.core.errors import WallFailed
@@ -51,37 +53,31 @@ def etc(home: str, guest: str = "") -> str:
         stamp.append(f"{name} {found.st_mode} {found.st_ino} {found.st_mtime_ns} {found.st_size}")
     text = "\n".join(stamp).encode()
     directory = places.cache("etc-guest" if guest else "etc")
+    # The session and its gate are at home in different places: each has its stamp. Homes that share one (long ones) only make it anew more often.
+    stamped = f"{directory}/stamp-{uid}-{gid}-{home.replace('/', '%')[-50:]}"
     try:
-        with open(f"{directory}/stamp", "rb", buffering=0) as file:
+        with open(stamped, "rb", buffering=0) as file:
             current = file.read()
         if current.startswith(text + b"\n="):
             return f"{directory}/{current[len(text) + 2 :].decode()}"
     except (OSError, UnicodeDecodeError):
         pass
     try:
-        return _make(places.private(directory), text, home, uid, gid, guest or "127.0.0.1")
+        return _make(places.private(directory), stamped, text, home, uid, gid, guest or "127.0.0.1")
     except OSError as error:
         raise WallFailed(
             f"cannot prepare the sandbox's /etc in {directory}: {error}", code="system.etc", hint="Free some space there; nothing was run."
         ) from error
 
 
-def _make(directory: str, stamp: bytes, home: str, uid: int, gid: int, server: str) -> str:
-    import shutil
-
+def _make(directory: str, stamped: str, stamp: bytes, home: str, uid: int, gid: int, server: str) -> str:
     # Earlier versions stay until the cache is cleared: a sandbox that is running may have one mounted.
     name = f"v{os.getpid()}.{os.urandom(4).hex()}"
     root = f"{directory}/{name}"
     os.makedirs(f"{root}/ssl/certs")
     os.makedirs(f"{root}/pki/tls/certs")
     for entry in COPIED:
-        source, target = f"/etc/{entry}", f"{root}/{entry}"
-        if os.path.islink(source):
-            os.symlink(os.readlink(source), target)
-        elif os.path.isdir(source):
-            shutil.copytree(source, target, symlinks=True)
-        elif os.path.isfile(source) and os.stat(source).st_mode & 0o004:  # world-readable only, whoever we are
-            shutil.copy2(source, target)
+        _copy(f"/etc/{entry}", f"{root}/{entry}")
     user = "root" if uid == 0 else "user"
     lines = {
         "passwd": f"{user}:x:{uid}:{gid}:{user}:{home}:/bin/bash\n"
@@ -99,8 +95,30 @@ def _make(directory: str, stamp: bytes, home: str, uid: int, gid: int, server: s
             file.write(content)
     for entry in CA_LINKS:
         os.symlink(CA_BUNDLE, f"{root}/{entry}")
-    temporary = f"{directory}/stamp.{name}"
+    temporary = f"{directory}/new.{name}"
     with open(temporary, "wb") as file:
         file.write(stamp + b"\n=" + name.encode())
-    os.rename(temporary, f"{directory}/stamp")
+    os.rename(temporary, stamped)
     return root
+
+
+def _copy(source: str, target: str) -> None:
+    """Links and what the world may read, whoever we are; no times, owners or attributes, which nobody needs there and which cost most."""
+    try:
+        status = os.lstat(source)
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(status.st_mode):
+        leads = os.readlink(source)
+        if "/man/man" not in leads:  # most of /etc/alternatives: other names of manual pages, which are there by their own
+            os.symlink(leads, target)
+    elif stat.S_ISDIR(status.st_mode) and status.st_mode & 0o005 == 0o005:
+        os.mkdir(target)
+        os.chmod(target, status.st_mode & 0o755)
+        for name in os.listdir(source):
+            _copy(f"{source}/{name}", f"{target}/{name}")
+    elif stat.S_ISREG(status.st_mode) and status.st_mode & 0o004:
+        with open(source, "rb") as old, open(target, "xb") as new:
+            while piece := old.read(1 << 20):
+                new.write(piece)
+        os.chmod(target, status.st_mode & 0o755)
