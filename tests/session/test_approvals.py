@@ -150,7 +150,7 @@ def test_nobody_answers_others_go_on_and_what_is_not_waited_for_is_not_asked_any
     port = server.server_port
     free, late = f"{CURL} http://free.localhost:{port}/free", script(server, "/late")
     gone = f"curl -s -m 1 --noproxy '' -x http://127.0.0.1:3128 http://open.localhost:{port}/gone"
-    run = place.start("/bin/sh", "-c", f"{free}; {gone}; {late} > late & {free}; wait; cat late", policy=policy(server, timeout=5))
+    run = place.start("/bin/sh", "-c", f"{free}; {gone}; {late} > late & {free}; wait; cat late", policy=policy(server, timeout=2))
     try:
         out = run.communicate(timeout=30)[0].split()
     finally:
@@ -290,10 +290,11 @@ def test_what_was_approved_becomes_a_rule_after_it_was_shown(place: Place, serve
 
 
 def test_a_canary_looks_like_any_other_and_is_never_done_whoever_approves_it(place: Place, server: Any) -> None:
-    """With `canaries = 50` one comes some seconds after each real question was answered."""
+    """With `canaries = 50` one comes after each real question was answered, here sooner than some seconds later."""
     wait = "while [ ! -e go ]; do sleep 0.05; done"
     words = f"{script(server, '/a')}; {wait}; {script(server, '/b')}; while [ ! -e end ]; do sleep 0.05; done"
-    run = place.start("/bin/sh", "-c", words, policy=policy(server, canaries=50))
+    sooner = "from stockade.checks import lures; lures.pause = lambda: 0.2"
+    run = place.start("/bin/sh", "-c", words, policy=policy(server, canaries=50), before=sooner)
 
     def lured() -> dict[str, Any]:
         assert until(waiting, 40)
@@ -439,11 +440,11 @@ def test_a_caller_from_inside_has_no_desk(place: Place, server: Any) -> None:
 # ---- in a program -------------------------------------------------------------------------------------------------------------------
 
 
-def in_program(place: Place, server: Any, *paths: str, people: bool = False, **deciders: Any) -> list[bytes]:
+def in_program(place: Place, server: Any, *paths: str, people: bool = False, timeout: int = 60, **deciders: Any) -> list[bytes]:
     """How each was answered in a session whose questions a program answers."""
 
     async def whole() -> list[bytes]:
-        async with live.open_session(policy(server, people=people, timeout=5), cwd=str(place.work), **deciders) as session:
+        async with live.open_session(policy(server, people=people, timeout=timeout), cwd=str(place.work), **deciders) as session:
             done = await session.exec(["/bin/sh", "-c", script(server, *paths)], timeout=60)
             return done.stdout.split()
 
@@ -484,7 +485,7 @@ def test_a_reviewer_never_answers_for_people(place: Place, server: Any) -> None:
         return "session"
 
     assert in_program(place, server, "/a", reviewer=yes) == [b"200"]
-    assert in_program(place, server, "/b", people=True, reviewer=yes) == [b"403"]
+    assert in_program(place, server, "/b", people=True, reviewer=yes, timeout=1) == [b"403"]
     assert [(one["by"], one["outcome"]) for one in events(place, "answer")] == [("reviewer", "approved"), ("rule", "timed_out")]
 
 
@@ -493,7 +494,7 @@ def test_an_approver_that_never_answers_holds_up_nothing_but_the_question(place:
         await asyncio.sleep(3600)
 
     began = time.monotonic()
-    assert in_program(place, server, "/a", approver=never) == [b"403"]
+    assert in_program(place, server, "/a", approver=never, timeout=1) == [b"403"]
     assert time.monotonic() - began < 120 and [one["outcome"] for one in events(place, "answer")] == ["timed_out"]
 
 
@@ -505,12 +506,16 @@ def test_the_inbox_on_a_full_screen(place: Place, server: Any) -> None:
     wait = "while [ ! -e go ]; do sleep 0.05; done"
     run = place.start("/bin/sh", "-c", f"{script(server, '/a', '/b', '/c')}; {wait}; {script(server, '/c')}", policy=policy(server))
     screen = Terminal(place, (), words=[sys.executable, "-m", "stockade", "approvals"])
+
+    def choose(text: str, beside: str = "be undone") -> None:
+        screen.expect(text, 30)
+        screen.type("\x1b[B")  # down
+        screen.expect(beside, 30)
+
     try:
         screen.resize(120, 30)
         asked("/a")
-        screen.expect(r"open\.localhost:\d+/a", 30)
-        screen.type("\x1b[B")  # down: choose it
-        screen.expect("cannot be undone|can be undone")
+        choose(r"open\.localhost:\d+/a")
         screen.type("a")
         screen.expect(r"Allow this\?")
         screen.type("\r")  # Enter leaves it
@@ -522,25 +527,18 @@ def test_the_inbox_on_a_full_screen(place: Place, server: Any) -> None:
         asked("/b")
         assert server.seen == ["/a"]
         screen.expect(r"open\.localhost:\d+/b", 30)
-        time.sleep(1)
         screen.type("d")  # nothing is chosen any more: what was, has gone
-        time.sleep(1)
+        time.sleep(0.5)
         assert [one["key"][-2:] for one in waiting()] == ["/b"]
         screen.type("\x1b[B")
-        time.sleep(0.5)
+        screen.expect("be undone", 30)
         screen.type("d")
         asked("/c")
-        screen.expect(r"open\.localhost:\d+/c", 30)
-        time.sleep(1)
-        screen.type("\x1b[B")
-        time.sleep(0.5)
+        choose(r"open\.localhost:\d+/c")
         screen.type("s")
         screen.expect(r"Allow this\?")
         screen.type("y")
-        screen.expect("approved")
-        time.sleep(1)
-        screen.type("\x1b[B")
-        time.sleep(0.5)
+        choose("approved", "takes it back")
         screen.type("r")
         assert until(lambda: inbox.waiting() == [], 10)
         (place.work / "go").touch()
