@@ -77,3 +77,16 @@ def private(path: str) -> str:
             hint=f"Somebody else could change what stockade relies on. Check it, then: chown {os.geteuid()} {path} && chmod 700 {path}",
         )
     return path
+
+
+def locked(path: str) -> int:
+    """The descriptor of an exclusive lock on the file `path`, made if need be (flock(2)); waits for it. Raises OSError."""
+    import fcntl
+
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

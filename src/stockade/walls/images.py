@@ -187,13 +187,7 @@ def find(named: str) -> Image:
 def lock() -> int:
     """The descriptor of the lock that whoever changes anything here holds; waits for it. Raises StockadeError (`place.unsafe`, `place.unwritable`)."""
     places.private(place())
-    fd = os.open(place("lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    return places.locked(place("lock"))
 
 
 def remove(image: Image) -> int:

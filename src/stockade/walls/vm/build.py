@@ -51,6 +51,15 @@ EROFS = (
     "--exclude-regex=^(dev|proc|run|sys|tmp)/",
 )  # no times and names of this machine, no attributes
 _OUT = "/tmp/stockade-build"
+# What mmdebstrap says that people want to know; the last is when it runs our hook.
+_STEPS = (
+    "I: running apt-get update",
+    "I: downloading",
+    "I: extracting",
+    "I: installing",
+    "I: removing tempdir",
+    "I: running --customize-hook",
+)
 _MADE = ("root.erofs", "packages", "linux.deb", "busybox.deb")
 # Run by mmdebstrap when all is installed, with the root in $1. The file system is made here: only here do files belong to whom they should. apt's sources go,
 # so that the same packages from another mirror are the same image; and what is mounted for the packages' scripts, so that it is the same for root and for others.
@@ -248,9 +257,8 @@ def _run(argv: Sequence[str], date: int, progress: Progress) -> None:
             line = programs.printable(raw)
             if line and not line.startswith("I: ") and not any(line.endswith(one) for one in script):
                 said = [*said[-8:], line]
-            if line.startswith("I: "):
-                hook = line.startswith(("I: running --customize-hook", "I: running special hook"))
-                progress("making the file system" if hook else line[3:].rstrip("."))
+            if line.startswith(_STEPS):
+                progress("making the file system" if line.startswith(_STEPS[-1]) else line[3:].rstrip("."))
         status = child.wait()
     finally:
         if child.poll() is None:

@@ -47,7 +47,7 @@ def keep(place: Place, folder: str, manifest: Manifest) -> Image:
         finally:
             os.close(fd)
     os.chmod(folder, 0o755)  # noqa: S103  # the machine's are for all to read; the user's lie in a private directory
-    lock = _lock(place)
+    lock = places.locked(place.path(LOCK))
     try:
         sweep(place)
         if place.key != os.path.join(key.directory, KEY) and _text(place.key) != f"{verifier}\n":
@@ -78,7 +78,7 @@ def _text(path: str) -> str:
 
 def use(place: Place, digest: str) -> Image:
     """Use another image of those that are there, which is checked. Raises as `find`, and OSError."""
-    lock = _lock(place)
+    lock = places.locked(place.path(LOCK))
     try:
         found = checked(place, digest)
         _use(place, digest)
@@ -99,7 +99,7 @@ def _use(place: Place, digest: str) -> None:
 def remove(place: Place, digest: str) -> None:
     """Remove an image, changed or not. Raises StockadeError (`vm.image-in-use`), OSError."""
 
-    lock = _lock(place)
+    lock = places.locked(place.path(LOCK))
     try:
         path, old = place.path(digest), place.path(f".old-{os.urandom(6).hex()}")
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC) if not os.path.islink(path) else -1
@@ -148,14 +148,3 @@ def sweep(place: Place) -> None:
             continue
         finally:
             os.close(fd)
-
-
-def _lock(place: Place) -> int:
-    """The descriptor of the lock that whoever changes anything there holds; waits for it."""
-    fd = os.open(place.path(LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
