@@ -21,6 +21,7 @@ from stockade.core.errors import StockadeError
 from stockade.gateway import engine
 from stockade.walls import bubblewrap, runsc
 from stockade.walls.probe import Check
+from stockade.walls.vm import tools
 from stockade.walls.vm import wall as vm
 from walls.boxes import require
 
@@ -270,6 +271,23 @@ def test_where_there_is_no_good_package_fix_says_what_to_do_and_mends_the_rest(t
     hidden = [word for path in bubblewrap.PROGRAMS if os.path.exists(path) for word in ("--bind", "/dev/null", path)]
     run(tmp_path, "--fix", before=(*around[:at], *hidden, *around[at:]))
     assert asked(tmp_path) == ["apt-get install -y --no-install-recommends bubblewrap"]
+
+
+@pytest.mark.wall
+def test_what_a_machine_needs_is_installed_for_who_asks_for_that_wall_alone(tmp_path: Path) -> None:
+    around = machine(tmp_path, offered="1:7.2+dfsg-7+deb12u18")
+    at = around.index("--bind")
+    hidden = [word for path in (tools.PROGRAM, *bubblewrap.PROGRAMS) if os.path.exists(path) for word in ("--bind", "/dev/null", path)]
+    done = run(tmp_path, "--wall", "vm", "--fix", "--json", before=(*around[:at], *hidden, *around[at:]))
+    said = checks(json.loads(done.stdout), "vm")
+    assert said["qemu"]["status"] == "missing" and said["qemu"]["fix"] == tools.MEND
+    parts = ("qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios")
+    wanted = "apt-get install -y --no-install-recommends " + " ".join(f"{part}/bookworm-backports" for part in parts)
+    assert asked(tmp_path)[-1] == wanted and wanted in done.stderr
+    assert {"preferences.d/stockade-qemu-system-x86", "sources.list.d/stockade-qemu-system-x86.sources"} < set(left(tmp_path))
+    (tmp_path / "ran").unlink()
+    run(tmp_path, "--fix", before=(*around[:at], *hidden, *around[at:]))
+    assert asked(tmp_path) and not any("qemu" in line for line in asked(tmp_path))
 
 
 def test_a_ledger_that_was_tampered_with_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,6 +247,7 @@ def test_an_image_is_found_as_it_was_built_and_hashed_once(own: image.Place, mon
 
 def flip(path: str) -> None:
     """Change a bit of a file and nothing that stat(2) lets anybody set."""
+    os.chmod(path, 0o644)
     before = os.stat(path)
     with open(path, "r+b") as file:
         data = file.read()
@@ -490,6 +491,12 @@ def test_a_builder_that_fails_says_why_and_leaves_nothing(own: image.Place, tmp_
         build.build(build.recipe("bookworm", mirror="http://m.test/"), own, shown.append)
     assert caught.value.code == "vm.build" and "no such mirror" in caught.value.message and "\033" not in caught.value.message
     assert shown == ["running apt-get update"] and os.listdir(own.directory) == []
+    monkeypatch.setattr(build, "_subordinate", lambda: False)
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    with pytest.raises(CannotEnforce) as alone:
+        build.require()
+    assert alone.value.code == "vm.tools" and "usermod --add-subuids" in alone.value.hint and "--system" in alone.value.hint
+    monkeypatch.undo()
     for name in build.TOOLS:
         (tools / name).unlink()
     monkeypatch.setenv("PATH", str(tools))
