@@ -19,7 +19,7 @@ from stockade.walls.vm import wall as vm
 from walls.boxes import require, until
 
 pytestmark = pytest.mark.wall
-MACHINE = Policy(wall="vm", limits=Limits(memory=1 << 30))
+MACHINE = Policy(wall="vm", limits=Limits(memory=256 << 20))
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def test_a_part_that_is_killed_is_a_typed_end(place: Place, part: str) -> None:
 
 
 def test_the_wall_time_is_held(place: Place) -> None:
-    few = Policy(wall="vm", limits=Limits(memory=1 << 30, wall_time=3))
+    few = Policy(wall="vm", limits=Limits(memory=256 << 20, wall_time=3))
     done = place.run("/bin/sh", "-c", "trap '' TERM; kill -STOP 1; kill -KILL 1; sleep 300", policy=few)
     assert done.returncode == 137 and b"wall time" in done.stderr
 
