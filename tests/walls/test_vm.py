@@ -371,6 +371,7 @@ def test_qemu_is_nobody_in_a_sandbox_of_its_own(box: Inside) -> None:
 def test_a_machine_that_does_not_boot_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require(wall)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     host = wall.look(HOME)
     plan = wall.plan(Confinement(limits=FEW, home=HOME), host)
     spoilt = replace(plan, origin=replace(plan.origin, machine=replace(plan.origin.machine, accelerator="none")))
@@ -392,6 +393,7 @@ def test_the_memory_limit_is_what_processes_get_and_the_machine_goes_on() -> Non
 def test_a_snapshot_that_was_half_made_is_swept_and_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require(wall)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     top = tmp_path / "stockade/vm-snapshots"
     (top / ".new-abc").mkdir(parents=True)
     for place in (tmp_path / "stockade", top):
@@ -400,6 +402,27 @@ def test_a_snapshot_that_was_half_made_is_swept_and_made_again(tmp_path: Path, m
     with inside_here() as made:
         assert made.sh("echo up").text == "up"
     assert sorted(os.listdir(top)) == sorted([made.plan.origin.key, "lock"])
+
+
+@pytest.mark.wall
+@pytest.mark.parametrize("name", ["memory", "initrd", "orders"])
+def test_a_snapshot_that_somebody_changed_is_made_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can write to the cache alone, and knows how to set times, has nothing of theirs started."""
+    require(wall)
+    with own_places():
+        plan = wall.plan(Confinement(limits=FEW, home=HOME), wall.look(HOME))
+        place, held = snapshot.hold(plan.origin, plan.image)
+        os.close(held)
+        file = Path(place) / name
+        before, times = file.read_bytes()[:100], file.stat()
+        file.chmod(0o600)
+        with file.open("r+b") as changing:
+            changing.write(b"evil")
+        file.chmod(0o400)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        again, held = snapshot.hold(plan.origin, plan.image)
+        os.close(held)
+        assert again == place and file.read_bytes()[:100] == before and not before.startswith(b"evil")
 
 
 def inside_here() -> object:

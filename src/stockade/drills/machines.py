@@ -7,7 +7,8 @@ from pathlib import Path
 
 from stockade.walls.vm import image
 
-IMAGES, SNAPSHOTS, KEY = ".cache/stockade/vm", ".cache/stockade/vm-snapshots", ".local/state/stockade/keys/vm.vkey"
+IMAGES, SNAPSHOTS = ".cache/stockade/vm", ".cache/stockade/vm-snapshots"
+STATE, KEY = ".local/state/stockade/vm", ".local/state/stockade/keys/vm.vkey"
 
 
 def copy(scratch: Path) -> None:
@@ -18,7 +19,8 @@ def copy(scratch: Path) -> None:
     shutil.copytree(found.place.path(found.digest), place / found.digest)
     shutil.copy(found.place.path(image.CURRENT), place / image.CURRENT)
     shutil.copy(found.place.key, scratch / "vm.vkey")
-    (scratch / "vm-snapshots").mkdir(mode=0o700)
+    for name in ("vm-snapshots", "vm-state"):
+        (scratch / name).mkdir(mode=0o700)
 
 
 def move_in(scratch: Path, home: Path) -> None:
@@ -27,7 +29,7 @@ def move_in(scratch: Path, home: Path) -> None:
         (home / name).mkdir(parents=True)
     for name in (".cache/stockade", ".local/state/stockade", ".local/state/stockade/keys"):
         (home / name).chmod(0o700)
-    for name in (IMAGES, SNAPSHOTS):
+    for name in (IMAGES, SNAPSHOTS, STATE):
         (home / name).mkdir(mode=0o700)
     shutil.copy(scratch / "vm.vkey", home / KEY)
 
@@ -35,4 +37,5 @@ def move_in(scratch: Path, home: Path) -> None:
 def shown(scratch: Path, home: str) -> list[str]:
     """bubblewrap's arguments for the rest."""
     parts = ["--ro-bind", str(scratch / "vm"), f"{home}/{IMAGES}", "--bind", str(scratch / "vm-snapshots"), f"{home}/{SNAPSHOTS}"]
+    parts += ["--bind", str(scratch / "vm-state"), f"{home}/{STATE}"]
     return [*parts, "--dev-bind-try", "/dev/net/tun", "/dev/net/tun"]

@@ -215,11 +215,11 @@ def checked(place: Place, digest: str) -> Image:
     if sha256(text).hexdigest() != digest:
         raise _changed(place.path(digest, MANIFEST), "its digest is another one")
     at = entry(digest)
-    if seen != _remembered(at):
+    if seen != remembered(at):
         check(place, digest, text)
         if _look(place, digest) != seen:
             raise _changed(place.path(digest), "it changes while it is checked")
-        _remember(at, seen)
+        remember(at, seen)
     try:
         return Image(place, digest, Manifest.read(text))
     except ValueError as error:
@@ -296,7 +296,8 @@ def entry(digest: str) -> str:
     return f"{places.private(places.state('vm'))}/checked-{digest}"
 
 
-def _remembered(entry: str) -> str:
+def remembered(entry: str) -> str:
+    """What was written there, "" if it is not ours."""
     try:
         with open(os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             found = os.fstat(file.fileno())
@@ -307,8 +308,8 @@ def _remembered(entry: str) -> str:
         return ""
 
 
-def _remember(entry: str, seen: str) -> None:
-    """A full disk costs speed, nothing else."""
+def remember(entry: str, seen: str) -> None:
+    """Write down what was seen. A full disk costs speed, nothing else."""
     try:
         put(entry, seen.encode("utf-8", "surrogateescape"))
     except OSError:

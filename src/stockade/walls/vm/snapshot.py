@@ -6,7 +6,8 @@
         orders                 what QEMU is told when it goes on
     .new-*                     half made
 
-INVARIANT: a directory has its key for a name only once it is whole. A session sees it read-only: what it writes to its memory is in no file.
+INVARIANT: a directory has its key for a name only once it is whole, and is used only while it looks as it did then, which is remembered in another place. A session sees
+it read-only: what it writes to its memory is in no file.
 """
 
 from __future__ import annotations
@@ -67,19 +68,38 @@ def hold(origin: Origin, found: image.Image) -> tuple[str, int]:
     Raises CannotEnforce (`vm.boot`), WallFailed, StockadeError (`place.unsafe`, `place.unwritable`).
     """
     top = places.private(places.cache("vm-snapshots"))
-    path = f"{top}/{origin.key}"
+    path, entry = f"{top}/{origin.key}", f"{places.private(places.state('vm'))}/snapshot-{origin.key}"
     for _ in range(2):
         held = _held(path)
         if held >= 0:
-            return path, held
+            if image.remembered(entry) == _look(path):
+                return path, held
+            os.close(held)
         lock = os.open(f"{top}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one at a time: who comes second finds it made
-            if not os.path.isdir(path):
+            if image.remembered(entry) != _look(path):
                 _make(top, path, origin, found)
+                image.remember(entry, _look(path))
         finally:
             os.close(lock)
-    raise WallFailed("the machine's snapshot was removed as it was made", code="vm.snapshot", hint="Try again.")
+    raise WallFailed(
+        f"the machine's snapshot in {path} was changed or removed as it was made",
+        code="vm.snapshot",
+        hint="Find out by whom, and try again.",
+    )
+
+
+def _look(path: str) -> str:
+    """What stat(2) tells of all that a snapshot is, so that nobody who can write to the cache alone changes one unseen; "-" if it is not there."""
+    lines = [path]
+    try:
+        for name in sorted(os.listdir(path)):
+            one = os.stat(f"{path}/{name}", follow_symlinks=False)
+            lines.append(f"{name} {one.st_mode} {one.st_dev} {one.st_ino} {one.st_size} {one.st_mtime_ns} {one.st_ctime_ns}")
+    except OSError:
+        return "-"
+    return "\n".join(lines) + "\n"
 
 
 def _held(path: str) -> int:
@@ -117,6 +137,8 @@ def _make(top: str, path: str, origin: Origin, found: image.Image) -> None:
         _boot(new, origin, found)
         for name in os.listdir(new):
             os.chmod(f"{new}/{name}", 0o400)
+        if os.path.lexists(path):  # not as it was made
+            os.rename(path, f"{top}/.new-{os.urandom(6).hex()}")
         os.rename(new, path)
     except OSError as error:
         raise StockadeError(
