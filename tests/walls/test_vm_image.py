@@ -27,6 +27,7 @@ from stockade.walls import debian
 from stockade.walls.vm import build, image, initrd, store
 from stockade.walls.vm.image import FILES, MANIFEST, ROOT, SIGNATURE, File, Image, Manifest
 from stockade.walls.vm.initrd import Member
+from walls.boxes import until
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 
@@ -503,6 +504,38 @@ def test_a_builder_that_fails_says_why_and_leaves_nothing(own: image.Place, tmp_
     with pytest.raises(CannotEnforce) as missing:
         build.require()
     assert missing.value.code == "vm.tools" and "erofs-utils" in missing.value.message and "apt install" in missing.value.hint
+
+
+INTERRUPTED = """
+import sys
+from stockade.walls.vm import build, image
+build._subordinate = lambda: True
+build.build(build.recipe("bookworm", mirror="http://m.test/"), image.own())
+"""
+
+
+def test_a_build_that_is_broken_off_ends_all_that_it_started(own: image.Place, tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    stand_ins = dict.fromkeys((*build.TOOLS, "newuidmap"), "exit 1")
+    stand_ins |= {
+        "unshare": 'shift; exec "$@"',
+        "mmdebstrap": f"sleep 1000 & echo $! >{tmp_path}/new; mv {tmp_path}/new {tmp_path}/started; wait",
+    }
+    for name, script in stand_ins.items():
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    surroundings = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    with subprocess.Popen(
+        ["env", "--default-signal=INT", sys.executable, "-c", INTERRUPTED], env=surroundings, stderr=subprocess.PIPE
+    ) as builder:
+        assert until((tmp_path / "started").exists)
+        started = int((tmp_path / "started").read_text())
+        os.kill(started, 0)
+        builder.send_signal(signal.SIGINT)
+        assert b"KeyboardInterrupt" in builder.communicate(timeout=60)[1]
+    assert until(lambda: not os.path.exists(f"/proc/{started}"))
+    assert os.listdir(own.directory) == []
 
 
 # ---- a machine starts from it -----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tarfile
 import time
@@ -33,7 +34,13 @@ if TYPE_CHECKING:
 
 SUITES = ("bookworm", "trixie")  # Debian 12 and 13: what is taken from the machine itself
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-TOOLS = {"mmdebstrap": "mmdebstrap", "mkfs.erofs": "erofs-utils", "apt-get": "apt", "dpkg-deb": "dpkg"}  # program: its package
+TOOLS = {
+    "mmdebstrap": "mmdebstrap",
+    "mkfs.erofs": "erofs-utils",
+    "apt-get": "apt",
+    "dpkg-deb": "dpkg",
+    "unshare": "util-linux",
+}  # program: its package
 # What an agent finds on a plain developer's machine. No daemons, and no systemd: the wall's own program is the first process.
 PACKAGES = (
     "bash", "ca-certificates", "coreutils", "curl", "file", "findutils", "gawk", "git", "grep", "iproute2", "jq", "less", "make", "mount", "openssh-client", "patch", "procps",
@@ -51,6 +58,7 @@ EROFS = (
     "--exclude-regex=^(dev|proc|run|sys|tmp)/",
 )  # no times and names of this machine, no attributes
 _OUT = "/tmp/stockade-build"
+_CLEANING = 60.0  # seconds for mmdebstrap to remove its directory when a build is broken off
 # What mmdebstrap says that people want to know; the last is when it runs our hook.
 _STEPS = (
     "I: running apt-get update",
@@ -190,7 +198,8 @@ def _subordinate() -> bool:
 
 
 def build(wanted: Recipe, place: Place, progress: Progress = lambda _: None) -> Image:
-    """Build an image, give it its place there, and use it from now on. Nothing is left of it if that fails or is killed.
+    """Build an image, give it its place there, and use it from now on. Nothing is left of it if that fails or is broken off; after kill -9 the next build
+    removes what is here, and mmdebstrap's own directory may stay in TMPDIR.
 
     Raises StockadeError (`vm.tools`, `vm.build`, `vm.kernel`, `place.unsafe`, `place.unwritable`, `vm.key`) and OSError.
     """
@@ -231,6 +240,7 @@ def command(wanted: Recipe, work: str) -> list[str]:
     options = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _LEFT_OUT]
     hooks = [_HOOK, *(f"download {_OUT}/{name} {shlex.quote(f'{work}/{name}')}" for name in _MADE)]
     return [
+        *(() if os.geteuid() else ("unshare", "--mount")),  # as root it mounts things, which are to be gone with it whatever happens
         "mmdebstrap",
         f"--mode={'unshare' if os.geteuid() else 'root'}",
         "--variant=apt",
@@ -250,7 +260,9 @@ def _run(argv: Sequence[str], date: int, progress: Progress) -> None:
     surroundings = {**os.environ, "SOURCE_DATE_EPOCH": str(date), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
     said: list[str] = []
     script = [line for line in _HOOK.split("\n") if line]  # mmdebstrap says all of a hook, which is no news
-    child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=surroundings)
+    child = subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=surroundings, start_new_session=True
+    )
     try:
         assert child.stdout is not None
         for raw in child.stdout:
@@ -262,11 +274,11 @@ def _run(argv: Sequence[str], date: int, progress: Progress) -> None:
         status = child.wait()
     finally:
         if child.poll() is None:
-            child.terminate()  # it removes what it has made
+            os.killpg(child.pid, signal.SIGTERM)  # all of it: it waits for what it has started, and removes what was made
             try:
-                child.wait(30)
+                child.wait(_CLEANING)
             except subprocess.TimeoutExpired:
-                child.kill()
+                os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
         if child.stdout is not None:
             child.stdout.close()
