@@ -79,9 +79,14 @@ class Machine(RuleBasedStateMachine):
         self.about: dict[int, tuple[str, Any]] = {}  # by number: the method, and the rule that asks
         self.approved: dict[int, str] = {}  # for how long
         self.standing: set[str] = set()
+        self.shown: set[int] = set()
 
     def hear(self, asked: Asked | None, answered: Any) -> None:
-        """What is left to people."""
+        """What a channel shows, and is told to show no more."""
+        if asked is not None:
+            self.shown.add(asked.number)
+        if answered is not None:
+            self.shown.discard(answered.asked.number)
 
     def at(self) -> Any:
         return mock.patch("time.time", lambda: self.clock.now)
@@ -106,6 +111,7 @@ class Machine(RuleBasedStateMachine):
         self.check()
         held = set(self.questions.plain()["standing"])
         assert held <= self.standing, "it holds, and nobody said so, or it was taken back"
+        assert self.shown == {one.number for one in self.questions.pending}, "a channel shows what is over, or not what waits"
 
     @rule(
         path=st.sampled_from(["/a", "/b"]), people=st.booleans(), broken=st.booleans(), tool=st.booleans(), method=st.sampled_from(["POST", "GET", "DELETE"]),
@@ -293,6 +299,7 @@ class Reviewed(Machine):
         )  # fmt: skip
 
     def hear(self, asked: Asked | None, answered: Any) -> None:
+        super().hear(asked, answered)
         self.review.hear(asked, answered)
 
     @rule(
