@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sys
 import time
+from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
-from stockade.checks import bodies, canaries, credentials, fields, grants, normalise, raw, sigv4, tools, usage
+from stockade.checks import bodies, canaries, credentials, fields, grants, normalise, offered, protected, raw, sigv4, tools, usage
 from stockade.checks.tokens import Tokens
-from stockade.core.tools import ToolRule
+from stockade.core.asks import safe
+from stockade.core.tools import FileRule, MountRule, ToolRule
 from stockade.core.values import ALLOW, DENY, GATE, Grant, Verdict
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ class Judge:
         self._given = tuple(Grant.from_plain(item) for item in config["grants"])
         self._grants = self._given
         self._tools = tuple(ToolRule.from_plain(item) for item in config.get("tools", ()))
+        self._files = tuple(FileRule.from_plain(item) for item in config.get("files", ()))
+        self._offers = tuple(MountRule.from_plain(item) for item in config.get("offers", ()))
         self._counted = tuple(filter(usage.counted, self._grants))
         key = config.get("token_key", "")
         self._tokens = Tokens(config["session"], key) if key else None
@@ -105,6 +109,18 @@ class Judge:
         place = self._tools.index(rule) if rule is not None else -1
         said = {"event": call.event, "tool": call.name, "digest": call.digest, "length": len(call.shown), "shown": tools.beginning(call)}
         return verdict, {**said, "place": place}
+
+    def file(self, query: str, body: bytes) -> tuple[Verdict, dict[str, Any]]:
+        change = protected.read(query, body)
+        verdict, rule = protected.decide(change.path, self._files)
+        place = self._files.index(rule) if rule is not None else -1
+        content = b64encode(change.content).decode()
+        return verdict, {"path": change.path, "content": content, "digest": change.digest, "length": len(body), "place": place}
+
+    def mount(self, body: bytes) -> tuple[Verdict, dict[str, Any]]:
+        path = offered.read(body)
+        verdict, rule = offered.decide(path, self._offers)
+        return verdict, {"path": safe(path)[:1000], "place": self._offers.index(rule) if rule is not None else -1}
 
     def dear(self, asked: Asked) -> bool:
         if not asked.body and not self._watch.thorough:

@@ -19,6 +19,11 @@ KEPT = {
     b'{"id":7,"event":{"kind":"egress","session":"s-2","effect":"deny","rule":"r","host":"h","port":443}}\n',
     "a question, which is not decided yet": b'{"id":1,"ask":{"kind":"egress","effect":"ask","host":"h"}}\n',
     "a question about a tool": b'{"id":1,"ask":{"kind":"tool","effect":"ask","tool":"Bash","digest":"0","length":2,"asks":"{}","place":0}}\n',
+    "a question about a file": b'{"id":1,"ask":{"kind":"file","effect":"ask","path":"a","digest":"0","length":2,"content":"eAo=","place":0}}\n',
+    "a question about a mount": b'{"id":1,"ask":{"kind":"mount","effect":"ask","path":"~/data","place":0}}\n',
+    "a content that is too long": b'{"id":1,"ask":{"kind":"file","effect":"ask","path":"a","content":"' + b"x" * 43693 + b'"}}\n',
+    "a content where there is none": b'{"id":1,"event":{"kind":"file","effect":"allow","path":"a","content":"eAo="}}\n',
+    "a content of something else": b'{"id":1,"ask":{"kind":"egress","effect":"ask","host":"h","content":"eAo="}}\n',
     "a question that says it is decided": b'{"id":1,"ask":{"kind":"egress","effect":"allow","host":"h"}}\n',
     "a value that is too long": _LONG,
     "a field that the kind does not have": b'{"id":1,"event":{"kind":"dns","effect":"deny","port":1}}\n',
@@ -29,7 +34,15 @@ KEPT = {
     "the beginning of a message": b'{"ready":tr',
 }
 FAULT = ("stockade.gateway.control._LONGEST_VALUE", 1 << 20)
-_KINDS = {"egress": True, "dns": True, "connect": True, "credential": False, "tool": True}  # and whether it has an effect
+_KINDS = {
+    "egress": True,
+    "dns": True,
+    "connect": True,
+    "credential": False,
+    "tool": True,
+    "file": True,
+    "mount": True,
+}  # and whether it has an effect
 
 
 def one(data: bytes) -> None:
@@ -46,8 +59,10 @@ def one(data: bytes) -> None:
             assert event["session"] == "s-1" and event["kind"] in _KINDS
             assert not _KINDS[event["kind"]] or event["effect"] in (("allow", "deny") if message[0] == "event" else ("ask",))
             assert all(name.isascii() and name.isidentifier() for name in event)
-            for value in event.values():
-                assert type(value) is int or (isinstance(value, str) and value.isascii() and value.isprintable() and len(value) <= 2048)
+            assert "content" not in event or (message[0], event["kind"]) == ("ask", "file")
+            for name, value in event.items():
+                most = 43692 if name == "content" else 2048
+                assert type(value) is int or (isinstance(value, str) and value.isascii() and value.isprintable() and len(value) <= most)
 
 
 def _received(pieces: list[bytes]) -> list[tuple[object, ...]] | None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import plain
-from stockade.core.tools import ToolRule
+from stockade.core.tools import FileRule, ToolRule
 from stockade.core.values import Grant
 from stockade.gateway import engine
 from stockade.gateway.certs import Authority
@@ -203,6 +203,7 @@ class Guest:
         token_key: str = "",
         watch: tuple[int, ...] = (),
         tools: tuple[ToolRule, ...] = (),
+        files: tuple[FileRule, ...] = (),
     ) -> None:
         self.events: list[dict[str, object]] = []
         self.hold = threading.Event()
@@ -230,6 +231,7 @@ class Guest:
                 "tainted": tainted,
                 "watch": len(watch),
                 "tools": [plain(rule) for rule in tools],
+                "files": [plain(rule) for rule in files],
                 "patience": patience,
                 "token_key": token_key,
                 "listeners": [{"kind": kind, "port": self.ports[kind]} for kind, _ in self.listeners],
@@ -411,10 +413,12 @@ def running(
     watch: tuple[int, ...] = (),
     kind: str = "",
     tools: tuple[ToolRule, ...] = (),
+    files: tuple[FileRule, ...] = (),
 ) -> Iterator[Gate]:
     """A gate that is ready. Raises AssertionError with its own words when it is not."""
     given = grants if grants is not None else grants_for(upstream)
     more: dict[str, Any] = {"patience": patience, "tainted": tainted, "token_key": token_key, "watch": watch, "kind": kind, "tools": tools}
+    more["files"] = files
     gate = Gate(directory, upstream.ca, given, listeners, canaries, credentials, learning, **more)
     try:
         assert gate.ready.wait(15), f"the gate did not start: {gate.failure}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+from base64 import b64decode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from gateway.harness import Gate, Upstream, running
-from stockade.core.tools import ToolRule
+from stockade.core.tools import FileRule, ToolRule
 from stockade.core.values import ASK, DENY, GATE, Grant, Origin
 from stockade.policy.agents import HOOK
 from walls.boxes import until
@@ -196,3 +197,35 @@ def test_by_both_engines_with_nobody_to_ask_and_without_a_receipt_it_is_a_no(car
             assert until(lambda: len(alone.events) == 4, 20) and not asking.done()
             alone.hang_up()
             assert asking.result(30).returncode == 2
+
+
+def test_by_both_engines_a_file_is_asked_about_as_it_was_sent(carrier: str, upstream: Upstream, tmp_path: Path) -> None:
+    """The whole content reaches whoever is asked, byte for byte, and the answer says what became of it; nothing else passes by that name."""
+    files = (FileRule("ci/*.yml", ASK, Origin("p.toml", 3, "file[0]")), FileRule("ci/no.yml", DENY, Origin("p.toml", 7, "file[1]")))
+    asked: list[dict[str, object]] = []
+    content = bytes(range(256)) * 127
+    (tmp_path / "new").write_bytes(content)
+    url = f"http://{GATE}/file?path="
+    given = {"files": files, "patience": 20.0, "canaries": {"planted": "a-canary-of-the-user-77"}}
+    with running(tmp_path, upstream, kind=carrier, **given) as gate:
+        gate.approve = lambda event: asked.append(event) or len(asked) == 1
+        done = gate.curl(f"{url}ci/a.yml", "--data-binary", f"@{tmp_path}/new").stdout
+        assert done == '{"path": "ci/a.yml", "written": true, "why": ""}\n[202]'
+        (one,) = asked
+        assert b64decode(str(one["content"])) == content and (one["path"], one["place"], one["length"]) == ("ci/a.yml", 0, len(content))
+        assert "nobody approved it." in gate.curl(f"{url}ci/b.yml", "-d", "x").stdout and len(asked) == 2
+        for words in (
+            ["-d", "x", f"{url}ci/no.yml"], ["-d", "x", f"{url}other.yml"], ["-d", "x", f"{url}ci/../ci/a.yml"], ["-d", "x", f"http://{GATE}/file"],
+            ["-d", "x", f"{URL}?path=ci/a.yml"], [f"{url}ci/a.yml"], ["-d", "a-canary-of-the-user-77", f"{url}ci/a.yml"],
+            ["-d", "x" * (32 << 10) + "y", f"{url}ci/a.yml"], ["-H", "content-encoding: gzip", "-d", "x", f"{url}ci/a.yml"],
+            ["-H", "transfer-encoding: chunked", "-d", "x", f"{url}ci/a.yml"],
+        ):  # fmt: skip
+            assert gate.curl(words[-1], *words[:-1]).stdout.endswith("[403]"), words
+        assert len(asked) == 2
+        told = [(event["kind"], event.get("path"), event["effect"], event["rule"]) for event in gate.events]
+        assert told[:2] == [
+            ("file", "ci/a.yml", "allow", "approved: file p.toml:3 (file[0])"),
+            ("file", "ci/b.yml", "deny", "file p.toml:3 (file[0])"),
+        ]
+        assert told[2:4] == [("file", "ci/no.yml", "deny", "file p.toml:7 (file[1])"), ("file", "other.yml", "deny", "no-file-rule")]
+        assert not {"content", "place"} & {name for event in gate.events for name in event}

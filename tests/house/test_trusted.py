@@ -14,7 +14,7 @@ PAGE, SOURCES = ROOT / "docs/trusted-code.md", ROOT / "src/stockade"
 # Lines of code that each row may grow to, by the first module in it. To raise one is a decision: could a tested primitive do it instead?
 BOUNDS = {
     "walls/native/inside.c": 640,
-    "walls/native/launch.c": 300,
+    "walls/native/launch.c": 320,
     "walls/gvisor.py": 550,
     "walls/root.py": 180,
     "walls/images.py": 650,
@@ -29,7 +29,7 @@ BOUNDS = {
     "walls/git.py": 2800,
     "gateway/config.py": 700,
     "gateway/doorman.py": 700,
-    "gateway/brain.py": 900,
+    "gateway/brain.py": 930,
     "gateway/mitm.py": 700,
     "gateway/raw.py": 200,
     "gateway/names.py": 250,
@@ -37,16 +37,17 @@ BOUNDS = {
     "gateway/errand.py": 350,
     "gateway/agent.py": 200,
     "gateway/sigv4.py": 200,
-    "checks/": 1900,
-    "policy/": 3400,
+    "checks/": 2000,
+    "policy/": 3450,
     "record/": 1200,
-    "core/asks.py": 500,
+    "core/asks.py": 540,
+    "session/changes.py": 160,
     "server/": 300,
     "checks/reviewing.py": 650,
     "core/brought.py": 250,
     "session/managed.py": 200,
     "session/agents.py": 60,
-    "core/": 4400,
+    "core/": 4500,
 }
 _NOT_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER)
 

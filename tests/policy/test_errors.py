@@ -16,7 +16,7 @@ GOLDEN = [
         'methods = ["GET"]',
         "f:2: unknown key methods\n  methods belongs in [egress] or [reviewer.allow] or [reviewer.deny]. "
         "The keys of a policy are: version, serial, wall, oversight, gate, workspace, mount, environment, "
-        "limits, root, egress, credential, canary, signing, approvals, reviewer, tool, caps.",
+        "limits, root, egress, credential, canary, signing, approvals, reviewer, tool, file, caps.",
     ),
     ('wall = "bublewrap"', 'f:2: wall must be one of auto, bubblewrap, gvisor, vm, not "bublewrap"\n  Did you mean "bubblewrap"?'),
     ("wall = 1", "f:2: wall must be one of auto, bubblewrap, gvisor, vm, not 1"),

@@ -332,6 +332,29 @@ def test_a_yes_needs_the_end_of_a_long_text_in_sight(served: Served, opened: Any
     assert len(served.questions.answered) == 1
 
 
+def test_a_change_to_a_file_is_shown_whole_and_once_only(served: Served, opened: Any) -> None:
+    page = opened()
+    lines = ["@@ -1,2 +1,2 @@", " same", "-" + "x" * 300, "+" + HOSTILE, *(f"+{number}" for number in range(200))]
+    served.questions.ask(
+        "file ci.yml", what="change the file ci.yml: 201 lines more", detail=tuple(lines), people=True, also="nothing else"
+    )
+    choose(page)
+    shown = page.locator("#all .what .line").all_text_contents()
+    assert (
+        shown[:3] == lines[:3]
+        and shown[3].startswith("+<img src=x onerror=alert(1)>")
+        and "\\x1b[2J\\u202e" in shown[3]
+        and len(shown) == len(lines)
+    )
+    assert page.locator("#all .what .gone").count() == 1 and page.locator("#actions button >> nth=1").is_disabled()
+    page.keyboard.press("a")
+    shows(page, "#confirm-how", "goes on below")
+    assert page.locator("#confirm-what .line").count() == len(lines)
+    page.keyboard.press("End")
+    page.keyboard.type(letters(page) + "\n")
+    says(page, "Allowed, once.")
+
+
 def test_the_numbers_are_those_of_the_ledger(served: Served, opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from stockade.record.measures import added, approvals
 

@@ -130,7 +130,7 @@ class Machine(RuleBasedStateMachine):
         self.ledger.broken = broken
         with self.at():
             try:
-                self.questions.ask(event, about, tainted=tainted, reply=self.said[number].append)
+                self.questions.ask(event, about, tainted=tainted, reply=lambda allow, _: self.said[number].append(allow))
             except StockadeError:
                 assert broken and self.said[number] in ([], [False])
         self.ledger.broken = False
@@ -392,7 +392,9 @@ def test_whatever_a_programs_reviewer_and_approver_say(asks: list[Any]) -> None:
             for path, people, tainted, reviews, approves in asks:
                 said.append([])
                 event = {"method": "POST", "scheme": "https", "host": "a.test", "port": 443, "path": path, "length": 3}
-                number = questions.ask(event, FOR_PEOPLE if people else GRANT, tainted=tainted, reply=said[-1].append)
+                number = questions.ask(
+                    event, FOR_PEOPLE if people else GRANT, tainted=tainted, reply=lambda allow, _, one=said[-1]: one.append(allow)
+                )
                 for _ in range(20):
                     await asyncio.sleep(0)
                 by_reviewer = not people and reviews not in (None, "raise") and not (tainted and reviews in ("once", "session"))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stockade.core.asks import Outcome, Scope
     from stockade.core.values import Asking
 
+MOST_LONG = 4  # questions that carry more than a line, at once: what channels hand on is bounded
 WINDOW = 60.0  # seconds that `Asking.per_minute` counts over
 
 
@@ -42,12 +43,17 @@ class Approvals:
         if not asked.trap:
             if asked.key in self.standing and not asked.people:
                 return Answered(asked, True, "earlier", "rule", scope="session")
-            self._recent = [at for at in self._recent if now - at < WINDOW]
-            if len(self.pending) >= self.rules.pending or len(self._recent) >= self.rules.per_minute:
+            if not self.room(now, detail=asked.action == "file"):
                 return Answered(asked, False, "too_many", "rule")
             self._recent.append(now)
         self.pending[asked.number] = replace(asked, asked=now, expires=now + self.rules.timeout)
         return None
+
+    def room(self, now: float, *, detail: bool) -> bool:
+        """Whether one more question can be put to somebody, or one with more than a line (`detail`)."""
+        self._recent = [at for at in self._recent if now - at < WINDOW]
+        long = sum(bool(one.detail) for one in self.pending.values())
+        return len(self.pending) < self.rules.pending and len(self._recent) < self.rules.per_minute and not (detail and long >= MOST_LONG)
 
     def answer(
         self, number: int, digest: str, allow: bool, *, by: Literal["person", "reviewer"], channel: str, now: float, scope: Scope = "once"

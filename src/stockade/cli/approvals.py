@@ -140,6 +140,7 @@ def shown(asked: dict[str, Any], paint: Paint) -> list[str]:
     lines = [
         f"{asked['number']:>3}  {paint(asked['risk'], COLOURS[asked['risk']])}  {left // 60}:{left % 60:02} left  {safe(asked['what'])}"
     ]
+    lines += [f"     | {safe(line)}" for line in asked["detail"]]
     facts = [f"asked by {safe(asked['rule'])}"]
     if asked["tainted"]:
         facts.append("something secret was read")
@@ -179,9 +180,11 @@ def _answer(options: argparse.Namespace) -> int:
         print(json.dumps(done))
     elif done["outcome"] == "canary":
         print(told(done))
+    elif done["failed"]:
+        print(f"Allowed, and not done: {safe(done['failed'])}")
     else:
         print("Allowed." if done["allow"] else "Refused.")
-    return 0
+    return 1 if done["failed"] else 0
 
 
 def told(done: dict[str, Any]) -> str:

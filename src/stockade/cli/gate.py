@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 KINDS = (
     "egress",
     "tool",
+    "file",
+    "mount",
     "ask",
     "dns",
     "connect",
@@ -309,8 +311,8 @@ def _in_words(event: dict[str, Any]) -> tuple[str, str]:
         if kind == "egress"
         else of("what")
         if kind == "ask"
-        else f"tool {of('tool')}"
-        if kind == "tool"
+        else f"{kind} {of('tool') or of('path')}"
+        if kind in ("tool", "file", "mount")
         else f"{of('type')} {of('name')}"
         if kind == "dns"
         else of("host")
@@ -322,7 +324,7 @@ def _in_words(event: dict[str, Any]) -> tuple[str, str]:
         key = f"  with {of('credential')}" if event.get("credential") else ""
         whose = "  for the reviewer" if event.get("by") == "reviewer" else ""
         return of("effect"), f"{what}  {of('rule')}{size}{key}{whose}"
-    if kind in ("ask", "tool"):
+    if kind in ("ask", "tool", "file", "mount"):
         return of("effect") or kind, f"{what}  {of('rule')}"
     if kind == "dns":
         return of("effect"), f"name {what}"

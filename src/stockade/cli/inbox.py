@@ -22,6 +22,8 @@ from stockade.session.inbox import Waiting
 
 EVERY = 0.5  # seconds between two looks
 
+_COLOURS = {"+": "green", "-": "red", "@": "dim"}
+
 type Row = tuple[Waiting, dict[str, Any] | None, str]  # a question, or the key of something that was approved
 
 
@@ -40,6 +42,12 @@ class Confirm(ModalScreen[bool]):
 
     def compose(self) -> ComposeResult:
         yield Static(self._text, id="asked")
+
+
+def difference(asked: dict[str, Any]) -> Text:
+    """What is changed by what is asked, if that is a file."""
+    lines = [Text(f"{safe(line)}\n", _COLOURS.get(line[:1], "")) for line in asked["detail"]]
+    return Text.assemble(*lines, "\n" if lines else "")
 
 
 class Inbox(App[None]):
@@ -132,6 +140,7 @@ class Inbox(App[None]):
         return Text.assemble(
             head,
             (f"{safe(asked['what'])}\n\n", "bold"),
+            difference(asked),
             ("risk ", "dim"), (asked["risk"], COLOURS[asked["risk"]]), "\n",
             ("asked by ", "dim"), f"{safe(asked['rule'])}\n",
             ("can be undone " if asked["reversible"] else "cannot be undone", "dim"), "\n",
@@ -191,4 +200,6 @@ class Inbox(App[None]):
         else:
             if done["outcome"] == "canary":
                 self.notify(told(done), title="A test", severity="warning", timeout=20, markup=False)
+            elif done["failed"]:
+                self.notify(safe(done["failed"]), title="It was not done", severity="error", timeout=20, markup=False)
         self.look()

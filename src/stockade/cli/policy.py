@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         "question",
         nargs="+",
         metavar="QUESTION",
-        help='"POST https://api.example.com/v1/x", "GRPC https://api.example.com/package.Service/Method", "read ~/x", "write ~/x" or "tool Bash command=git push"',
+        help='"POST https://api.example.com/v1/x", "GRPC https://api.example.com/package.Service/Method", "read ~/x", "write ~/x", "tool Bash command=git push" or "change .envrc"',
     )
     learn = command(
         "learn",
@@ -213,10 +213,14 @@ def _explain(options: argparse.Namespace) -> int:
         name, _, given = rest.strip().partition(" ")
         argument, equals, text = given.strip().partition("=")
         verdict, origin = predict_call(found.policy, name, {argument: text} if equals else {})
+    elif verb == "change" and rest:
+        from stockade.session.predict import predict_change
+
+        verdict, origin = predict_change(found.policy, rest.strip())
     elif "://" in rest:
         verdict, origin = _explain_request(verb, rest.strip(), found.policy)
     else:
-        hint = 'Ask "POST https://api.example.com/v1/x", "read ~/x", "write ~/x" or "tool Bash command=git push".'
+        hint = 'Ask "POST https://api.example.com/v1/x", "read ~/x", "write ~/x", "tool Bash command=git push" or "change .envrc".'
         raise StockadeError(f"{question!r} is not a question that a policy answers", code="policy.question", hint=hint)
     if options.json:
         print(json.dumps({"ok": True, "question": question, **frozen.plain(verdict), "origin": frozen.plain(origin)}))

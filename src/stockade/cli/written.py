@@ -80,6 +80,10 @@ def shown(found: Compiled) -> list[tuple[str, Origin | None]]:
         lines.append((f"\n[canary.{name}]\nvalue = {_quote(text)}", None))
     for rule in policy.tools:
         lines.append((_tool(rule), rule.origin))
+    for offer in policy.offers:
+        lines.append((f'\n[[mount]]\npath = {_quote(offer.source)}\nat = {_quote(offer.target)}\neffect = "ask"', offer.origin))
+    for held in policy.files:
+        lines.append((f"\n[[file]]\npath = {_quote(held.path)}\neffect = {_quote(held.effect)}", held.origin))
     if not policy.grants:
         lines.append(("\n# no egress: nothing leaves the sandbox", None))
     return lines

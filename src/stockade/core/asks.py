@@ -20,7 +20,8 @@ class Asked:
     `key` is what a repetition shares, and what an approval for the session covers; `also` says in words what else that would allow. `rule` is where the rule
     stands that asks. `people`: no reviewer may answer; `reviewable`: one may approve it. `asked` (when somebody was shown it) and `expires` are Unix seconds.
     `trap` is why a canary must be refused, "" for a real question. `method`, `host` and `size` (bytes it sends, -1 = unknown) are for rules. `review` is what an
-    automatic reviewer said that left it to a person: hostile text, as printable ASCII.
+    automatic reviewer said that left it to a person: hostile text, as printable ASCII. `detail` are the lines of what does not fit one, such as a difference: all of
+    it, as printable ASCII.
     """
 
     number: int
@@ -42,13 +43,14 @@ class Asked:
     host: str = ""
     size: int = -1
     review: str = ""
+    detail: tuple[str, ...] = ()
 
 
 @frozen
 class Answered:
     """What became of a question. `by` is "person", "reviewer" or "rule"; `channel` where it was answered; `seconds` how long that took.
 
-    `allow` is never true for a canary: then `caught` says whether somebody approved it.
+    `allow` is never true for a canary: then `caught` says whether somebody approved it. `failed` is why something that was allowed could not be done ("" = nothing failed).
     """
 
     asked: Asked
@@ -59,6 +61,7 @@ class Answered:
     scope: Scope = "once"
     seconds: float = 0.0
     caught: bool = False
+    failed: str = ""
     pause: bool = False  # that many refusals in a row are a sign: the session is to stand still
 
 

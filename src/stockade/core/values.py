@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from typing import Any, Literal, Never, Self
 
     from stockade.core.reviews import Reviewer
-    from stockade.core.tools import ToolRule
+    from stockade.core.tools import FileRule, MountRule, ToolRule
 
     Effect = Literal["allow", "ask", "deny"]
     MountMode = Literal["ro", "rw", "rw-no-delete"]
@@ -343,6 +343,8 @@ class Policy:
     agent: Agent | None = None
     reviewer: Reviewer | None = None
     tools: tuple[ToolRule, ...] = ()
+    files: tuple[FileRule, ...] = ()
+    offers: tuple[MountRule, ...] = ()
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:
@@ -357,11 +359,11 @@ class Policy:
             from stockade.core.reviews import Reviewer
 
             reviewer = Reviewer.from_plain(data["reviewer"])
-        tools: tuple[Any, ...] = ()
-        if data["tools"]:
-            from stockade.core.tools import ToolRule
+        inside: dict[str, Any] = {}
+        if data["tools"] or data["files"] or data["offers"]:
+            from stockade.core.tools import rules_inside
 
-            tools = tuple(ToolRule.from_plain(item) for item in data["tools"])
+            inside = rules_inside(data)
         environment = data["environment"]
         return cls(
             wall=data["wall"],
@@ -380,7 +382,7 @@ class Policy:
             approvals=Asking(**data["approvals"]),
             agent=Agent(**{name: _tuples(value) for name, value in data["agent"].items()}) if data["agent"] else None,
             reviewer=reviewer,
-            tools=tools,
+            **inside,
         )
 
 

@@ -17,7 +17,8 @@ from typing import Any
 from stockade.core.frozen import plain
 from stockade.core.values import Verdict
 from stockade.gateway import engine
-from stockade.gateway.flow import Asked, Call, Flow, Judge, Leaving, Outcome, judged_headers
+from stockade.gateway.flow import Asked, Flow, Judge, Leaving, Outcome, judged_headers
+from stockade.gateway.hooks import about
 
 AT_ONCE = 2
 SECONDS = 10.0  # for one decision; the engine waits twice as long for an answer
@@ -54,7 +55,7 @@ def _told(outcome: Outcome, judge: Judge) -> bytes:
         "length": outcome.length,
         "body": outcome.leaving is not None and outcome.leaving.body != b"",
         "pieces": judge.pieces(),
-        "call": plain(outcome.call) if outcome.call is not None else None,
+        "inside": plain(outcome.inside) if outcome.inside is not None else None,
     }
     return json.dumps(said).encode()
 
@@ -78,7 +79,7 @@ def _understood(data: bytes, judge: Judge, asked: Asked) -> Outcome:
         read=said["read"] is True,
         length=int(said["length"]),
         leaving=leaving,
-        call=Call(**said["call"]) if said["call"] is not None else None,
+        inside=about(said["inside"]) if said["inside"] is not None else None,
     )
 
 

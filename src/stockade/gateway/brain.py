@@ -15,8 +15,8 @@ from stockade.core.frozen import replace
 from stockade.core.values import ALLOW, ASK, DENY, Grant, Verdict
 from stockade.gateway.apart import Apart
 from stockade.gateway.config import CONNECTION_FACT, MAX_BUFFERED, NOWHERE, READ, UPSTREAM
-from stockade.gateway.flow import Asked, Call, Flow, Judge, Leaving, Outcome, Synthetic, refusal_text
-from stockade.gateway.hooks import answer
+from stockade.gateway.flow import Asked, Flow, Judge, Leaving, Outcome, Synthetic, refusal_text
+from stockade.gateway.hooks import Call, Change, Showing, answer, done
 from stockade.gateway.line import Line, NoReceipt
 from stockade.gateway.meter import ANNOUNCED, BOUNDS
 from stockade.gateway.questions import Answer, begin, unless
@@ -95,22 +95,25 @@ class Brain:
                 outcome = _changed(outcome, rule, f"{reason}.")
         else:
             outcome = self._flow.examine(asked)
-        if outcome.call is not None:
-            return await self._call(outcome.call, outcome, asked)
+        if outcome.inside is not None:
+            return await self._inside(outcome.inside, outcome, asked)
         if outcome.tunnel and outcome.verdict.effect == ALLOW and not self._addresses.address(outcome.host):
             outcome = _changed(outcome, "too-many-names", "this session has asked for more names than any needs.")
         connection = next((value for name, value in asked.headers if name == CONNECTION_FACT), "") if self._secretive else ""
         return await self._settle(outcome, before, connection, asked)
 
-    async def _call(self, call: Call, outcome: Outcome, asked: Asked) -> Answer:
-        """Tell an agent whether it may make a tool call. INVARIANT: never with the status that lets a request go on."""
+    async def _inside(self, about: Call | Change | Showing, outcome: Outcome, asked: Asked) -> Answer:
+        """Tell an agent whether it may make a tool call, or what became of what it asked for. INVARIANT: never with the status that lets a request go on."""
         if outcome.verdict.effect == ASK:
             outcome = await self._asked(outcome, asked)
         try:
             await self._ledger.record(outcome.event)
         except NoReceipt:
-            return 503, [("content-type", "text/plain")], b"stockade refused this tool call: it could not be written to the ledger\n"
-        return _SAID, [("content-type", "application/json")], answer(call, outcome.verdict)
+            return 503, [("content-type", "text/plain")], b"stockade refused this: it could not be written to the ledger\n"
+        if isinstance(about, Call):
+            return _SAID, [("content-type", "application/json")], answer(about, outcome.verdict)
+        status = _SAID if outcome.verdict.effect == ALLOW else 403
+        return status, [("content-type", "application/json")], done(about, outcome.verdict)
 
     async def raw(self, name: str, port: int, connection: str, left: Callable[[], Awaitable[None]]) -> tuple[Grant, str] | None:
         """May a raw connection to this name and port be opened? `name` is what its address was given out for, `connection` its number; `left` returns when whoever
@@ -230,13 +233,15 @@ class Brain:
         try:
             event = {**outcome.event, **_shown(outcome, asked), **({"place": self._judge.place(outcome.grant)} if outcome.grant else {})}
             patience = min(self._patience, _AT_ONCE) if asked is not None and not asked.whole else self._patience
-            allowed = self._patience > 0 and self._asking <= _MOST_ASKED and await unless(left, self._ledger.ask(event, patience))
+            allowed, why = False, ""
+            if self._patience > 0 and self._asking <= _MOST_ASKED:
+                allowed, why = await unless(left, self._ledger.ask(event, patience))
         except NoReceipt:
             allowed = False
         finally:
             self._asking -= 1
         if not allowed:
-            return _changed(outcome, outcome.verdict.rule, "nobody approved it.")
+            return _changed(outcome, outcome.verdict.rule, f"{why or 'nobody approved it'}.")
         rule = f"approved: {outcome.event['rule']}"
         return replace(outcome, verdict=Verdict(ALLOW, rule), event={**outcome.event, "effect": ALLOW, "rule": rule})
 
@@ -349,9 +354,10 @@ def _ends(grant: Grant | None) -> bool:
 
 
 def _shown(outcome: Outcome, asked: Asked | None) -> dict[str, object]:
-    """What only the person who is asked gets to see, and no ledger: the query and how the body begins, or the arguments of a tool."""
-    if outcome.call is not None:
-        return {"asks": outcome.call.shown, "place": outcome.call.place}
+    """What only the person who is asked gets to see, and no ledger: the query and how the body begins, the arguments of a tool, or what a file shall hold."""
+    if (inside := outcome.inside) is not None:
+        said = {"asks": inside.shown} if isinstance(inside, Call) else {"content": inside.content} if isinstance(inside, Change) else {}
+        return {**said, "place": inside.place}
     if asked is None:
         return {}
     query, body = asked.target.partition("?")[2], asked.body[:_BEGINS].decode("latin-1")

@@ -31,6 +31,8 @@ _FIELDS = {
     "connect": ("effect", "rule", "host"),
     "credential": ("name",),
     "tool": ("effect", "rule", "tool", "digest", "length"),
+    "file": ("effect", "rule", "path", "digest", "length"),
+    "mount": ("effect", "rule", "path"),
 }
 _SHOWN = (
     "place",
@@ -38,6 +40,8 @@ _SHOWN = (
     "begins",
 )  # of what a person is asked: the place of the grant in the configuration, the query, and how the body begins
 _LONGEST_VALUE = 2048
+_CONTENT = "content"  # of a file that is asked about, in base64: longer than any other field
+_LONGEST_CONTENT = ((32 << 10) + 2) // 3 * 4  # what gateway/hooks.py takes
 _MOST_WAITING = 1 << 24  # bytes that the gate has not read yet
 
 
@@ -100,9 +104,9 @@ class Control:
         """Tell the gate that an event is in the ledger. Until then it lets nothing happen."""
         self._put(b'{"id":%d}\n' % number)  # for every request
 
-    def answer(self, number: int, allow: bool) -> None:
-        """Tell the gate what was said to something it asked about."""
-        self._send({"id": number, "verdict": "allow" if allow else "deny"})
+    def answer(self, number: int, allow: bool, why: str = "") -> None:
+        """Tell the gate what was said to something it asked about; `why` not is for whoever is inside."""
+        self._send({"id": number, "verdict": "allow" if allow else "deny", **({"why": why} if why else {})})
 
     def revoke(self, positions: list[int]) -> None:
         """Take grants back, by their place in the configuration. The gate answers "revoked" when nothing passes by them any more."""
@@ -199,8 +203,10 @@ class Control:
         for name, value in event.items():
             if name in ("kind", "session"):
                 continue
-            text = isinstance(value, str) and len(value) <= _LONGEST_VALUE and value.isascii() and value.isprintable()
-            if name not in (*known, *more) or not (text or (type(value) is int and -1 <= value < 1 << 53)):
+            longest = _LONGEST_CONTENT if name == _CONTENT else _LONGEST_VALUE
+            text = isinstance(value, str) and len(value) <= longest and value.isascii() and value.isprintable()
+            content = more and kind == "file" and name == _CONTENT
+            if (name not in (*known, *more) and not content) or not (text or (type(value) is int and -1 <= value < 1 << 53)):
                 raise _broken(f"an event of kind {kind} with a field that it cannot have")
             clean[str(name)] = value
         if "effect" in known and clean.get("effect") not in effects:

@@ -12,13 +12,12 @@ from typing import Any, Protocol
 from stockade.core.frozen import frozen
 from stockade.core.values import ALLOW, DENY, GATE, Grant, Verdict
 from stockade.gateway.config import FACTS, SHOWN_FIRST, UPSTREAM
+from stockade.gateway.hooks import CALL, FILE, LONGEST, MOUNT, Call, Change, Showing, about
 from stockade.gateway.meter import PASSED
 
 WAYS = {"proxy": "http", "http": "http", "https": "https", "tunnel": "https", "tunnel-plain": "http"}
 TUNNELS = ("tunnel", "tunnel-plain")
 _SHORT = {name: name.removeprefix("x-stockade-") for name in FACTS}
-CALL = "/tool"  # where the gate itself is asked about a tool call
-LONGEST_CALL = 1 << 20  # bytes of such a question
 _SHOWN = 1024  # characters of a client's text that go into an event or a message
 
 
@@ -32,7 +31,8 @@ class Judge(Protocol):
     carried `sent`, and gives the rule that forbids them, "" if none does. `taint`: the session has opened something secret, as it then has if a request to what is secret
     is counted; `tainted` says whether it has, `secretive` whether there are such requests.
 
-    `tool` decides about the call of a tool that an agent asks about, and says what a `Call` holds; it raises as `authority` does.
+    `tool` decides about the call of a tool that an agent asks about, and says what a `Call` holds; `file` about a change to a file, and says what a `Change` holds; `mount` about
+    a folder, and says what a `Showing` holds. They raise as `authority` does.
 
     `dear`: would it take long to decide about this? Then that is done apart (gateway/apart.py), where `place` names a grant and `pieces` says how much of which
     string has been carried, and here `grant` finds it, `seen` takes that over, and `spent` says whether there is still room (rule and reason, "" = there is).
@@ -40,6 +40,8 @@ class Judge(Protocol):
 
     def __init__(self, config: dict[str, Any]) -> None: ...
     def tool(self, body: bytes) -> tuple[Verdict, dict[str, Any]]: ...
+    def file(self, query: str, body: bytes) -> tuple[Verdict, dict[str, Any]]: ...
+    def mount(self, body: bytes) -> tuple[Verdict, dict[str, Any]]: ...
     def request(
         self,
         *,
@@ -100,26 +102,12 @@ class Leaving:
 
 
 @frozen
-class Call:
-    """A tool call that an agent asks about (checks/tools.py), where `event` is its own word for the question: what `digest` (SHA-256, hex) and `length` (characters)
-    are of is its arguments, and `shown` their beginning. `place` is that of the rule that decides (-1 = none does). All texts are printable ASCII.
-    """
-
-    event: str
-    tool: str
-    digest: str
-    length: int
-    shown: str
-    place: int
-
-
-@frozen
 class Outcome:
     """The answer so far: an allow still needs a receipt, and an address unless it is for a `tunnel`, whose requests are judged one by one. An "ask" needs
     somebody's word.
 
     `read`: nothing is decided before the body has been read; the engine asks again then. `length` is the body's.
-    `leaving` is what the grant's credential goes into. With a `call` it is an answer to the agent, and nothing goes anywhere.
+    `leaving` is what the grant's credential goes into. With something asked about the `inside` it is an answer to whoever is there, and nothing goes anywhere.
     """
 
     verdict: Verdict
@@ -131,7 +119,7 @@ class Outcome:
     read: bool = False
     length: int = 0
     leaving: Leaving | None = None
-    call: Call | None = None
+    inside: Call | Change | Showing | None = None
 
 
 class Synthetic:
@@ -240,26 +228,30 @@ class Flow:
         return self._decide(asked, known, scheme, host, port)
 
     def _asks(self, asked: Asked, known: dict[str, str], port: int) -> Outcome:
-        """What goes to the gate's own name, and no further: a question about a tool call. It is read whole, since a person may have to look at it.
+        """What goes to the gate's own name, and no further: a question about a tool call, a file or a mount. It is read whole, since a person may have to look at it.
 
         INVARIANT: nothing here has a grant, so that whatever became of it could not leave."""
-        if (known["way"], known["method"], asked.target, port) != ("proxy", "POST", CALL, 80):
-            return self._refused(asked, known, "gate-name", f"{GATE} takes POST {CALL} by the proxy, and nothing else", GATE, port)
-        declared = known["length"]
-        if not (declared.isascii() and declared.isdigit() and 0 < int(declared[:15]) <= LONGEST_CALL):
-            return self._refused(asked, known, "bad-length", f"a question has a content-length of at most {LONGEST_CALL} bytes", GATE, 80)
+        place, mark, query = asked.target.partition("?")
+        if (known["way"], known["method"], port) != ("proxy", "POST", 80) or place not in LONGEST or bool(mark) != (place == FILE):
+            reason = f"{GATE} takes POST {CALL}, POST {MOUNT} and POST {FILE}?path=... by the proxy, and nothing else"
+            return self._refused(asked, known, "gate-name", reason, GATE, port)
+        declared, longest = known["length"], LONGEST[place]
+        if not (declared.isascii() and declared.isdigit() and 0 < int(declared[:15]) <= longest):
+            return self._refused(asked, known, "bad-length", f"a question has a content-length of 1 to {longest} bytes", GATE, 80)
         length = int(declared)
         if not asked.whole:
             verdict = Verdict(ALLOW, "unread")
-            event = self._event(known, verdict, host=GATE, port=80, method="POST", path=CALL, scheme="http", length=length)
+            event = self._event(known, verdict, host=GATE, port=80, method="POST", path=place, scheme="http", length=length)
             return Outcome(verdict, event, GATE, 80, read=True, length=length)
         if reason := self._unreadable(judged_headers(asked), asked.body, length):
-            return self._refused(asked, known, "bad-tool-call", reason, GATE, 80)
-        verdict, said = self._judge.tool(asked.body)
-        call = Call(**said)
-        event = {"kind": "tool", "session": self._session, "effect": verdict.effect, "rule": _ascii(verdict.rule)}
-        event |= {"tool": call.tool, "digest": call.digest, "length": call.length}
-        return Outcome(verdict, event, GATE, 80, length=length, call=call)
+            return self._refused(asked, known, {CALL: "bad-tool-call", FILE: "bad-file"}.get(place, "bad-mount"), reason, GATE, 80)
+        verdict, said = (
+            self._judge.file(query, asked.body) if place == FILE else (self._judge.tool if place == CALL else self._judge.mount)(asked.body)
+        )
+        inside = about(said)
+        event = {"kind": place[1:], "session": self._session, "effect": verdict.effect, "rule": _ascii(verdict.rule)}
+        event |= {name: said[name] for name in ("tool", "path", "digest", "length") if name in said}
+        return Outcome(verdict, event, GATE, 80, length=length, inside=inside)
 
     def _decide(self, asked: Asked, known: dict[str, str], scheme: str, host: str, port: int) -> Outcome:
         path = asked.target.partition("?")[0]

@@ -34,7 +34,7 @@ class Line(Buffered):
         taint: Callable[[], None],
     ) -> None:
         self._began, self._gone, self._revoke, self._taint = began, gone, revoke, taint
-        self._waiting: dict[int, asyncio.Future[str]] = {}
+        self._waiting: dict[int, asyncio.Future[tuple[str, str]]] = {}
         self._next = 0
         self._incoming = b""
         self._transport: asyncio.Transport | None = None
@@ -67,7 +67,7 @@ class Line(Buffered):
         else:
             waiting = self._waiting.pop(message["id"], None)
             if waiting and not waiting.done():
-                waiting.set_result(message.get("verdict", ""))
+                waiting.set_result((message.get("verdict", ""), message.get("why", "")))
 
     def connection_lost(self, exc: Exception | None) -> None:
         for waiting in self._waiting.values():
@@ -95,25 +95,26 @@ class Line(Buffered):
         """Return when the event is in the ledger. Raises NoReceipt."""
         await self._answered({"event": event}, _RECEIPT_TIMEOUT)
 
-    async def ask(self, event: dict[str, object], seconds: float) -> bool:
-        """Whether somebody who may allows it, within this time. Raises NoReceipt when it could not be asked. Cancelled, or too late, it is not asked any more."""
+    async def ask(self, event: dict[str, object], seconds: float) -> tuple[bool, str]:
+        """Whether somebody who may allows it, within this time, and why not ("" = nobody said). Raises NoReceipt when it could not be asked. Cancelled, or too late, it is not asked any more."""
         number = self._next + 1
         try:
-            return await self._answered({"ask": event}, seconds) == "allow"
+            verdict, why = await self._answered({"ask": event}, seconds)
+            return verdict == "allow", why
         except TimeoutError:
             self.tell({"withdrawn": number})
-            return False
+            return False, ""
         except asyncio.CancelledError:  # the client has gone
             self.tell({"withdrawn": number})
             raise
 
-    async def _answered(self, message: dict[str, object], seconds: float) -> str:
+    async def _answered(self, message: dict[str, object], seconds: float) -> tuple[str, str]:
         if len(self._waiting) >= _MOST_PENDING:
             raise NoReceipt
         self._next += 1
         number = self._next
         loop = asyncio.get_running_loop()
-        waiting: asyncio.Future[str] = loop.create_future()
+        waiting: asyncio.Future[tuple[str, str]] = loop.create_future()
         self._waiting[number] = waiting
         late = loop.call_later(seconds, _give_up, waiting)  # for every request: asyncio.wait_for costs more
         try:
@@ -128,6 +129,6 @@ class Line(Buffered):
             self._waiting.pop(number, None)
 
 
-def _give_up(waiting: asyncio.Future[str]) -> None:
+def _give_up(waiting: asyncio.Future[tuple[str, str]]) -> None:
     if not waiting.done():
         waiting.set_exception(TimeoutError())

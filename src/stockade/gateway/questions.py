@@ -38,14 +38,14 @@ def begin(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> No
     task.add_done_callback(tasks.discard)
 
 
-async def unless(gone: Callable[[], Awaitable[None]] | None, asking: Coroutine[Any, Any, bool]) -> bool:
-    """What `asking` comes to; False, and it is cancelled, if `gone` returns before (None = it never does)."""
+async def unless(gone: Callable[[], Awaitable[None]] | None, asking: Coroutine[Any, Any, tuple[bool, str]]) -> tuple[bool, str]:
+    """What `asking` comes to; a no, and it is cancelled, if `gone` returns before (None = it never does)."""
     if gone is None:
         return await asking
     asked, left = asyncio.ensure_future(asking), asyncio.ensure_future(gone())
     try:
         await asyncio.wait({asked, left}, return_when=asyncio.FIRST_COMPLETED)
-        return asked.done() and asked.result()
+        return asked.result() if asked.done() else (False, "")
     finally:
         for task in (asked, left):
             task.cancel()

@@ -103,6 +103,12 @@ class Caps:
             if cap.reviewer is False:
                 self._refuse(f"reviewer.{key}", asked, ("reviewer", key), by, "reviewer", "a reviewer that only refuses (deny)")
 
+    def files(self, asked: Document, key: tuple[str | int, ...]) -> None:
+        """A layer wants a person to be asked about changes to a file."""
+        for by, cap in self.all:
+            if cap.files is False:
+                self._refuse('effect = "ask"', asked, (*key, "effect"), by, "files", 'files that nobody is asked about (effect = "deny")')
+
     def limit(self, name: str, value: int, asked: Document) -> None:
         """A layer wants this limit; 0 = none, which is wider than any."""
         for by, cap in self.all:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from stockade.core import places
 from stockade.core.errors import PolicyError
 from stockade.core.frozen import frozen, replace
+from stockade.core.tools import MountRule
 from stockade.core.values import DENY, Agent, Credential, Environment, Grant, Limits, Mount, Origin, Policy, Workspace
 from stockade.policy import agents, defaults, files, paths
 from stockade.policy import overrides as command_line
@@ -26,7 +27,7 @@ from stockade.policy.read import Document, parse, validate
 from stockade.policy.reviewer import merge_reviewer, unreviewed
 from stockade.policy.root import merge_root
 from stockade.policy.signing import SigningRules
-from stockade.policy.tools import merge_tools
+from stockade.policy.tools import asked_mounts, merge_files, merge_tools, offer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -125,6 +126,7 @@ class _Merge:
     ) -> None:
         self.documents, self.cwd, self.watch, self.no_egress = [*([base] if base else ()), *documents], cwd, watch, no_egress
         self.agent = agent
+        self.offers: dict[str, MountRule] = {}  # mounts that are asked for, by their targets
         self.builtin = validate({"version": 1}, layer="built-in", name="built-in", lines={})
         self.errors: list[PolicyError] = []
         self.warnings: list[PolicyError] = []
@@ -161,6 +163,8 @@ class _Merge:
         root = merge_root(self.documents, self.caps, self.errors, self.origins, limits, self._shown)
         approvals = merge_approvals(self.documents, grants, oversight, self.errors)
         tools = merge_tools(self.documents, oversight, self.errors)
+        offers = asked_mounts(self.offers, oversight, self.errors)
+        held = merge_files(self.documents, oversight, self.caps, workspace.mode, self.errors)
         if approvals.webhook_secret:
             written = next(one for one in self.documents if one.tables.approvals is not None and one.tables.approvals.webhook)
             at = written.origin("approvals", "webhook_secret")
@@ -172,7 +176,7 @@ class _Merge:
         raise_all(self.errors)
         policy = Policy(wall, oversight, workspace, mounts, environment, limits, grants, credentials)
         policy = replace(policy, canaries=tuple(canaries), signing=signing, gate=gate, root=root)
-        return replace(policy, approvals=approvals, agent=self._kept(), reviewer=reviewer, tools=tools)
+        return replace(policy, approvals=approvals, agent=self._kept(), reviewer=reviewer, tools=tools, files=held, offers=offers)
 
     def _kept(self) -> Agent | None:
         """Its state stays on the host's disk where caps let anything be written there at all."""
@@ -280,6 +284,14 @@ class _Merge:
                         one.error(f"{target} is mounted twice", *key, code="policy.mounted-twice", hint="Keep one of the two.")
                     )
                 own.add(target)
+                if offer(table, one, key, MountRule(real, target, table.path, one.origin(*key)), self.offers, self.errors):
+                    if target in merged and merged.pop(target).secret:  # INVARIANT: as below
+                        message, hint = (
+                            f"{target} is secret in another layer, and that stays",
+                            "Leave this out, or give it a place of its own.",
+                        )
+                        self.errors.append(one.error(message, *key, code="policy.capped", hint=hint))
+                    continue
                 # INVARIANT: a later layer shows something else at a place, and never lifts the mark from it.
                 secret = bool(table.secret) or (target in merged and merged[target].secret)
                 merged[target] = Mount(real, target, mode, one.origin(*key), secret)

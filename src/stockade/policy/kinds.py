@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from stockade.core import oci
+from stockade.core.tools import wholesome
 from stockade.core.values import GATE
 from stockade.policy import units
 
@@ -65,6 +66,16 @@ def _no_glob(value: str) -> str:
 def _tool(value: str) -> str:
     if not re.fullmatch(r"[!-~]{1,200}", value):
         raise wrong(f"{value!r} is no name of a tool", 'As the agent writes it: "Bash", "WebFetch", "mcp__github__*"; * is any text.')
+    return value
+
+
+def _held(value: str) -> str:
+    hint = 'Relative to the workspace: ".envrc", ".claude/settings.json", or all of a folder: ".github/workflows/*.yml".'
+    folder, _, name = value.rpartition("/")
+    if not re.fullmatch(r"[ -\[\]-~]{1,1000}", value) or not wholesome(value) or value.startswith("~"):
+        raise wrong(f"{value!a} is no path of a file in the workspace that may be changed; what git obeys never may", hint)
+    if "*" in folder or ("*" in name and not folder):
+        raise wrong(f"{value!r}: a * stands in the last segment only, and below a folder, which is held as a whole", hint)
     return value
 
 
@@ -346,6 +357,7 @@ _UNIT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0}]
 Text = Annotated[str, AfterValidator(_text)]
 Path = Annotated[Text, AfterValidator(_no_glob)]
 Tool = Annotated[Text, AfterValidator(_tool)]
+Held = Annotated[Text, AfterValidator(_held)]
 Target = Annotated[Text, AfterValidator(_target)]
 Host = Annotated[Text, AfterValidator(_host)]
 HostOrAny = Annotated[Text, AfterValidator(_host_or_any)]

@@ -13,6 +13,7 @@ from stockade.policy.kinds import (
     Count,
     Duration,
     Header,
+    Held,
     Host,
     HostOrAny,
     Image,
@@ -81,6 +82,9 @@ class MountTable(Table):
     mode: Mode | None = Field(None, description="ro, rw or rw-no-delete. Default: ro.")
     secret: bool | None = Field(
         None, description="Once anything of it was opened, only egress rules with secret or after_secret hold for the session."
+    )
+    effect: Literal["allow", "ask"] | None = Field(
+        None, description="ask: it is not visible until somebody asks for it from inside and a person approves; ro only. Default: allow."
     )
 
 
@@ -284,6 +288,17 @@ class ToolTable(Table):
     people: bool | None = Field(None, description='With effect = "ask": only a person may approve, once at a time.')
 
 
+class FileTable(Table):
+    """Files of the workspace that are read-only inside, and may be changed only as a person approves."""
+
+    path: Held = Field(
+        description='Relative to the workspace: ".envrc"; or ".github/workflows/*.yml", by which all of that folder is held. * is any text.'
+    )
+    effect: Literal["ask", "deny"] = Field(
+        description="ask: from inside a change can be asked for, and a person approves exactly that one, once; deny: nobody is asked, whoever else says ask."
+    )
+
+
 class CanaryTable(Table):
     """A string that is planted where only a thief looks, and must never leave."""
 
@@ -304,6 +319,7 @@ class CapsTable(Table):
     private: bool | None = Field(None, description="false: no rule may vouch for private addresses.")
     signing: bool | None = Field(None, description="false: nothing may be signed.")
     reviewer: bool | None = Field(None, description="false: no reviewer may approve anything.")
+    files: bool | None = Field(None, description="false: nobody is asked about a change to a file.")
     max_upload: Size | None = Field(None, description="The most that a rule may let a request carry.")
     limits: LimitsTable | None = Field(None, description="The most of each limit.")
 
@@ -331,6 +347,7 @@ class PolicyFile(Table):
     approvals: ApprovalsTable | None = None
     reviewer: ReviewerTable | None = None
     tool: tuple[ToolTable, ...] = ()
+    file: tuple[FileTable, ...] = ()
     caps: CapsTable | None = None
 
 
@@ -339,6 +356,7 @@ TABLES: dict[str, type[Table]] = {
     "root": RootTable,
     "egress": EgressTable, "egress.body": BodyTable, "credential": CredentialTable, "credential.sigv4": AwsTable,
     "canary": CanaryTable, "signing": SigningTable, "approvals": ApprovalsTable, "tool": ToolTable,
+    "file": FileTable,
     "reviewer": ReviewerTable, "reviewer.allow": ReviewAllowTable, "reviewer.deny": ReviewDenyTable,
     "caps": CapsTable, "caps.limits": LimitsTable,
 }  # fmt: skip

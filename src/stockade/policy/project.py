@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from stockade.core.errors import PolicyError
 from stockade.core.frozen import replace
-from stockade.core.values import DENY, Limits
+from stockade.core.values import ASK, DENY, Limits
 from stockade.policy.caps import Caps, covers, shown
 from stockade.policy.model import MODES, keys_of
 from stockade.policy.paths import within
@@ -65,6 +65,10 @@ def _judge(one: Document, above: Sequence[Document], cwd: str) -> Iterator[Polic
         for two in above:
             if two.tables.root is not None:
                 yield _error(one, f"a root is chosen by {two.origin('root').file}:{two.origin('root').line}", "root")
+    for index, table in enumerate(tables.file):
+        if table.effect == ASK:
+            hint = 'A project can hold its files (effect = "deny"). If you want to be asked, write it into your own policy.'
+            yield one.error("a project's policy has you asked about its files", "file", index, code="policy.project", hint=hint)
     yield from _workspace(one, above)
     limits = _limits(above, cwd)
     for name in keys_of("limits"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from stockade.core import places
 from stockade.core.errors import PolicyError
-from stockade.core.values import ALLOW, DENY, Mount, Origin, Verdict
+from stockade.core.values import ALLOW, ASK, DENY, Mount, Origin, Verdict
 from stockade.policy import paths
 
 if TYPE_CHECKING:
@@ -27,6 +27,13 @@ def explain_path(action: Literal["read", "write"], path: str, policy: Policy, cw
     if reached:
         mount = max(reached, key=lambda one: len(one.target))
         return _inside(action, real, mount), mount.origin
+    for rule in policy.offers:
+        if paths.within(asked, rule.target) or paths.within(real, rule.source):
+            if action == "write":
+                return Verdict(DENY, "not-visible", ("It can be asked for, and is read-only then.",)), rule.origin
+            return Verdict(
+                ASK, f"mount {rule.origin}", ("It is shown once somebody inside has asked for it and a person has approved.",)
+            ), rule.origin
     other = policy.root.image or policy.root.path
     if action == "read" and not other and any(paths.within(asked, place) for place in _SYSTEM):
         return Verdict(ALLOW, "system", ("System directories are visible, read-only, as far as the wall needs them.",)), Origin()

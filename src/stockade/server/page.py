@@ -138,7 +138,8 @@ class Page:
             case _:
                 raise StockadeError("this is no answer", code="web.request")
         told = lesson(done["asked"]["trap"], done["caught"]) if done["outcome"] == "canary" else ""
-        return JSONResponse({"allow": done["allow"], "outcome": done["outcome"], "scope": done["scope"], "told": safe(told)})
+        failed = {"failed": f"Allowed, and not done: {safe(done['failed'])}"} if done["failed"] else {}
+        return JSONResponse({"allow": done["allow"], "outcome": done["outcome"], "scope": done["scope"], "told": safe(told), **failed})
 
     async def _revoke(self, request: Request) -> Response:
         match await _body(request):
@@ -166,7 +167,7 @@ def _shown(one: Waiting) -> dict[str, Any]:
     """A session's questions for the page: texts as printable ASCII, beside the keys that an answer names."""
     asks = [
         {name: safe(value) if isinstance(value, str) and name != "key" else value for name, value in asked.items()}
-        | {"place": safe(asked["key"])}
+        | {"place": safe(asked["key"]), "detail": [safe(line) for line in asked["detail"]]}
         for asked in one.asks
     ]
     standing = [{"key": key, "place": safe(key)} for key in one.standing]

@@ -71,6 +71,8 @@ class Session:
         self._ledger: Ledger | None = None
         self._scan = (0, -1)
         self._keep: tuple[str, ...] = ()
+        self.shown: list[str] = []  # targets of what was mounted since
+        self.torn: list[str] = []  # what could be written in part only, in sentences
         self._looked = False
         self._prepared = prepared
         self._closers: list[Any] = [prepared.close] if prepared is not None else []
@@ -84,6 +86,7 @@ class Session:
     def open(self) -> None:
         """Set the sandbox going. Raises StockadeError and its kinds; nothing is left behind then."""
         self.wall = confine.wall_of(self.policy)
+        confine.can_offer(self.policy, self.wall)
         try:
             self._open()
         except OSError as error:  # a full or vanished disk, no descriptors left
@@ -110,7 +113,8 @@ class Session:
         if variables and self.token_key:
             variables["STOCKADE_TOKEN_KEY"] = self.token_key  # public: whoever narrows a token checks it by this
         workspace = confine.workspace_of(self.policy, self.cwd)
-        self.view = prepare(self.policy.workspace, workspace, workspace, self.directory, self.id)
+        asked = tuple(rule.path for rule in self.policy.files)
+        self.view = prepare(self.policy.workspace, workspace, workspace, self.directory, self.id, asked)
         self.confinement = confine.confinement(self.policy, self.cwd, self.view, self.id, variables, self.bundle.path, wall)
         if self.policy.signing is not None:
             from stockade.session.signing import Signer
@@ -301,7 +305,7 @@ class Session:
 
         events = self.view.finish(again)
         # What could not be brought back stays in our directory until somebody looks after it (`stockade session`).
-        self._keep = after.left_by(events) if events else ()
+        self._keep = (*(after.left_by(events) if events else ()), *self.torn)
         for event in events:
             self._record_event(event)
         if self.view.overlays:

@@ -103,6 +103,14 @@ def keep(directory: str, why: Iterable[str]) -> None:
         file.writelines(f"{line}\n" for line in why)
 
 
+def release(directory: str) -> None:
+    """Take back `keep`, if it was said."""
+    try:
+        os.unlink(f"{directory}/keep")
+    except FileNotFoundError:
+        pass
+
+
 def reasons(directory: str) -> tuple[str, ...]:
     """Why a session's directory is kept; () = it is not."""
     try:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from stockade.checks import lures, tools
 from stockade.checks.approvals import Approvals
 from stockade.checks.questions import question
+from stockade.core.asks import safe
 from stockade.core.errors import StockadeError
 from stockade.core.frozen import plain, replace
+from stockade.core.tools import FileRule, MountRule
 from stockade.core.values import Grant
 
 if TYPE_CHECKING:
@@ -22,8 +24,13 @@ if TYPE_CHECKING:
     from stockade.core.loop import Loop
     from stockade.core.tools import ToolRule
     from stockade.session import Session
+    from stockade.session.changes import Change
+    from stockade.session.mounts import Showing
 
     type Listener = Callable[[Asked | None, Answered | None], None]
+
+
+_WHY = {"refused": "a person refused it", "timed_out": "nobody answered in time", "too_many": "too much was asked at once"}
 
 
 class Questions:
@@ -32,7 +39,8 @@ class Questions:
     def __init__(self, session: Session, loop: Loop, say: Callable[[str], None], listener: Listener) -> None:
         self._session, self._loop, self._say, self._listener = session, loop, say, listener
         self._approvals = Approvals(session.policy.approvals)
-        self._replies: dict[int, Callable[[bool], None]] = {}
+        self._replies: dict[int, Callable[[bool, str], None]] = {}
+        self._changes: dict[int, Change | Showing] = {}  # what is done once it was approved
         self._timer = self._luring = 0
         self._since = 0  # real questions that were answered after the last canary
         self._like: list[tuple[str, str]] = []  # method and path of what was asked lately
@@ -48,11 +56,26 @@ class Questions:
         """What waits, oldest first."""
         return tuple(self._approvals.pending.values())
 
-    def ask(self, event: Mapping[str, object], rule: Grant | ToolRule, *, tainted: bool, reply: Callable[[bool], None]) -> int:
-        """Put a question of the gate's, about a request or a tool call by what the rule is; `reply` is called once, now or later. Its number. Raises StockadeError
-        (`ledger.*`): then nobody was asked."""
+    def ask(
+        self,
+        event: Mapping[str, object],
+        rule: Grant | ToolRule | FileRule | MountRule,
+        *,
+        tainted: bool,
+        reply: Callable[[bool, str], None],
+    ) -> int:
+        """Put a question of the gate's, about a request, a tool call, a file or a mount by what the rule is; `reply` is called once, now or later, and told why not where that
+        is for whoever asked. Its number, 0 if there is nothing to ask. Raises StockadeError (`ledger.*`): then nobody was asked."""
         now = time.time()
-        asked = self._question(event, rule, tainted)
+        try:
+            asked = self._question(event, rule, tainted, now)
+        except StockadeError as error:
+            kind = error.code.partition(".")[0]
+            if kind not in ("file", "mount"):
+                raise
+            self._session.record(f"{kind}.refused", path=str(event.get("path", "")), code=error.code, reason=error.message)
+            reply(False, error.message)
+            return 0
         self._put(asked)
         self._replies[asked.number] = reply
         answered = self._approvals.ask(asked, now)
@@ -77,13 +100,26 @@ class Questions:
         self._luring, grant = 0, self._grant
         found = lures.lure(self._session.policy.grants, self._like)
         event = {name: value for name, value in plain(found).items() if name != "why"}
-        asked = self._question(event, replace(grant, credential=""), self._tainted)
+        asked = self._question(event, replace(grant, credential=""), self._tainted, time.time())
         asked = replace(asked, trap=found.why)
         self._put(asked)
         self._approvals.ask(asked, time.time())
         self._show(asked.number)
 
-    def _question(self, event: Mapping[str, object], rule: Grant | ToolRule, tainted: bool) -> Asked:
+    def _question(self, event: Mapping[str, object], rule: Grant | ToolRule | FileRule | MountRule, tainted: bool, now: float) -> Asked:
+        if isinstance(rule, FileRule):
+            from stockade.session.changes import Change
+
+            change, number = Change(self._session, event, rule), self._approvals.upcoming
+            asked = change.question(number, tainted=tainted, shown=self._approvals.room(now, detail=True))
+            self._changes[self._approvals.take()] = change
+            return asked
+        if isinstance(rule, MountRule):
+            from stockade.session.mounts import Showing
+
+            showing, number = Showing(self._session, rule), self._approvals.take()
+            self._changes[number] = showing
+            return showing.question(number, tainted=tainted)
         number = self._approvals.take()
         if isinstance(rule, Grant):
             return question(number, event, rule, tainted=tainted)
@@ -122,7 +158,7 @@ class Questions:
         found = self._approvals.answer(
             number, digest, allow, by=by, channel=channel, now=time.time(), scope="session" if scope == "session" else "once"
         )
-        self._tell(found)
+        found = self._tell(found)
         while (like := self._approvals.covered(time.time())) is not None:
             self._tell(like)
         return found
@@ -160,29 +196,35 @@ class Questions:
         if failed is not None:
             raise failed
 
-    def _tell(self, answered: Answered) -> None:
+    def _tell(self, answered: Answered) -> Answered:
+        """Have an answer take effect, once it is written down; with it, what became of that."""
         asked = answered.asked
-        reply = self._replies.pop(asked.number, None)
+        reply, change = self._replies.pop(asked.number, None), self._changes.pop(asked.number, None)
         facts = {name: getattr(answered, name) for name in ("outcome", "by", "channel", "scope", "seconds")}
         trap = {"canary": True, "caught": answered.caught} if asked.trap else {}
         try:
             self._session.record("answer", ask=asked.number, effect="allow" if answered.allow else "deny", **facts, **trap)
+            if answered.allow and change is not None:
+                answered = replace(answered, failed=change.carry_out(asked.number))
         except StockadeError:
             if answered.outcome == "approved" and answered.scope == "session":
                 self._approvals.revoke(asked.key)  # what is on no record holds for nothing
             if reply is not None:
-                reply(False)
+                reply(False, "")
             # It is over for all who have shown it, too, and was a no.
             self._listener(None, replace(answered, allow=False, outcome="refused", by="rule", channel="", scope="once"))
             raise
+        if answered.failed:
+            self._say(f"what was approved was not done: {safe(answered.failed)}")
         if reply is not None:
-            reply(answered.allow)
+            reply(answered.allow and not answered.failed, answered.failed or (_WHY.get(answered.outcome, "") if change is not None else ""))
         self._listener(None, answered)
         if answered.pause:
             self._pause()
         elif answered.outcome in ("approved", "refused") and asked.action == "egress":
             self._work_goes_on()
         self._wait()
+        return answered
 
     def _pause(self) -> None:
         self._say(

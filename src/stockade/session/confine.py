@@ -8,7 +8,7 @@ from stockade.core import places
 from stockade.core.errors import CannotEnforce, StockadeError
 from stockade.core.frozen import replace
 from stockade.core.values import Confinement, Mount
-from stockade.policy.paths import judge
+from stockade.policy.paths import judge, within
 from stockade.walls import door
 from stockade.walls.system import CA_BUNDLE
 
@@ -66,6 +66,8 @@ def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders
     covers = tuple(f"{mount.target}/" for mount in below if mount.source != view.facts["top"] + mount.target[len(workspace) :])
     mounts = [*(one for one in view.mounts if not f"{one.target}/".startswith(covers)), *mounts, Mount(bundle, CA_BUNDLE, "ro")]
     overlays = tuple(one for one in view.overlays if not f"{one.target}/".startswith(covers))
+    if policy.offers:
+        mounts += _offered(policy, mounts, [one.target for one in overlays], str(view.facts["session"]))
     if any(mount.secret for mount in mounts):
         from stockade.walls import watch
 
@@ -91,6 +93,40 @@ def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders
         cwd=workspace,
         workspace=workspace,
     )
+
+
+def can_offer(policy: Policy, wall: Wall) -> None:
+    """Raises CannotEnforce (`mount.ask`) where nothing can be mounted any more once the sandbox stands."""
+    if policy.offers and wall.OWN_KERNEL:
+        raise CannotEnforce(
+            f"on the {wall.NAME} wall nothing can be mounted later: its guest gives up the right to ({policy.offers[0].origin})",
+            code="mount.ask",
+            hint='Mount it from the start (without effect = "ask"), or choose wall = "bubblewrap".',
+        )
+
+
+def _offered(policy: Policy, mounts: list[Mount], overlays: list[str], session: str) -> list[Mount]:
+    """For each mount that has to be asked for an empty folder in its place, which nobody can move away or write to.
+
+    Raises CannotEnforce (`mount.ask`) for one that lies in, or over, another mount; for one that shows something secret a second time; and what `judge` raises.
+    """
+    empty = f"{session}/offered"
+    os.mkdir(empty, 0o755)
+    taken = [*overlays, *(mount.target for mount in mounts), *(rule.target for rule in policy.offers)]
+    for rule in policy.offers:
+        judge(rule.source, what="mount", mode="ro", origin=rule.origin)
+        if not os.path.isdir(rule.source):
+            raise CannotEnforce(f"{rule.source} is no folder ({rule.origin})", code="mount.ask", hint="Only a folder can be asked for.")
+        near = [one for one in taken if one != rule.target and (within(rule.target, one) or within(one, rule.target))]
+        secret = [one.source for one in mounts if one.secret and (within(rule.source, one.source) or within(one.source, rule.source))]
+        if near or taken.count(rule.target) > 1 or secret:
+            where = (near or secret or [rule.target])[0]
+            raise CannotEnforce(
+                f"{rule.target} cannot be asked for: {where} {'is secret' if secret and not near else 'is mounted as well'} ({rule.origin})",
+                code="mount.ask",
+                hint="Give it a place of its own, beside all other mounts: at = ...",
+            )
+    return [Mount(empty, rule.target, "ro", rule.origin) for rule in policy.offers]
 
 
 def bare(policy: Policy) -> Confinement:

@@ -157,8 +157,9 @@ class Foreground:
             say(lesson(answered.asked.trap, answered.caught))
         if self._raw is None or gate is None or child is None:
             if asked is not None:
-                what = asked.key if asked.action == "egress" else asked.key.rpartition(" ")[0]  # without the digest
-                say(f"a {'request' if asked.action == 'egress' else 'call'} waits for your word ({asked.risk} risk): {what}")
+                what = asked.key.rpartition(" ")[0] if asked.action == "tool" else asked.key  # without the digest
+                kind = {"egress": "request", "tool": "call", "file": "change", "mount": "mount"}[asked.action]
+                say(f"a {kind} waits for your word ({asked.risk} risk): {what}")
                 say(f"  stockade approvals allow {self.session.id} {asked.number}    (or deny; stockade approvals shows all of it)")
             return
         if self._prompt is None:

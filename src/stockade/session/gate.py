@@ -12,11 +12,11 @@ from stockade.core.values import ASK, DENY, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from stockade.core.loop import Loop
-    from stockade.core.tools import ToolRule
+    from stockade.core.tools import FileRule, MountRule, ToolRule
     from stockade.core.values import Grant
     from stockade.gateway.control import Control
     from stockade.gateway.desk import Desk
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from stockade.session.approvals import Listener, Questions
     from stockade.session.hearers import Hearers
     from stockade.session.own_gate import OwnGate
+
+    Rule = Grant | ToolRule | FileRule | MountRule
 
 KINDS = {3128: "http-proxy", 80: "http", 443: "https", 53: "dns-tcp"}  # any other port of a door is raw TCP
 LEARNED = 10_000  # requests that are kept to learn from
@@ -136,6 +138,8 @@ class GateKeeper:
                 "token_key": session.token_key,
                 "revoked_tokens": self._revoked_tokens,
                 "tools": [plain(rule) for rule in policy.tools],
+                "files": [plain(rule) for rule in policy.files],
+                "offers": [plain(rule) for rule in policy.offers],
                 "patience": policy.approvals.timeout + LATER if self._asks else 0.0,
                 "listeners": [{"kind": KINDS.get(port, "tcp"), "port": port} for port in door.listeners]
                 + [{"kind": "dns-udp", "port": 53}],
@@ -172,9 +176,8 @@ class GateKeeper:
 
     def rules(self) -> dict[str, Any]:
         """What the gate is told, without a secret in it: for `stockade gate explain` (session/predict.py). `revoked` are places in the grants, from 0."""
-        session = self._session
-        policy = session.policy
-        told = Policy(grants=policy.grants, credentials=policy.credentials, canaries=policy.canaries, tools=policy.tools)
+        session, policy = self._session, self._session.policy
+        told = Policy(**{name: getattr(policy, name) for name in ("grants", "credentials", "canaries", "tools", "files", "offers")})
         return {
             "policy": plain(told),
             "placeholders": session.placeholders,
@@ -310,11 +313,8 @@ class GateKeeper:
     def _asks(self) -> bool:
         """Whether there is anything to ask a person about, and one to ask. A session that is there to learn asks nobody: it allows nothing."""
         session, policy = self._session, self._session.policy
-        return (
-            policy.oversight != "none"
-            and not session.learning
-            and ASK in {rule.effect for rule in policy.grants} | {rule.effect for rule in policy.tools}
-        )
+        rules: list[Rule] = [*policy.grants, *policy.tools, *policy.files, *policy.offers]
+        return policy.oversight != "none" and not session.learning and any(one.effect == ASK for one in rules)
 
     @property
     def questions(self) -> Questions:
@@ -330,13 +330,15 @@ class GateKeeper:
     def _ask(self, control: Control, number: int, event: dict[str, Any]) -> None:
         """Put a question of the gate's to whoever may answer."""
         place, policy = event.pop("place", -1), self._session.policy
-        rules: Sequence[Grant | ToolRule] = policy.tools if event["kind"] == "tool" else [policy.grants[number] for number in self._sent]
-        if event["kind"] not in ("egress", "tool") or not self._asks or not 0 <= place < len(rules) or rules[place].effect != ASK:
+        grants = [policy.grants[number] for number in self._sent]
+        kinds: Mapping[str, Sequence[Rule]] = {"egress": grants, "tool": policy.tools, "file": policy.files, "mount": policy.offers}
+        rules = kinds.get(event["kind"], ())
+        if not self._asks or not 0 <= place < len(rules) or rules[place].effect != ASK:
             raise WallFailed("the gate asked about what is nothing to ask about", code="gate.protocol", hint="The network stays closed.")
 
-        def reply(allow: bool) -> None:
+        def reply(allow: bool, why: str) -> None:
             if self._numbers.pop(number, None) is not None and control is self._control:
-                control.answer(number, allow)
+                control.answer(number, allow, why)
                 self._poll()
 
         self._numbers[number] = self.questions.upcoming
@@ -394,6 +396,3 @@ class GateKeeper:
 
 def _words(grant: Grant) -> dict[str, Any]:
     return {name: value for name, value in plain(grant).items() if name != "origin"}
-
-
-__all__ = ["GateKeeper"]

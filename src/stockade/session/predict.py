@@ -11,7 +11,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from stockade.checks import fields, tools
+from stockade.checks import fields, protected, tools
 from stockade.checks.usage import counted
 from stockade.core.errors import StockadeError
 from stockade.core.frozen import frozen, plain, replace
@@ -21,11 +21,14 @@ from stockade.gateway import broker, sigv4
 from stockade.gateway.asking import Sent, Unasked, connect, questions
 from stockade.gateway.config import MAX_BUFFERED
 from stockade.gateway.flow import Flow, Outcome, Synthetic
+from stockade.gateway.hooks import Call, Change
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from stockade.checks.grants import Refusal
+    from stockade.core.tools import FileRule, MountRule, ToolRule
+    from stockade.gateway.hooks import Showing
 
 UNDECIDED = "undecided"
 _SESSION = "foreseen"
@@ -138,7 +141,7 @@ def predict(rules: Rules, sent: Sent) -> Prediction:
         UNDECIDED if undecided else verdict.effect,
         replace(verdict, reasons=(undecided,)) if undecided else verdict,
         {} if undecided else _event(outcome),
-        _origin(verdict, weighed) if outcome.call is None else policy.tools[outcome.call.place].origin if outcome.call.place >= 0 else None,
+        _origin(verdict, weighed) if outcome.inside is None else _inside(outcome.inside, policy),
         chosen.credential if chosen else "",
         judge.name(host),
         read,
@@ -155,6 +158,12 @@ def predict_call(policy: Policy, name: str, arguments: Mapping[str, str]) -> tup
     except ValueError as error:
         hint = 'Write its name as the agent does: "tool Bash command=git push".'
         raise StockadeError(f"{name!a} is no name of a tool: {error}", code="policy.question", hint=hint) from None
+    return verdict, rule.origin if rule is not None else Origin()
+
+
+def predict_change(policy: Policy, path: str) -> tuple[Verdict, Origin]:
+    """Whether anybody would be asked about a change to this file of the workspace."""
+    verdict, rule = protected.decide(path, policy.files)
     return verdict, rule.origin if rule is not None else Origin()
 
 
@@ -199,6 +208,8 @@ def _config(rules: Rules) -> dict[str, Any]:
         "grants": [plain(grant) for grant in policy.grants],
         "canaries": dict(policy.canaries),
         "tools": [plain(rule) for rule in policy.tools],
+        "files": [plain(rule) for rule in policy.files],
+        "offers": [plain(rule) for rule in policy.offers],
         "learning": rules.learning,
         "tainted": rules.tainted,
         "credentials": broker.for_gate(credentials, rules.placeholders, secret),
@@ -266,6 +277,13 @@ def _origin(verdict: Verdict, weighed: tuple[tuple[Grant, Refusal | None], ...])
     else:
         own = refusal.depth > 0 and verdict.rule == refusal.rule
     return grant.origin if own else None
+
+
+def _inside(about: Call | Change | Showing, policy: Policy) -> Origin | None:
+    """Where the rule stands that decides about what is asked of the gate itself."""
+    rules: Sequence[ToolRule | FileRule | MountRule] = policy.files if isinstance(about, Change) else policy.offers
+    rules = policy.tools if isinstance(about, Call) else rules
+    return rules[about.place].origin if about.place >= 0 else None
 
 
 def _notes(

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 LETTERS = "abcdefghjkmnpqrtuvwxyz"  # no i, l, o: and no s, which stands for the session
 DEAF = 0.4  # seconds in which nobody can have read a question yet
 _TRIES = 3
+_MAY = {"egress": "this leave", "tool": "this tool be called", "file": "this file be changed", "mount": "this be shown inside"}
 _SAVE, _RESTORE, _HOME, _CLEAR, _BOLD, _PLAIN = "\x1b7", "\x1b8", "\x1b[1;1H", "\x1b[2K", "\x1b[1m", "\x1b[0m"
+
+
+def _wrapped(line: str, columns: int) -> list[str]:
+    """A line in as many as the terminal needs. Nothing of it is dropped: blanks at its end stand there too. What goes on does not begin where lines begin."""
+    return textwrap.wrap(line, max(8, columns - 1), drop_whitespace=False, break_on_hyphens=False, subsequent_indent="    ") or [""]
 
 
 class Prompt:
@@ -39,6 +45,7 @@ class Prompt:
         self._code = self._typed = ""
         self._since = 0.0
         self._tries = self._lines = self._timer = 0
+        self._whole = True  # whether all that has to be seen before a yes is in sight
 
     def hear(self, asked: Asked | None, answered: Answered | None) -> None:
         """A listener of Questions: something is asked, or was answered, here or elsewhere."""
@@ -82,14 +89,18 @@ class Prompt:
         left = max(0, round(asked.expires - time.time()))
         session = "" if asked.people else f"; {self._code}s for {asked.also}"
         text = [
-            f"stockade asks: may this {'leave' if asked.action == 'egress' else 'tool be called'}?   risk: {asked.risk}   rule: {asked.rule}"
+            f"stockade asks: may {_MAY.get(asked.action, 'this happen')}?   risk: {asked.risk}   rule: {asked.rule}"
             + ("   something secret was read" if asked.tainted else ""),
             f"  {asked.what}",
+            *asked.detail,
             *([f"  {asked.review}"] if asked.review else []),
             f"Type {self._code} and Enter to allow it once{session}. Enter alone refuses. {left // 60}:{left % 60:02}  > {self._typed}",
         ]
-        # Nothing of it is dropped: blanks at the end of a line stand there too.
-        lines = [part for line in text for part in textwrap.wrap(line, max(8, columns - 1), drop_whitespace=False, break_on_hyphens=False)]
+        lines = [part for line in text for part in _wrapped(line, columns)]
+        self._whole = len(lines) <= rows - 1 or not asked.detail
+        if not self._whole:  # a difference is approved only where all of it was in sight
+            hint = f"All of it, and how to allow it: stockade approvals. Enter refuses. {left // 60}:{left % 60:02}  > {self._typed}"
+            lines = [part for line in (*text[:-1], hint) for part in _wrapped(line, columns)]
         if len(lines) > rows - 1:  # never without how to answer, and never as if that were all
             last = lines[-(rows // 2) :]
             lines = [*lines[: rows - 2 - len(last)], "[...] all of it: stockade approvals", *last]
@@ -139,7 +150,7 @@ class Prompt:
 
     def _entered(self, asked: Asked) -> None:
         typed, self._typed = self._typed.strip(), ""
-        if typed == self._code:
+        if typed == self._code and self._whole:
             self._say(asked, True, "once")
         elif typed == f"{self._code}s" and not asked.people:
             self._say(asked, True, "session")

@@ -207,7 +207,13 @@ function question(row) {
   if (asked.review) facts.push(["Reviewer", asked.review]);
   if (asked.tainted) facts.splice(2, 0, ["Secrets", make("span", { className: "warning" }, "something secret was read in this session")]);
   if (asked.review) facts.splice(2, 0, ["The reviewer", asked.review]);
-  return [make("pre", { className: "what" }, asked.what), list(facts)];
+  return [make("pre", { className: "what" }, ...whole(asked)), list(facts)];
+}
+
+// What is asked, and of a file what would change: a line of its own for each, so that what is wrapped does not look like another.
+function whole(asked) {
+  const lines = asked.detail.map((line) => make("span", { className: `line ${{ "+": "come", "-": "gone" }[line[0]] ?? ""}` }, line));
+  return [asked.what, ...lines];
 }
 
 function held(row) {
@@ -315,7 +321,7 @@ function confirm(scope) {
   const asked = chosen.asked;
   const mine = (confirming = { row: chosen, scope, letters: "" });
   find("confirm-title").textContent = scope === "session" ? "Allow this until the session ends?" : "Allow this once?";
-  find("confirm-what").textContent = scope === "session" ? `${asked.place}\n\nnow: ${asked.what}` : asked.what;
+  find("confirm-what").replaceChildren(...(scope === "session" ? [`${asked.place}\n\nnow: ${asked.what}`] : whole(asked)));
   const others = asked.people ? 0 : alike(chosen).filter((one) => one !== chosen && !one.asked.people).length;
   const waiting = others ? ` ${others} like it ${others === 1 ? "waits, and is" : "wait, and are"} allowed at once.` : "";
   find("confirm-also").textContent = scope === "session" ? `It would allow ${asked.also}.${waiting}` : "It would allow exactly this, and nothing else.";

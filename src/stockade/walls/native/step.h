@@ -62,7 +62,7 @@ void take(int sock, const char *dir, int sealed);
 void interface_up(int sock, const char *name, uint32_t address);
 void wire_up(int sock);
 
-/* The verbs: door.c, launch.c, late.c, inside.c, enter.c, machine.c */
+/* The verbs: door.c, launch.c, late.c, inside.c, enter.c, machine.c, add.c */
 int door(int argc, char **argv);
 int launch(int argc, char **argv);
 int late(int argc, char **argv, int wait);
@@ -71,5 +71,6 @@ int inside(int argc, char **argv);
 int enter(int argc, char **argv);
 int machine(int argc, char **argv);
 int guest(void);
+int add(int argc, char **argv);
 
 #endif

@@ -104,10 +104,11 @@ class View:
 SMALL = 1500  # files that are looked at in a few milliseconds
 
 
-def prepare(workspace: Workspace, source: str, target: str, session: str, name: str) -> View:
+def prepare(workspace: Workspace, source: str, target: str, session: str, name: str, asked: tuple[str, ...] = ()) -> View:
     """Plan the workspace: host directory `source` (resolved), seen inside at `target`; `session` is a directory of ours for this run alone.
 
-    `name` is the session's id, used in ref names. Raises CannotEnforce (a layout that cannot be kept private, no overlay),
+    `name` is the session's id, used in ref names; `asked` are the paths of files that are held and may be asked about (change.py). Raises CannotEnforce (a layout that
+    cannot be kept private, no overlay, a file that cannot be held),
     StockadeError (`workspace.missing`).
     """
     if git.file_type(source) != _DIRECTORY or os.path.realpath(source) != source:
@@ -173,6 +174,11 @@ def prepare(workspace: Workspace, source: str, target: str, session: str, name: 
             overlays += others.overlays
             notes += others.notes
             held, facts["nested"] = others.held, others.nested
+    if asked:
+        from stockade.walls.workspace import change
+
+        more = change.hold(facts, asked)
+        held, notes = change.merged(held, more.held), [*notes, *more.notes]
     mounts = sorted({mount.target: mount for mount in mounts}.values(), key=lambda mount: mount.target.count("/"))
     facts["mounts"] = [(mount.source, mount.target, mount.mode) for mount in mounts]
     facts["overlays"] = [(overlay.lower, overlay.upper, overlay.work, overlay.target) for overlay in overlays]

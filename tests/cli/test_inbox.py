@@ -1,0 +1,49 @@
+"""The full screen: what it shows of a change to a file, and what it says when that could not be done."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from server.pages import Questions
+from stockade.cli import inbox
+from stockade.core.frozen import plain, replace
+
+
+def test_a_change_to_a_file_is_shown_with_every_line_and_what_failed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = Questions()
+    lines = ("@@ -1 +1 @@", "-old", "+new \\x1b[2J")
+    questions.ask("file ci.yml", what="change the file ci.yml: 1 lines more", detail=lines, people=True)
+    answer = questions.answer
+
+    def failing(*words: Any, **more: Any) -> dict[str, Any]:
+        answer(*words, **more)
+        return plain(replace(questions.answered[-1], failed="ci.yml was changed meanwhile"))
+
+    monkeypatch.setattr(inbox.inbox, "waiting", questions.waiting)
+    monkeypatch.setattr(inbox.inbox, "answer", failing)
+
+    async def whole() -> None:
+        app = inbox.Inbox()
+        said: list[str] = []
+        async with app.run_test(size=(120, 40)) as pilot:
+            monkeypatch.setattr(app, "notify", lambda text, **_: said.append(text))
+            for _ in range(200):
+                await pilot.pause(0.05)
+                if app.rows:
+                    break
+            await pilot.press("down")
+            await pilot.pause()
+            shown = str(app._all(next(iter(app.rows.values()))))
+            assert all(line in shown for line in lines) and "no: once at a time" in shown
+            await pilot.press("a")
+            await pilot.press("y")
+            for _ in range(200):
+                await pilot.pause(0.05)
+                if said:
+                    break
+        assert said == ["ci.yml was changed meanwhile"] and questions.answered[-1].allow
+
+    asyncio.run(whole())
