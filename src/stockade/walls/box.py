@@ -236,13 +236,13 @@ class Box:
             pass
 
     def said(self) -> str:
-        """What bubblewrap, and what it has started outside of any guest, wrote to standard error: its first 2000 bytes, without what does not print."""
+        """What bubblewrap, and what it has started outside of any guest, wrote to standard error: lines, of its first 2000 bytes, without what does not print."""
         said = os.pread(self._stderr, 2000, 0).decode("utf-8", "replace").strip() if self._stderr >= 0 else ""
-        return "".join(letter if letter.isprintable() else " " for letter in said)
+        return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in said)
 
     def failure(self) -> WallFailed:
         """Why the box is gone, in bubblewrap's own words where it left any."""
-        said = self.said()
+        said = self.said().replace("\n", " ")
         return WallFailed(
             f"the sandbox ended{': ' + said if said else ' before its command did'}",
             code="wall.died",

@@ -176,6 +176,10 @@ class Machine(GuestBox):
 
     held: tuple[int, ...] = ()
 
+    def said(self) -> str:
+        """As any box, without QEMU's warnings: one is that a machine without a network has none."""
+        return "\n".join(line for line in super().said().splitlines() if ": warning: " not in line)
+
     def close(self) -> int:
         """As any box."""
         status = super().close()
