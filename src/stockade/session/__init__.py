@@ -66,6 +66,7 @@ class Session:
         self.origin: Origin | None = None  # where it goes on, if it does not start anew
         self.saving = False  # whether what runs in it is just being written to a checkpoint
         self.changed: Callable[[], None] = lambda: None  # called when it was paused, or goes on
+        self.say: Callable[[str], None] = lambda _: None  # told what somebody who looks on waits for
         self.sink: Sink | None = None  # where a kernel of the sandbox's own says what happens in it
         self._layer: Layer | None = None  # of a root that is writable on disk
         self._ledger: Ledger | None = None
@@ -137,6 +138,8 @@ class Session:
             os.mkdir(stage, 0o700)
         if made.box is None:
             made.finish(self.policy.limits)
+            if why := wall.waits(plan):
+                self.say(why)
             self.box = wall.open_box(plan, made.door, made.groups.descriptors)
             self._closers.append(self.box.close)
         else:

@@ -361,6 +361,8 @@ def run(policy: Policy, argv: Sequence[str], *, cwd: str, tty: bool | None = Non
     """
     _standard_descriptors()
     with Session(policy, cwd, learning=learning) as session:
+        if os.isatty(2):
+            session.say = say
         paper = None
         if receipt:
             from stockade.record.receipts import ReceiptFile

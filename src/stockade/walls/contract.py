@@ -153,6 +153,9 @@ if TYPE_CHECKING:
             Raises WallFailed; CannotEnforce for a wall that has no door, ever.
             """
 
+        def waits(self, plan: Any) -> str:
+            """What `open_box` will do first that takes seconds, as a sentence for whoever waits, or ""."""
+
         def open_box(self, plan: Any, door: Door | None = None, cgroups: Sequence[int] = ()) -> Box:
             """Start the sandbox and return without waiting for it; the first `step` tells whether it stands.
 

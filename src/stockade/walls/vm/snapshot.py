@@ -90,6 +90,11 @@ def hold(origin: Origin, found: image.Image) -> tuple[str, int]:
     )
 
 
+def there(origin: Origin) -> bool:
+    """Whether it has been made."""
+    return os.path.isdir(f"{places.cache('vm-snapshots')}/{origin.key}")
+
+
 def _look(path: str) -> str:
     """What stat(2) tells of all that a snapshot is, so that nobody who can write to the cache alone changes one unseen; "-" if it is not there."""
     lines = [path]

@@ -188,6 +188,13 @@ class Machine(GuestBox):
         return status
 
 
+def waits(plan: Plan) -> str:
+    """What `open_box` will do first that takes long, as a sentence, or ""."""
+    return (
+        "" if snapshot.there(plan.origin) else "booting a machine of this size once, to start others from it in no time: some seconds ..."
+    )
+
+
 def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) -> Machine:
     """Start the machine of `plan` and return without waiting for it, except where its snapshot has to be made first; the first `step()` tells whether it stands.
 
