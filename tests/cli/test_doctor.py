@@ -21,7 +21,7 @@ from stockade.core.errors import StockadeError
 from stockade.gateway import engine
 from stockade.walls import bubblewrap, runsc
 from stockade.walls.probe import Check
-from stockade.walls.vm import tools
+from stockade.walls.vm import find, tools
 from stockade.walls.vm import wall as vm
 from walls.boxes import require
 
@@ -277,7 +277,7 @@ def test_where_there_is_no_good_package_fix_says_what_to_do_and_mends_the_rest(t
 def test_what_a_machine_needs_is_installed_for_who_asks_for_that_wall_alone(tmp_path: Path) -> None:
     around = machine(tmp_path, offered="1:7.2+dfsg-7+deb12u18")
     at = around.index("--bind")
-    hidden = [word for path in (tools.PROGRAM, *bubblewrap.PROGRAMS) if os.path.exists(path) for word in ("--bind", "/dev/null", path)]
+    hidden = [word for path in (*find.PROGRAMS, *bubblewrap.PROGRAMS) if os.path.exists(path) for word in ("--bind", "/dev/null", path)]
     done = run(tmp_path, "--wall", "vm", "--fix", "--json", before=(*around[:at], *hidden, *around[at:]))
     said = checks(json.loads(done.stdout), "vm")
     assert said["qemu"]["status"] == "missing" and said["qemu"]["fix"] == tools.MEND

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from typing import TYPE_CHECKING
 
 from stockade.core.errors import StockadeError
-from stockade.walls import debian, programs
+from stockade.walls import debian
 from stockade.walls.probe import Check
 from stockade.walls.vm import build, find, image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PROGRAM, MEND = find.PROGRAMS[0], find.MEND
+MEND = find.MEND
 
 
 def checks() -> Iterator[Check]:
@@ -28,16 +27,12 @@ def checks() -> Iterator[Check]:
 def qemu() -> Check:
     """QEMU starts, and is new enough."""
     why = "it is the machine; from 8.2 on, many start from one snapshot without a copy"
-    status, said = programs.run([PROGRAM, "--version"])
-    version = debian.QEMU.numbers(found[0]) if (found := re.search(r"\d+\.\d+", said)) else ()
-    needed = ".".join(map(str, debian.QEMU.oldest))
-    if status or not version:
-        return Check("qemu", False, f"{PROGRAM}: {said or f'status {status}'}", why, MEND, packages=(debian.QEMU.package,))
-    if version < debian.QEMU.oldest:
-        return Check(
-            "qemu", False, f"{PROGRAM} is {found[0] if found else '?'}; needed is {needed}", why, MEND, packages=(debian.QEMU.package,)
-        )
-    return Check("qemu", True, said.partition("\n")[0], why)
+    try:
+        found = find.find()
+    except StockadeError as error:
+        packages = (debian.QEMU.package,) if error.code in ("vm.missing", "vm.old") else ()
+        return Check("qemu", False, error.message, why, MEND if packages else error.hint, packages=packages)
+    return Check("qemu", True, f"{found.path}, with {found.accelerator.upper()}", why)
 
 
 def tools() -> Check:
