@@ -161,6 +161,11 @@ def copy_attributes(source: int, target: int) -> None:
     os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
+def user_attributes(fd: int) -> dict[str, bytes]:
+    """The extended attributes of an open file that a program without rights can set: `user.` and access lists (xattr(7), acl(5))."""
+    return {name: os.getxattr(fd, name) for name in _xattrs(fd) if name.startswith(("user.", "system.posix_acl_"))}
+
+
 def _xattrs(fd: int) -> list[str]:
     try:
         return [name for name in os.listxattr(fd) if not name.startswith(("user.overlay.", "trusted.", "security.capability"))]

@@ -1,6 +1,7 @@
 """`rw-no-delete`: writes of the run wait in a layer of their own and are merged here, when the sandbox is dead. Nothing that existed is lost.
 
-New files appear, changed files are replaced after their first version was copied to the session's directory, deletions are not carried out.
+New files appear, changed files are replaced after their first version was copied to the session's directory, deletions are not carried out. Mode and
+attributes of folders that existed stay, too; a file's times alone are no version of it and just follow.
 Works by descriptor on both sides and follows no link. What the host's git would execute is merged under a name ending in `.stockade-held`.
 Source: the kernel's Documentation/filesystems/overlayfs.rst (whiteouts, opaque directories).
 """
@@ -11,7 +12,7 @@ import os
 import stat
 
 from stockade.walls.workspace import defuse, gitconfig
-from stockade.walls.workspace.beneath import Directory, copy_attributes, copy_content
+from stockade.walls.workspace.beneath import Directory, copy_attributes, copy_content, user_attributes
 from stockade.walls.workspace.names import PROTECTED
 from stockade.walls.workspace.report import shown
 
@@ -52,7 +53,7 @@ class _Merge:
     def __init__(self, facts: dict[str, Any]) -> None:
         self.top: str = facts["top"]
         self.skip = frozenset(facts["skip"])
-        self.counts = {"created": 0, "changed": 0, "not_deleted": 0}
+        self.counts = {"created": 0, "changed": 0, "not_deleted": 0, "not_changed": 0}
         self.rows: list[dict[str, str]] = []
         self.held: list[dict[str, str]] = []
         self.failed: list[dict[str, str]] = []
@@ -121,6 +122,8 @@ class _Merge:
             if kind == stat.S_IFDIR:
                 with host.down(place) as there:
                     self.directory(inner, there, rel)
+                    if not _alike(inner.fd, there.fd):
+                        self.say("not_changed", rel)
                 return
             if kind:
                 self.keep(host, place, rel)
@@ -133,7 +136,7 @@ class _Merge:
                     self.held += defuse.directory(there, rel, 0.0, self.top)
                 if there.kind(".git") and there.kind(".git") != stat.S_IFDIR:
                     self.held += defuse.pointer(there, rel, self.top, 0.0)
-                os.fchmod(there.fd, stat.S_IMODE(os.fstat(inner.fd).st_mode) & 0o777)
+                copy_attributes(inner.fd, there.fd)
             if kind:
                 os.unlink(place, dir_fd=host.fd)
             os.rename(temporary, place, src_dir_fd=host.fd, dst_dir_fd=host.fd)
@@ -143,6 +146,7 @@ class _Merge:
         source = upper.open_file(name)
         try:
             if kind == stat.S_IFREG and _same(source, host, place):
+                _same_time(source, host, place)
                 return
             if kind == stat.S_IFDIR:
                 raise OSError(21, "a folder became a file: the folder stays", rel)
@@ -214,11 +218,10 @@ def _copy(source: int, into: Directory, name: str) -> None:
 
 
 def _same(source: int, host: Directory, name: str) -> bool:
-    """Whether `name` holds the same bytes and mode already."""
+    """Whether `name` holds the same bytes, mode and attributes already."""
     other = host.open_file(name)
     try:
-        one, two = os.fstat(source), os.fstat(other)
-        if one.st_size != two.st_size or stat.S_IMODE(one.st_mode) & 0o777 != stat.S_IMODE(two.st_mode) & 0o777:
+        if os.fstat(source).st_size != os.fstat(other).st_size or not _alike(source, other):
             return False
         offset = 0
         while piece := os.pread(source, 1 << 20, offset):
@@ -228,3 +231,15 @@ def _same(source: int, host: Directory, name: str) -> bool:
         return True
     finally:
         os.close(other)
+
+
+def _same_time(source: int, host: Directory, name: str) -> None:
+    found = os.fstat(source)
+    there = host.stat(name)
+    if there is not None and there.st_mtime_ns != found.st_mtime_ns:
+        os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=host.fd, follow_symlinks=False)
+
+
+def _alike(one: int, two: int) -> bool:
+    """Whether two open files have the same mode (but for what is never brought back of it) and the same attributes that users set."""
+    return (os.fstat(one).st_mode ^ os.fstat(two).st_mode) & 0o777 == 0 and user_attributes(one) == user_attributes(two)
