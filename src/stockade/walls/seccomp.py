@@ -16,11 +16,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 2  # of the lists below: part of the cache's key
+VERSION = 3  # of the lists below: part of the cache's key
 
 # Grouped by who needs them.
 ALLOWED: dict[str, str] = {
-    # devices cannot be made without CAP_MKNOD; mknod makes fifos
+    # mknod makes fifos; devices are refused below
     "files": (
         "access chdir chmod chown close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2 fadvise64 "
         "fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl fdatasync flock fstat fstatfs fsync ftruncate getcwd "
@@ -97,6 +97,9 @@ NETLINK_ROUTE = 0  # getifaddrs(3) and getaddrinfo(3) ask it which addresses exi
 MODES = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2, "creat": 1, "mknod": 1, "mknodat": 2}
 OPENS = {"open": 1, "openat": 2}
 SET_ID = (0o4000, 0o2000)
+# Nor device nodes: the kernel wants CAP_MKNOD for any but a character device 0:0, which is a whiteout to overlayfs (mknod(2), the kernel's overlayfs.rst).
+MAKES = {"mknod": 1, "mknodat": 2}
+DEVICES = (0o020000, 0o060000)
 CREATING = (os.O_CREAT, os.O_TMPFILE & ~os.O_DIRECTORY)
 # What a kernel in user space never needs of the host's: refused to runsc as well, beside the filters that it sets itself.
 NEVER = (
@@ -193,6 +196,9 @@ def _arguments(lib: Any) -> Any:
             for flag in CREATING:
                 creating = lib.Arg(place, lib.MASKED_EQ, flag, flag)
                 _rule(lib, rules, lib.ERRNO(1), name, creating, lib.Arg(place + 1, lib.MASKED_EQ, bit, bit))
+    for name, place in MAKES.items():
+        for kind in DEVICES:
+            _rule(lib, rules, lib.ERRNO(1), name, lib.Arg(place, lib.MASKED_EQ, 0o170000, kind))
     _rule(lib, rules, lib.ERRNO(38), "openat2")  # ENOSYS: callers fall back to openat(2)
     return rules
 
