@@ -43,6 +43,7 @@ BOUNDS = {
     "core/asks.py": 540,
     "session/changes.py": 160,
     "server/": 300,
+    "server/rpc.py": 550,
     "checks/reviewing.py": 650,
     "core/brought.py": 250,
     "session/managed.py": 200,

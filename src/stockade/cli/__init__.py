@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "run": "run a command inside the wall",
+    "tools": "serve tools over MCP to an agent loop outside; they work inside a sandbox",
     "init": "write a first policy by looking at what is installed",
     "policy": "check, show and explain policies",
     "trust": "see what a project brings, and let its own stockade.toml count or not",

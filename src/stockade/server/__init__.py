@@ -1,1 +1,1 @@
-"""What listens on this machine for the user's own browser. It decides nothing: answers go to the session that asked, and count there or not."""
+"""What answers others on this machine: the user's own browser, and an agent loop that wants tools. It decides nothing: answers and commands go to a session, and count there or not."""
