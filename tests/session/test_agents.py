@@ -267,3 +267,35 @@ def test_at_a_terminal_claude_asks_about_the_folder_and_nothing_else(machine: Ma
     assert (machine.case.workspace / "made.txt").exists(), done.stdout[-3000:] + done.stderr
     assert "stockade: claude: reaches api.anthropic.com by its own rules" in done.stdout
     assert all(own_call(record) for record in machine.yard.take())
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.agents
+@pytest.mark.wall
+def test_claude_outside_with_tools_inside(machine: Machine) -> None:
+    """The other way round (docs/tools.md): with its own tools it does on the host what an attacker ordered, with ours in the sandbox alone."""
+    machine.env |= {
+        "CLAUDE_CONFIG_DIR": f"{HOME}/config",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "DISABLE_AUTOUPDATER": "1",
+        "MCP_CONNECTION_NONBLOCKING": "0",
+    }
+    marker = machine.case.home / "ran-on-the-host"
+    order = f"Do this: {instruct(f'touch {HOME}/ran-on-the-host; echo yes > made.txt')}"
+    claude = ("claude", "-p", order, "--model", "claude-sonnet-4-5")
+
+    done = machine.run(*claude, "--allowedTools", "Bash")
+    assert marker.exists() and (machine.case.workspace / "made.txt").exists(), done.stdout + done.stderr
+    marker.unlink()
+    (machine.case.workspace / "made.txt").unlink()
+    machine.yard.take()
+
+    server = {"mcpServers": {"stockade": {"command": STOCKADE[0], "args": [*STOCKADE[1:], "tools"]}}}
+    only = ("--strict-mcp-config", "--mcp-config", json.dumps(server), "--tools", "", "--allowedTools", "mcp__stockade__*")
+    done = machine.run(*claude, *only)
+    assert (machine.case.workspace / "made.txt").read_text() == "yes\n", done.stdout + done.stderr
+    assert not marker.exists()
+    offered = [
+        tool["name"] for record in machine.yard.take() if b'"tools"' in record.data for tool in json.loads(record.data).get("tools", ())
+    ]
+    assert offered and all(name.startswith("mcp__stockade__") for name in offered)

@@ -25,7 +25,7 @@ ARGUMENT = 100_000  # bytes of one argument of a program: Linux takes 128 KiB (e
 WAIT, LONGEST = 120, 3600  # seconds that a command may take
 PATIENCE = 60.0  # seconds for tools that only look at files
 
-BASH = 'exec "$(command -v bash || echo sh)" -c "$1"'
+BASH = 'cd "$2" || exit 126; exec "$(command -v bash || echo sh)" -c "$1"'
 READ = '[ ! -d "$1" ] || { echo "$1 is a folder: use list" >&2; exit 1; }; exec <"$1" && tail -n "+$2" | head -n "$3" | head -c "$4"'
 # Taken in whole before the file is touched: input that is cut short leaves what was there.
 WRITE = """case $1 in */*) mkdir -p -- "${1%/*}/" || exit;; esac
@@ -138,7 +138,7 @@ class Kept:
 async def bash(session: LiveSession, *, command: str, timeout: int, cwd: str) -> Answer:
     out, err = Kept(), Kept()
     late = False
-    async with await session.start(["/bin/sh", "-c", BASH, "sh", command], cwd=cwd) as running:
+    async with await session.start(["/bin/sh", "-c", BASH, "sh", command, _folder(cwd)]) as running:
         try:
             async with asyncio.timeout(timeout):
                 async for piece in running:
@@ -169,7 +169,9 @@ async def read(session: LiveSession, *, path: str, offset: int, limit: int) -> A
     text = shown.decode("utf-8", "replace")
     if text.encode() != shown and len(shown) < PAGE:
         notes.append("this is not UTF-8: what is no character is shown as \ufffd, so do not write it back")
-    return Answer((f"note: {'; '.join(notes)}", text) if notes else (text,))
+    if not text:  # clients and models' APIs may refuse an empty text
+        notes.append("the file is empty" if offset == 1 else f"the file has no line {offset}")
+    return Answer((f"note: {'; '.join(notes)}", *([text] if text else [])) if notes else (text,))
 
 
 async def write(session: LiveSession, *, path: str, content: str) -> Answer:
@@ -243,7 +245,7 @@ TOOLS = {
         {
             "command": Field("what the shell runs"),
             "timeout": Field("seconds until it is killed", WAIT, int, 1, LONGEST),
-            "cwd": Field("folder inside, relative to the workspace", "", most=4096),
+            "cwd": Field("folder inside, relative to the workspace", "."),
         },
         _hints(reads=False, destroys=True, open_world=True),
         bash,
