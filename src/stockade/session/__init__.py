@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, Self
 
+    from stockade.core.loop import Loop
     from stockade.core.values import Confinement, Policy
     from stockade.record.ledger import Ledger, Receipt
     from stockade.session.bundle import Bundle
@@ -197,6 +198,12 @@ class Session:
         init = 0 if self.box.paused or limits.left(wanted, held, own) is None else limits.init_of(self.box.pid)
         why = limits.exceeded(init, wanted, held, own) if init else ""
         return why or (self._layer.exceeded(self.box.pid) if self._layer is not None and self.box.ready else "")
+
+    def guard(self, loop: Loop) -> None:
+        """From now on what is protected and gets replaced on the host is protected again. Raises WallFailed."""
+        from stockade.session.holding import Holding
+
+        self._closers.append(Holding(self, loop).close)
 
     def died_of(self) -> str:
         """Why a sandbox is gone that nobody ended, as a sentence, or "" if that is not known."""

@@ -145,6 +145,7 @@ class Foreground:
         from stockade.walls.limits import INTERVAL
 
         self.loop.later(MOMENT, session.scan)
+        self.loop.later(MOMENT, lambda: session.guard(self.loop))
 
         self.loop.later(INTERVAL, self._look)
 

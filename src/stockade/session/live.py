@@ -164,6 +164,7 @@ class LiveSession(States):
             self.loop.later(seconds, lambda: self._stop(f"wall time of {seconds} s is over", "wall_time"))
         self.loop.later(limits.INTERVAL, self._look)
         self.loop.later(MOMENT, session.scan)
+        self.loop.later(MOMENT, lambda: session.guard(self.loop))
         late = self.loop.later(READY, lambda: self._broken(slow()))
         await self._ready
         self.loop.cancel(late)

@@ -11,7 +11,7 @@
 
 /* Make each path of the blob a mount of itself: "rw:PATH" can then be neither renamed nor removed, in "ro:PATH" nothing can be written either.
  * The kernel's own words: open_tree(2), mount_setattr(2), move_mount(2), openat2(2). */
-static void hold(int blob) {
+void hold(int blob) {
     char *end = NULL, *path = text_of(blob, &end);
     if (!path) fail("list of paths to hold");
     for (; path < end; path += strlen(path) + 1) {

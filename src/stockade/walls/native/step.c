@@ -8,6 +8,7 @@
  *   step inside SOCK ABI HOLD RULE...   in the sandbox, as its init: apply Landlock, then serve exec requests that arrive on SOCK
  *   step inside SOCK 0 -1 guest LATE DIR  the same where the kernel is the guest's own: first put what arrives below DIR into place
  *   step inside SOCK 0 -1 guest LATE DIR ro|rw   the same; and whether its root is read-only then
+ *   step hold PID BLOB                 from outside, make each path of BLOB a read-only mount of itself once more in the sandbox of the process PID
  *   step add PID TREE TARGET            from outside, show the folder that the descriptor TREE pins at TARGET in the sandbox of the process PID, read-only
  *   step enter PID DIR FILTER... -- ARGV...   from outside, into the namespaces of the sandbox's process PID, with the host's directory DIR to work in
  *   step machine LATE HELLO FD... -- ARGV   start QEMU (ARGV), greet its guest with HELLO, and pass on messages and descriptors between it and the supervisor
@@ -94,6 +95,7 @@ int main(int argc, char **argv) {
     if (argc >= 2 && !strcmp(argv[1], "mounted")) return late(argc - 2, argv + 2, 1);
     if (argc >= 2 && !strcmp(argv[1], "bind")) return bind_late(argc - 2, argv + 2);
     if (argc >= 2 && !strcmp(argv[1], "enter")) return enter(argc - 2, argv + 2);
+    if (argc >= 2 && !strcmp(argv[1], "hold")) return hold_again(argc - 2, argv + 2);
     if (argc >= 2 && !strcmp(argv[1], "add")) return add(argc - 2, argv + 2);
     if (argc >= 2 && !strcmp(argv[1], "inside")) return inside(argc - 2, argv + 2);
     if (argc >= 2 && !strcmp(argv[1], "machine")) return machine(argc - 2, argv + 2);

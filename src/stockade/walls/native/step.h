@@ -58,6 +58,9 @@ void guest_filter(void);
 /* late.c */
 void take(int sock, const char *dir, int sealed);
 
+/* launch.c */
+void hold(int blob);
+
 /* door.c */
 void interface_up(int sock, const char *name, uint32_t address);
 void wire_up(int sock);
@@ -72,5 +75,6 @@ int enter(int argc, char **argv);
 int machine(int argc, char **argv);
 int guest(void);
 int add(int argc, char **argv);
+int hold_again(int argc, char **argv);
 
 #endif
