@@ -125,6 +125,7 @@ def test_a_question_is_shown_whole_and_answered_by_keyboard_alone(served: Served
         "/home/me/work",
     ):
         assert text in shown, text
+    assert shown.count(asked.review) == 1
     assert re.search(r"\b(10:00|9:5\d), then it is refused", shown) and page.title() == "(1) stockade approvals"
     page.keyboard.press("a")
     drawn = letters(page)

@@ -204,7 +204,6 @@ function question(row) {
     ["Session", `${row.session.id}, in ${row.session.workspace}`],
     ["Digest", asked.digest, "code"],
   ];
-  if (asked.review) facts.push(["Reviewer", asked.review]);
   if (asked.tainted) facts.splice(2, 0, ["Secrets", make("span", { className: "warning" }, "something secret was read in this session")]);
   if (asked.review) facts.splice(2, 0, ["The reviewer", asked.review]);
   return [make("pre", { className: "what" }, ...whole(asked)), list(facts)];
