@@ -18,6 +18,8 @@ REQUESTS = {
     "grpc": "a gRPC call",
     "tcp": "raw TCP",
     "tool": "an agent's call of a tool, by its hook",
+    "file": "a change to a file that is held read-only: what has happened is what the file holds",
+    "mount": "a folder that is shown only when it was asked for: what has happened is what is seen inside",
 }
 CHANNELS = {
     "terminal": "the lines in the terminal, in a real PTY",
@@ -29,7 +31,7 @@ CHANNELS = {
     "model": "an automatic reviewer's model (scripted)",
 }
 OUTCOMES = {
-    "once": "allowed once: it happens, whole, and the same again is asked again",
+    "once": "allowed once: it happens, whole, and the same again is asked again (a folder that is there already: refused)",
     "session": "allowed for the session: the same again needs nobody, something else does, and it can be taken back",
     "refused": "refused",
     "expired": "nobody answers in time",
@@ -38,12 +40,19 @@ OUTCOMES = {
     "contradicted": "another channel says the opposite in the same moment",
     "left": "the client gives up before the answer",
     "stale": "the answer is about an earlier question",
-    "killed": "the session is killed between the answer's receipt and its effect",
+    "killed": "the session is killed between the last receipt, of the answer or of what it lets be done, and its effect",
 }
 
 ANY = "*"
+FOR_PEOPLE = "only people approve it, so no reviewer is asked (test_no_reviewer_is_asked_about_it_and_nobody_for_longer_than_once)"
 # (request, channel, outcome, why there is no such cell). The first that fits counts.
 EXCUSED = (
+    ("file", "rules", ANY, FOR_PEOPLE),
+    ("file", "model", ANY, FOR_PEOPLE),
+    ("mount", "rules", ANY, FOR_PEOPLE),
+    ("mount", "model", ANY, FOR_PEOPLE),
+    ("file", ANY, "session", "an approval is for one content, once: a yes for the session is refused (the same test)"),
+    ("mount", ANY, "session", "once shown, it is there until the session ends: a yes for the session is refused (the same test)"),
     (ANY, "rules", "session", "a reviewer approves nothing for longer than once: its rules have no word for it"),
     (ANY, "model", "session", "a reviewer approves nothing for longer than once: a model's form has no word for it"),
     (ANY, "rules", "expired", "what its rules leave undecided is asked elsewhere, and is those cells"),
@@ -108,7 +117,7 @@ def document() -> str:
         "# What is asked, where, and what becomes of it",
         "",
         "Made by `python tests/server/matrix.py > docs/approvals-matrix.md` from the table that the tests run by, and checked to be current. Each cell stands for a test from end to end: a",
-        "program in a sandbox, the gate, a server outside and the channel are real. Every one of them compares, byte by byte, what has happened outside with what was approved, and with the",
+        "program in a sandbox, the gate, a server outside and the channel are real. Every one of them compares, byte by byte, what has happened with what was approved, and with the",
         "ledger: an effect only after an `answer` that allows, whose question has that very digest; never wider, never twice; and a refusal names its rule.",
         "",
         "By default a part is run that covers every pair of two values, other cells each time; `STOCKADE_MATRIX=full` runs all, `STOCKADE_MATRIX=SEED` one part again:",
@@ -118,7 +127,7 @@ def document() -> str:
         "",
         *(f"- `{name}`: {text}" for name, text in REQUESTS.items()),
         "",
-        "What becomes of it, by where it is asked. `all`: with each of these requests; a number: there is no such cell, for that reason.",
+        "What becomes of it, by where it is asked. `all`: with each of these requests; a number: there is no such cell, or none with that request, for that reason.",
         "",
         "| | " + " | ".join(f"`{name}`" for name in CHANNELS) + " |",
         "|---" * (len(CHANNELS) + 1) + "|",
@@ -126,10 +135,11 @@ def document() -> str:
     for outcome, text in OUTCOMES.items():
         row = [f"`{outcome}`: {text}"]
         for channel in CHANNELS:
-            here = [Cell(request, channel, outcome) for request in REQUESTS]
-            run = [cell.request for cell in here if not cell.excuse]
-            marks = sorted({str(whys.index(cell.excuse) + 1) for cell in here if cell.excuse})
-            row.append(" ".join(["all" if len(run) == len(here) else ", ".join(f"`{name}`" for name in run), *marks]).strip())
+            excused = [cell for cell in (Cell(request, channel, outcome) for request in REQUESTS) if cell.excuse]
+            marks = {cell: whys.index(cell.excuse) + 1 for cell in excused}
+            but = ", ".join(f"`{cell.request}` {mark}" for cell, mark in marks.items())
+            none = " ".join(str(mark) for mark in sorted(set(marks.values())))
+            row.append(none if len(excused) == len(REQUESTS) else f"all but {but}" if but else "all")
         lines.append("| " + " | ".join(row) + " |")
     lines += ["", "Where it is asked:", "", *(f"- `{name}`: {text}" for name, text in CHANNELS.items())]
     lines += ["", "Why some cells cannot exist:", "", *(f"{number}. {why}" for number, why in enumerate(whys, 1)), ""]

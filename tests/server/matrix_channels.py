@@ -188,7 +188,7 @@ class Page(Channel):
         from playwright.sync_api import expect
 
         self.page.click(f""".row:not(.over):has-text('{asked["key"]}')""")
-        expect(self.page.locator("#all .what")).to_have_text(asked["what"])
+        expect(self.page.locator("#all .what")).to_have_text("".join((asked["what"], *asked["detail"])))
 
     def look(self, session: Session, asked: Asked) -> None:
         self.page.wait_for_selector(".row.over")  # the first, which stays in sight

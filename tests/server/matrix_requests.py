@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from server.matrix_world import Outside
-from stockade.core.values import Grant
+from stockade.core.tools import FileRule, MountRule
+from stockade.core.values import Grant, Origin
 
 type Ports = dict[str, int]
 
@@ -18,7 +19,10 @@ CURL = "curl -sS -m 120 --noproxy '' -x http://127.0.0.1:3128 -w '\\n%{http_code
 class Request:
     """One type. `script` is Bash for one request that carries a token; `yes` and `no` are what it prints then, and `shown` what its question says.
 
-    `effects` is what has happened by a token, `sent` what has to have happened by one request, to the byte. `rule` is named by a refusal. `touches`: its effects are counted by the server outside.
+    `effects` is what has happened by a token, `sent` what has to have happened by one request, to the byte. `rule` is named by a refusal.
+
+    `receipt` is what is on record last before its effect. `stays`: what was done is there until the session ends, so that the same again is refused, and nobody asked.
+    `tokens`: it can be asked for with tokens only that the world has made for it.
     """
 
     script: Callable[[Ports, str], str]
@@ -29,6 +33,9 @@ class Request:
     yes: str = "200\ndone\n"
     no: tuple[str, ...] = ("403\ndone\n",)
     rule: str = "approval-needed"
+    receipt: str = "answer"
+    stays: bool = False
+    tokens: bool = False
 
 
 def _http(kind: str, scheme: str, host: str, *, star: bool = False) -> Request:
@@ -72,6 +79,27 @@ def _tcp(ports: Ports, token: str) -> str:
 def _tool(_: Ports, token: str) -> str:
     call = json.dumps({"hook_event_name": "PreToolUse", "tool_name": "Bash", "tool_input": {"command": f"deploy {token}"}})
     return f"""said=$(printf '%s' '{call}' | sh -c "$HOOK"); if [ $? = 0 ] && ! [[ $said == *deny* ]]; then echo {token} >> called; echo may; else echo may not; fi"""
+
+
+def _file(_: Ports, token: str) -> str:
+    """One line more in a file that need not be there yet. It tries to write there itself, too, before and after."""
+    place, mine, tries = f"held/{token}", f"new-{token}-$$", f"(echo more >> held/{token}) 2> /dev/null"
+    new = f"(cat {place} 2> /dev/null; echo body-{token}) > {mine}"
+    return f"{tries}; {new}; {CURL} -o /dev/null --data-binary @{mine} 'http://stockade.internal/file?path={place}'; rm {mine}; {tries}"
+
+
+def _mount(_: Ports, token: str) -> str:
+    """A folder. It tries to write there, too."""
+    tries = f"(echo more >> /srv/{token}/file; touch /srv/{token}/more) 2> /dev/null"
+    return f"""{CURL} -o /dev/null -d '{{"path": "/srv/{token}"}}' http://stockade.internal/mount; {tries}"""
+
+
+FILE = FileRule("held/*", "ask", Origin("p.toml", 7, "file[0]"))
+
+
+def offer(source: str, token: str) -> MountRule:
+    """What lets a folder be asked for with this token."""
+    return MountRule(source, f"/srv/{token}", f"/srv/{token}", Origin("p.toml", 11, "mount[0]"))
 
 
 # A type that is new is an entry here and a line in matrix.py.
@@ -128,5 +156,27 @@ REQUESTS = {
         "may\ndone\n",
         ("may not\ndone\n",),
         "tool p.toml:3 (tool[0])",
+    ),
+    "file": Request(
+        _file,
+        lambda ports, token: f"change the file held/{token}: ",
+        lambda token: [f"{token} body-{token}\n".encode()],
+        lambda outside, token: outside.held(token),
+        lambda ports: (),
+        "202\ndone\n",
+        rule="file p.toml:7 (file[0])",
+        receipt="file.write",
+    ),
+    "mount": Request(
+        _mount,
+        lambda ports, token: f"at /srv/{token}, read-only, ",
+        lambda token: [f"{token} body-{token}\n".encode()],
+        lambda outside, token: outside.inside(token),
+        lambda ports: (),
+        "202\ndone\n",
+        rule="mount p.toml:11 (mount[0])",
+        receipt="mount.add",
+        stays=True,
+        tokens=True,
     ),
 }

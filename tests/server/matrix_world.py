@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ from stockade.checks import questions
 from stockade.core.errors import StockadeError
 from stockade.core.frozen import replace
 from stockade.core.reviews import Reviewer, ReviewRule
-from stockade.core.tools import ToolRule
+from stockade.core.tools import MountRule, ToolRule
 from stockade.core.values import Asking, Environment, Origin, Policy
 from stockade.gateway.certs import Authority
 from stockade.policy.agents import HOOK
@@ -51,17 +53,17 @@ while read -r -u 9 word name; do
   else kill -KILL -- -$(cat pid/$name); fi
 done"""
 
-# A supervisor that dies as soon as an answer is on record, and before anything can come of it.
-DIES = """
-import os
+# A supervisor that stands still as soon as such an event is on record, and before anything can come of it.
+STOPS = """
+import os, signal
 from stockade.record import ledger
 append = ledger.Ledger.append
-def then_die(self, event):
+def then_stop(self, event):
     done = append(self, event)
-    if event["kind"] == "answer":
-        os.kill(os.getpid(), 9)
+    if event["kind"] == {kind!r}:
+        os.kill(os.getpid(), signal.SIGSTOP)
     return done
-ledger.Ledger.append = then_die
+ledger.Ledger.append = then_stop
 """
 
 # A program whose approver says what stands in a file, once it is there; told that nobody wants its answer any more, it answers all the same.
@@ -98,6 +100,7 @@ class Outside:
 
     directory: Path
     receipts: Callable[[str, int], int]  # how many requests to this scheme and port were allowed by somebody until now, as the ledgers say
+    inside: Callable[[str], list[bytes]]  # what of one folder, by its token, can be seen in any sandbox
     came: list[tuple[str, bytes]] = field(default_factory=list)
     touched: int = 0
     unreceipted: list[bytes] = field(default_factory=list)  # what came before it was on record that it may
@@ -140,6 +143,12 @@ class Outside:
         """What was done by a call of a tool that was allowed."""
         lines = [line for path in self.directory.glob("work-*/called") for line in path.read_bytes().splitlines()]
         return [line for line in lines if line == token.encode()]
+
+    def held(self, token: str) -> list[bytes]:
+        """The lines of the files that are held, where the name or the line has it."""
+        paths = self.directory.glob("work-*/held/*")
+        lines = [f"{path.name} ".encode() + line for path in paths for line in path.read_bytes().splitlines(keepends=True)]
+        return [line for line in lines if token.encode() in line]
 
     def _handler(self, kind: str, scheme: str) -> type[Quiet]:
         outside = self
@@ -236,8 +245,6 @@ class Ledgers:
         self._events: list[dict[str, Any]] = []
 
     def events(self, *kinds: str) -> list[dict[str, Any]]:
-        import json
-
         with self._lock:
             for path in sorted(self._top.rglob("*")) if self._top.exists() else ():
                 if not path.is_file():
@@ -266,16 +273,30 @@ def approved(event: dict[str, Any]) -> bool:
 
 def key(event: dict[str, Any]) -> str:
     """What an effect's question has as its key."""
+    if event["kind"] in ("file", "mount"):
+        return f"{event['kind']} {event['path']}"
     return f"tool {event['tool']} {event['digest']}" if event["kind"] == "tool" else questions.key(event)
+
+
+def digest(event: dict[str, Any]) -> str:
+    """The digest of the question about what this is the receipt of."""
+    if event["kind"] == "file.write":
+        facts = {"kind": "file", **{name: event[name] for name in ("path", "before", "after")}}
+    else:
+        found = os.stat(event["source"])
+        facts = {"kind": "mount", "source": event["source"], "target": event["target"], "identity": (found.st_dev, found.st_ino)}
+    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def wrong(events: list[dict[str, Any]]) -> list[str]:
     """What of one session's events, in their order, nobody allowed: an effect needs an answer of its own before it that allows, to a question about just that; and an answer that nobody gave needs an
-    approval for the session that holds."""
+    approval for the session that holds. What the supervisor does itself it does by a person's word for once, after a receipt that names the question and has its digest."""
     asked: dict[int, dict[str, Any]] = {}
     answered: set[int] = set()
     leave: dict[str, int] = {}  # by key: how many effects may still follow
     standing: set[str] = set()
+    mine: set[int] = set()  # what people have approved once, and nothing was done by yet
+    done: list[str] = []  # keys of what the supervisor has on record as about to be done
     found = []
     for event in events:
         if event["kind"] == "ask":
@@ -290,11 +311,25 @@ def wrong(events: list[dict[str, Any]]) -> list[str]:
                 if event["outcome"] not in ("approved", "earlier") or (event["outcome"] == "earlier" and about["key"] not in standing):
                     found.append(f"nobody said so: {event}")
                 leave[about["key"]] = leave.get(about["key"], 0) + 1
+                if about.get("action") in ("file", "mount"):
+                    if (event["by"], event["scope"], event["outcome"]) != ("person", "once", "approved"):
+                        found.append(f"not theirs to say: {event}")
+                    mine.add(event["ask"])
                 if event["scope"] == "session" and event["outcome"] == "approved":
                     standing.add(about["key"])
         elif event["kind"] == "approval.revoke":
             standing.discard(event["key"])
-        elif event["kind"] in ("egress", "tool") and approved(event):
+        elif event["kind"] in ("file.write", "mount.add"):
+            if event["ask"] not in mine or digest(event) != asked[event["ask"]]["digest"]:
+                found.append(f"nobody allowed just this: {event}")
+            mine.discard(event["ask"])
+            done.append(asked[event["ask"]]["key"])
+        elif event["kind"] in ("egress", "tool", "file", "mount") and approved(event):
+            if event["kind"] in ("file", "mount"):
+                if key(event) not in done:
+                    found.append(f"it was done before its receipt: {event}")
+                else:
+                    done.remove(key(event))
             leave[key(event)] = leave.get(key(event), 0) - 1
             if leave[key(event)] < 0:
                 found.append(f"nobody allowed it: {event}")
@@ -328,16 +363,16 @@ class Job:
 class Session:
     """One running session of some kind. `terminal` is its user's, if it has one; `say` where its program's approver reads."""
 
-    def __init__(self, world: World, kind: str, *, quick: bool = False, dies: bool = False) -> None:
+    def __init__(self, world: World, kind: str, *, quick: bool = False, stops: str = "") -> None:
         self.world, self.work = world, world.place.root / f"work-{uuid.uuid4().hex[:8]}"
-        for name in ("jobs", "out", "pid"):
+        for name in ("jobs", "out", "pid", "held"):
             (self.work / name).mkdir(parents=True)
         os.mkfifo(self.work / "orders")
         self.say = world.place.root / f"say-{self.work.name}"
         self.say.mkdir()
         corner = copy.copy(world.place)
         corner.work = self.work
-        policy, before = world.policy(kind, quick), DIES if dies else ""
+        policy, before = world.policy(kind, quick), STOPS.format(kind=stops) if stops else ""
         argv = ("/bin/bash", "-c", LOOP)
         self.terminal: Terminal | None = None
         self.run: subprocess.Popen[bytes] | None = None
@@ -345,8 +380,6 @@ class Session:
             self.terminal = Terminal(corner, (), words=command(policy, argv, tty=None, before=before))
             self.terminal.resize(300, 40)
         elif kind == "program":
-            import json
-
             from stockade.core.frozen import plain
 
             words = [sys.executable, "-c", PROGRAM, json.dumps([plain(policy), str(self.say), before]), *argv]
@@ -378,6 +411,11 @@ class Session:
             self.terminal.code = os.waitstatus_to_exitcode(status) if pid else None
         return self.terminal.code is not None
 
+    @property
+    def stopped(self) -> bool:
+        """Whether its supervisor stands still."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
     def events(self, *kinds: str) -> list[dict[str, Any]]:
         return [one for one in self.world.ledgers.events(*kinds) if one.get("session") == self.id]
 
@@ -389,10 +427,18 @@ class Session:
         """Have it run inside. What its terminal has shown until now is forgotten."""
         if self.terminal is not None:
             self.terminal.drain()
+        return self._do(script)
+
+    def _do(self, script: str) -> Job:
         job = Job(self, uuid.uuid4().hex[:8])
         (self.work / "jobs" / job.name).write_text(f"{script}\necho done\n")
         self.order(f"do {job.name}")
         return job
+
+    def look(self, token: str) -> Job | None:
+        """Have somebody inside write down what the folders with this token hold; None if nobody is inside any more."""
+        lists = f'for one in /srv/*{token}*/*; do if [ -e "$one" ]; then name=${{one%/*}}; echo "${{name##*/}} $(cat "$one")"; fi; done'
+        return None if self.ended else self._do(lists)
 
     def waiting(self) -> list[dict[str, Any]]:
         """What it asks now."""
@@ -413,10 +459,10 @@ class Session:
         (one,) = found
         return one
 
-    def desk(self, asked: dict[str, Any], allow: bool) -> str:
+    def desk(self, asked: dict[str, Any], allow: bool, scope: str = "once") -> str:
         """Answer it by another way: "" or why not."""
         try:
-            inbox.answer(inbox.of(self._left), asked, allow, channel="other")
+            inbox.answer(inbox.of(self._left), asked, allow, channel="other", scope=scope)
         except StockadeError as error:
             return error.code
         return ""
@@ -446,12 +492,14 @@ class Session:
 class World:
     """All of it. `people` is where nobody but people is asked: the full screen, the page and the command line answer there."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, folders: int = 0) -> None:
         self.place = Place(root)
+        self.tokens = [f"t{uuid.uuid4().hex[:10]}" for _ in range(folders)]  # those that are left
+        self._offers = tuple(self._offer(token + more) for token in self.tokens for more in ("", "x"))
         share_cache(f"{scratch()}/xdg_cache_home")
         self._patch = pytest.MonkeyPatch()
         self.ledgers = Ledgers(root / "state/stockade/ledger")
-        self.outside = Outside(root, self.ledgers.allowed)
+        self.outside = Outside(root, self.ledgers.allowed, self._inside)
         for name, value in self.place.env.items():
             self._patch.setenv(name, value)
         self.log = (root / "log").open("wb")
@@ -464,13 +512,29 @@ class World:
         self._single: list[Session] = []
         self.expected: dict[str, tuple[Request, int]] = {}  # how often each token's request has to have happened, in the end
 
+    def _offer(self, token: str) -> MountRule:
+        """A folder that can be asked for."""
+        from server.matrix_requests import offer
+
+        source = self.place.root.resolve() / "offered" / token
+        source.mkdir(parents=True)
+        (source / "file").write_text(f"body-{token}\n")
+        return offer(str(source), token)
+
+    def _inside(self, token: str) -> list[bytes]:
+        """What is seen of it in all sandboxes, line by line."""
+        jobs = [job for one in (*self._sessions.values(), *self._single) if (job := one.look(token)) is not None]
+        return [line.encode() for job in jobs for line in job.result().splitlines(keepends=True)[:-1]]
+
     def policy(self, kind: str, quick: bool) -> Policy:
-        from server.matrix_requests import REQUESTS
+        from server.matrix_requests import FILE, REQUESTS
 
         grants = tuple(grant for one in REQUESTS.values() for grant in one.grants(self.outside.ports))
         given = Policy(
             grants=grants,
             tools=(TOOL,),
+            files=(FILE,),
+            offers=self._offers,
             approvals=replace(Asking(), timeout=QUICK if quick else 100, per_minute=10_000, refusals=0),
             environment=Environment((), (("HOOK", HOOK),)),
         )
@@ -489,9 +553,9 @@ class World:
         return found
 
     @contextlib.contextmanager
-    def single(self, kind: str, *, dies: bool = False) -> Iterator[Session]:
-        """One that a cell ends. `dies`: by itself, as soon as an answer is on record."""
-        self._single.append(Session(self, kind, dies=dies))
+    def single(self, kind: str, *, stops: str = "") -> Iterator[Session]:
+        """One that a cell ends. `stops`: it stands still as soon as an event of this kind is on record."""
+        self._single.append(Session(self, kind, stops=stops))
         try:
             yield self._single[-1]
         finally:

@@ -218,6 +218,6 @@ class Terminal:
     def close(self) -> None:
         if self.code is None:
             os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         if self.master >= 0:
             os.close(self.master)
