@@ -73,7 +73,8 @@ class Deciders:
             if said not in ("once", "session"):
                 self.questions().answer(asked.number, asked.digest, False, by=by, channel="program")
             else:
-                self.questions().answer(asked.number, asked.digest, True, by=by, channel="program", scope=said)
+                scope = "once" if asked.people else said  # nothing that is for people alone is approved for longer
+                self.questions().answer(asked.number, asked.digest, True, by=by, channel="program", scope=scope)
         except StockadeError as error:
             if error.code not in ("approval.gone", "approval.people"):
                 raise
