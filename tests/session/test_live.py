@@ -17,7 +17,7 @@ import pytest
 
 from conftest import unavailable
 from stockade.core.errors import CannotEnforce, StockadeError, WallFailed
-from stockade.core.values import PLACEHOLDER, Credential, Grant, Limits, Mount, Policy, Workspace
+from stockade.core.values import PLACEHOLDER, Credential, Grant, Limits, Mount, Policy, Root, Workspace
 from stockade.session import live
 from stockade.session.command import SessionEnded
 from stockade.session.exchange import AsyncioLoop
@@ -419,7 +419,7 @@ def test_what_cannot_be_opened_leaves_nothing(folder: Path, tmp_path: Path) -> N
             raise AssertionError("it opened")
 
     for policy in (
-        Policy(wall="vm"),
+        Policy(root=Root(writable="memory")),
         Policy(workspace=Workspace(path="missing")),
         Policy(mounts=(Mount(str(folder), "/proc/here"),)),
         Policy(mounts=(Mount("/", "/mnt/all"),)),
@@ -428,7 +428,7 @@ def test_what_cannot_be_opened_leaves_nothing(folder: Path, tmp_path: Path) -> N
             asyncio.run(whole(policy))
         assert caught.value.hint
     with pytest.raises(CannotEnforce):
-        asyncio.run(whole(Policy(oversight="none")))
+        asyncio.run(whole(Policy(root=Root(writable="memory"))))
 
 
 def test_a_forked_child_does_not_hold_the_sandbox_open(folder: Path) -> None:

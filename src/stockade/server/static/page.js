@@ -474,7 +474,7 @@ find("letters").addEventListener("keydown", (event) => {
 find("confirm-what").addEventListener("scroll", () => confirming?.soon && draw());
 find("confirm-yes").addEventListener("click", yes);
 find("confirm-no").addEventListener("click", leave);
-find("confirm").addEventListener("close", leave);
+find("confirm").addEventListener("close", () => find("confirm").open || leave()); // told late: it may be open again, for another question
 find("open-numbers").addEventListener("click", numbers);
 find("open-keys").addEventListener("click", () => find("keys").showModal());
 find("numbers-close").addEventListener("click", () => find("numbers").close());
