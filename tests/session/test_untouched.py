@@ -9,6 +9,7 @@
 And *behind* a command that lives longer than a moment, so that what it changed can be reported and its commits brought back:
 
 - files that somebody's host would execute (names.py) are kept as bytes, opened without following a link or waiting;
+- the folders of protected files are watched for new names (inotify), following no link;
 - the host's git lists the refs and the index of the workspace's own repository, with hooks and monitors off; it reads the config there, and what that includes.
 
 Nothing else, and no program or socket of it. What the *sandbox* does in the workspace is its command's business, and confined.
@@ -55,6 +56,11 @@ class Access:
         return self.call != "open" or ("O_PATH" not in self.text and "O_DIRECTORY" not in self.text)
 
     @property
+    def names_only(self) -> bool:
+        """Whether it waits for new names in a folder, and for nothing else."""
+        return self.call == "inotify_add_watch" and "IN_MOVED_TO|IN_CREATE|IN_ONLYDIR|IN_DONT_FOLLOW)" in self.text
+
+    @property
     def of_git(self) -> bool:
         """Whether it is a file of GIT_READS in a git directory, or a `.git` file."""
         found = GIT_READS.search(self.rel)
@@ -68,6 +74,8 @@ class Access:
     @property
     def due(self) -> bool:
         """Whether it is one of those above."""
+        if self.names_only:
+            return True
         if not self.reads or self.as_data and (self.of_git or self.who == "scan" and names.judge(self.rel) is not None):
             return True
         return self.who == "git" and self.call == "open" and "O_RDONLY" in self.text

@@ -7,13 +7,14 @@ import hashlib
 import http.client
 import io
 import json
+import random
 import shutil
 import socket
 import subprocess
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,8 +175,12 @@ class Depot:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+    """A port of loopback that nobody listens on, below those that the kernel gives to connections (ip(7), ip_local_port_range): one of these could come to be its own other
+    end while we wait for a server there, and keep the server from it."""
+    for _ in range(100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", random.randrange(15_000, 32_000))) as found:
+            return int(found.getsockname()[1])
+    raise AssertionError("no port is free")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from stockade.core.values import Confinement
 
-_MASK = 0x80 | 0x100  # IN_MOVED_TO, IN_CREATE
+_MASK = 0x80 | 0x100 | 0x1000000 | 0x2000000  # IN_MOVED_TO, IN_CREATE, IN_ONLYDIR, IN_DONT_FOLLOW
 _OVERFLOW = 0x4000  # IN_Q_OVERFLOW
 
 
