@@ -11,6 +11,7 @@ import platform
 from stockade.core import places
 from stockade.core.errors import CannotEnforce, StockadeError
 from stockade.core.frozen import frozen
+from stockade.walls.vm import image
 
 PROGRAMS = ("/usr/bin/qemu-system-x86_64", "/usr/local/bin/qemu-system-x86_64")
 OLDEST = (8, 2)  # the first whose memory can be a file that it only reads, and writes to in private (memory-backend-file, rom=off)
@@ -39,12 +40,13 @@ def find() -> Found:
         )
     path, seen = _present()
     entry, around = _entry(), f"{_FORMAT} {os.geteuid()} {os.uname().release}"
-    kept = _kept(entry)
+    kept = image.remembered(entry).split("\n")[:-1] if entry else []
     if len(kept) == 3 and kept[:2] == [around, seen] and kept[2] in ACCELERATORS:
         return Found(path, seen, kept[2])
     _new_enough(path)
     found = Found(path, seen, "kvm" if _kvm(path) else "tcg")
-    _keep(entry, (around, seen, found.accelerator))
+    if entry:
+        image.remember(entry, f"{around}\n{seen}\n{found.accelerator}\n")
     return found
 
 
@@ -114,32 +116,3 @@ def _entry() -> str:
         if error.code == "place.unwritable":
             return ""
         raise
-
-
-def _kept(entry: str) -> list[str]:
-    try:
-        fd = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return []
-    with open(fd, "rb") as file:
-        status = os.fstat(fd)
-        if status.st_uid != os.geteuid() or status.st_mode & 0o022 or status.st_mode & 0o170000 != 0o100000:
-            return []
-        return file.read(10_000).decode("utf-8", "replace").split("\n")[:-1]
-
-
-def _keep(entry: str, lines: tuple[str, ...]) -> None:
-    """Write the answer whole or not at all. A full disk costs speed, nothing else."""
-    temporary = f"{entry}.{os.getpid()}.{os.urandom(4).hex()}"
-    if not entry:
-        return
-    try:
-        opened = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(opened, "w", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in lines))
-        os.replace(temporary, entry)
-    except OSError:
-        try:
-            os.unlink(temporary)
-        except OSError:
-            return
