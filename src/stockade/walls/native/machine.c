@@ -263,7 +263,7 @@ static void box(int control, int late) {
     }
     capabilities();
     snprintf(descriptor, sizeof descriptor, "%d", control);
-    char other[16], *arguments[] = {descriptor, "0", "-1", "guest", other, (char *)(uintptr_t)below, *setting("root", "ro") == 'r' && setting("root", "ro")[1] == 'o' ? "ro" : "rw"};
+    char other[16], *arguments[] = {descriptor, "0", "-1", "guest", other, (char *)(uintptr_t)below, (char *)(uintptr_t)setting("root", "ro")};
     snprintf(other, sizeof other, "%d", late);
     _exit(inside(7, arguments));
 }

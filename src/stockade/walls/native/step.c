@@ -22,10 +22,9 @@
 
 int notes = -1; /* where failures are reported; -1: standard error */
 
-void tell(uint32_t kind, uint32_t id, int32_t value, const char *text, const int *fds, int count) {
-    struct note note = {.kind = kind, .id = id, .value = value};
-    snprintf(note.text, sizeof note.text, "%s", text);
-    struct iovec part = {&note, sizeof note};
+/* Send a message with descriptors; as sendmsg(2). */
+ssize_t send_with(int sock, const void *data, size_t size, const int *fds, int count, int flags) {
+    struct iovec part = {(void *)(uintptr_t)data, size};
     union {
         struct cmsghdr header;
         char space[CMSG_SPACE(sizeof(int) * MAX_FDS)];
@@ -34,12 +33,16 @@ void tell(uint32_t kind, uint32_t id, int32_t value, const char *text, const int
     if (count > 0) {
         message.msg_control = &control;
         message.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)count);
-        control.header.cmsg_level = SOL_SOCKET;
-        control.header.cmsg_type = SCM_RIGHTS;
-        control.header.cmsg_len = CMSG_LEN(sizeof(int) * (size_t)count);
+        control.header = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof(int) * (size_t)count), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
         memcpy(CMSG_DATA(&control.header), fds, sizeof(int) * (size_t)count);
     }
-    if (sendmsg(notes, &message, MSG_NOSIGNAL) < 0) _exit(EXIT_STEP); /* nobody is listening any more */
+    return sendmsg(sock, &message, MSG_NOSIGNAL | flags);
+}
+
+void tell(uint32_t kind, uint32_t id, int32_t value, const char *text, const int *fds, int count) {
+    struct note note = {.kind = kind, .id = id, .value = value};
+    snprintf(note.text, sizeof note.text, "%s", text);
+    if (send_with(notes, &note, sizeof note, fds, count, 0) < 0) _exit(EXIT_STEP); /* nobody is listening any more */
 }
 
 void fail(const char *what) {

@@ -38,6 +38,7 @@ extern int notes; /* where failures are reported; -1: standard error */
 
 /* step.c */
 void tell(uint32_t kind, uint32_t id, int32_t value, const char *text, const int *fds, int count);
+ssize_t send_with(int sock, const void *data, size_t size, const int *fds, int count, int flags);
 void fail(const char *what) __attribute__((noreturn));
 long number(const char *text);
 char *text_of(int blob, char **end);

@@ -122,21 +122,7 @@ static int early(const struct note *note) {
 
 /* Hand on what has come to near; 0 when its socket is full. */
 static int hand(int socket, const char *data, size_t size, const int *fds, int count) {
-    struct iovec part = {(void *)(uintptr_t)data, size};
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(int) * MAX_FDS)];
-    } control = {0};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-    if (count) {
-        message.msg_control = &control;
-        message.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)count);
-        control.header.cmsg_level = SOL_SOCKET;
-        control.header.cmsg_type = SCM_RIGHTS;
-        control.header.cmsg_len = CMSG_LEN(sizeof(int) * (size_t)count);
-        memcpy(CMSG_DATA(&control.header), fds, sizeof(int) * (size_t)count);
-    }
-    if (sendmsg(near[socket], &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) return 1;
+    if (send_with(near[socket], data, size, fds, count, MSG_DONTWAIT) >= 0) return 1;
     if (errno == EAGAIN || errno == EINTR) {
         stalled = socket;
         return 0;
@@ -183,6 +169,14 @@ failed:;
     return -1;
 }
 
+/* Send a note of the guest's on. */
+static void say_note(int socket, const struct note *note) {
+    struct message plain = {.blob = NO_BLOB, .socket = (uint16_t)socket, .size = sizeof *note};
+    char both[sizeof plain + sizeof *note];
+    memcpy(both, &plain, sizeof plain), memcpy(both + sizeof plain, note, sizeof *note);
+    frame(T_MESSAGE, 0, both, sizeof both);
+}
+
 /* A message from the other end; 0 when it has to be taken again later. */
 static int incoming(const char *data, size_t size) {
     struct message message;
@@ -212,10 +206,7 @@ static int incoming(const char *data, size_t size) {
     }
     if (message.blob != NO_BLOB && (count = unpack(&message, request.id, text + message.size, fds)) < 0) {
         struct note note = {.kind = 'F', .id = request.id, .value = errno};
-        struct message plain = {.blob = NO_BLOB, .size = sizeof note};
-        char both[sizeof plain + sizeof note];
-        memcpy(both, &plain, sizeof plain), memcpy(both + sizeof plain, &note, sizeof note);
-        frame(T_MESSAGE, 0, both, sizeof both);
+        say_note(0, &note);
         return 1;
     }
     int done = hand(message.socket, text, message.size, fds, count);
@@ -232,10 +223,7 @@ static void release(void) {
         memcpy(&note, held[i].data, sizeof note);
         int wait = early(&note);
         if (!wait && in_guest) {
-            struct message plain = {.blob = NO_BLOB, .socket = (uint16_t)held[i].socket, .size = sizeof note};
-            char both[sizeof plain + sizeof note];
-            memcpy(both, &plain, sizeof plain), memcpy(both + sizeof plain, &note, sizeof note);
-            frame(T_MESSAGE, 0, both, sizeof both);
+            say_note(held[i].socket, &note);
         } else if (wait || !hand(0, held[i].data, sizeof note, NULL, 0)) {
             held[left++] = held[i];
         }
