@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import select
 import socket
 import subprocess
 import sys
@@ -12,6 +15,7 @@ import pytest
 
 from stockade.core.errors import WallFailed
 from stockade.gateway.control import Control
+from stockade.gateway.line import Line, NoReceipt
 
 
 @pytest.fixture
@@ -21,6 +25,10 @@ def line() -> Iterator[tuple[Control, socket.socket]]:
     yield control, theirs
     theirs.close()
     control.close()
+
+
+def nothing(*_: object) -> None:
+    """What a line of the brain's may be told of."""
 
 
 EVENT = {"kind": "egress", "session": "s-other", "effect": "deny", "rule": "r", "host": "h", "port": 443}
@@ -83,3 +91,34 @@ def test_it_is_cheap_to_import() -> None:
     program = "import sys; import stockade.gateway.control; print([n for n in ('json', 're', 'typing', 'socket', 'asyncio', 'enum') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-S", "-c", f"import sys; sys.path[:0]={sys.path!r}; {program}"], capture_output=True, text=True)
     assert done.stdout == "[]\n", done
+
+
+def test_what_is_decided_in_one_moment_goes_and_is_receipted_as_one_message(line: tuple[Control, socket.socket]) -> None:
+    control, gate = line
+
+    def heard() -> list[int]:
+        """The numbers of the events that are in one read."""
+        assert select.select([control], [], [], 10)[0]
+        return [message[1] for message in control.receive() if message[0] == "event"]
+
+    async def decide() -> None:
+        brain = Line(nothing, nothing, nothing, nothing)
+        gate.setblocking(False)
+        await asyncio.get_running_loop().create_connection(lambda: brain, sock=socket.socket(fileno=os.dup(gate.fileno())))
+        brain.data_received(b"{}\n")  # its configuration
+        first = [asyncio.create_task(brain.record({**EVENT, "port": port})) for port in (1, 2, 3)]
+        assert await asyncio.to_thread(heard) == [1, 2, 3]
+        assert not any(task.done() for task in first)
+        control.acknowledge(1, 3)
+        await asyncio.wait_for(asyncio.gather(first[0], first[2]), 10)
+        assert not first[1].done()  # each waits for its own
+        alone = asyncio.create_task(brain.record({**EVENT, "port": 4}))
+        assert await asyncio.to_thread(heard) == [4]
+        control.acknowledge(2, 4)
+        await asyncio.wait_for(asyncio.gather(first[1], alone), 10)
+        brain.fail("why")  # the last word is said, though nothing turns any more
+        with pytest.raises(NoReceipt):
+            await asyncio.wait_for(brain.record(EVENT), 10)
+
+    asyncio.run(decide())
+    assert ("failed", "why") in control.receive()

@@ -69,6 +69,33 @@ def test_receipts_name_the_bytes(ledger: Ledger, directory: str) -> None:
     assert verify(directory).entries == 20
 
 
+def test_several_at_once_are_as_one_after_the_other(ledger: Ledger, directory: str) -> None:
+    receipts = [ledger.append({"kind": "test", "n": 0})]
+    receipts += ledger.extend([{"kind": "test", "n": n} for n in range(1, 7)])
+    receipts += [*ledger.extend([]), ledger.append({"kind": "test", "n": 7})]
+    assert [receipt.index for receipt in receipts] == [event["n"] for event in entries(directory)] == list(range(8))
+    assert [receipt.digest for receipt in receipts] == digests(directory)
+    assert verify(directory).entries == 8
+
+
+def test_of_several_all_are_written_or_none(ledger: Ledger, directory: str) -> None:
+    ledger.append({"kind": "test"})
+    size = Path(directory, LOG).stat().st_size
+    with pytest.raises(StockadeError) as caught:
+        ledger.extend([{"kind": "test"}, {"kind": "test", "what": object()}])
+    assert (caught.value.code, Path(directory, LOG).stat().st_size) == ("ledger.event", size)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * SLOT, limit[1]))  # room for the frontier, and for the first of the two
+    try:
+        with pytest.raises(StockadeError) as caught:
+            ledger.extend([{"kind": "test", "text": "x" * 2000}, {"kind": "test", "text": "x" * 7000}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (caught.value.code, Path(directory, LOG).stat().st_size) == ("ledger.full", size)
+    assert ledger.append({"kind": "test"}).index == 1
+    assert verify(directory).notes == ()
+
+
 def test_only_the_user_can_read_it(ledger: Ledger, directory: str) -> None:
     ledger.append({"kind": "test"})
     assert os.stat(directory).st_mode & 0o777 == 0o700

@@ -7,6 +7,7 @@ spellings on which readers differ (`%2f`, `..`, `//`, `\\`, path parameters on d
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -27,6 +28,7 @@ class Ambiguous(ValueError):
         self.rule, self.reason = rule, reason
 
 
+@lru_cache(1024)  # every request names its host, and so does the tunnel that it comes in
 def normalise_host(text: str) -> str:
     """Lower case, without one trailing dot. Idempotent.
 

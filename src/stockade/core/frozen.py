@@ -33,13 +33,16 @@ _HASH = "#"  # no field's name
 
 
 def _init(self: Any, *args: object, **kwargs: object) -> None:
-    fields, held = self._fields, self.__dict__
+    held = self.__dict__
     held.update(self._defaults)
     if args:
+        fields = self._fields
         held.update(zip(fields, args, strict=False))
+        repeated = len(args) > len(fields) or (kwargs and not kwargs.keys().isdisjoint(fields[: len(args)]))
+    else:
+        repeated = False
     held.update(kwargs)
-    given = fields[: len(args)]
-    if len(args) > len(fields) or len(held) != len(fields) or not kwargs.keys() <= self._names or not kwargs.keys().isdisjoint(given):
+    if repeated or held.keys() != self._names:
         held.clear()
         _complain(self, args, kwargs)
 

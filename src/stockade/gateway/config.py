@@ -218,12 +218,12 @@ def _manager(way: str, destination: str, routes: list[Json], *, proxy: bool = Fa
 
 def _identity(proxy: bool) -> Json:
     """Who is calling: which socket it came in on, as the doorman said. Handed on to what comes out of a tunnel."""
-    states = {"stockade.session": SESSION}
+    session, states = remember({"stockade.session": SESSION}, "TRANSITIVE"), {}
     if proxy:
         states["stockade.connect"] = "%REQ(:METHOD)% %REQ(:AUTHORITY)%"
         states["stockade.destination"] = HERE
         states["stockade.connection"] = f"{CONNECTION} %PROTOCOL%"
-    return typed("identity", "extensions.filters.http.set_filter_state.v3.Config", on_request_headers=remember(states))
+    return typed("identity", "extensions.filters.http.set_filter_state.v3.Config", on_request_headers=[*session, *remember(states)])
 
 
 def _facts(own: dict[str, str]) -> Json:

@@ -100,9 +100,9 @@ class Control:
         """Send the first line. It holds secrets: it goes to the gate and nowhere else."""
         self._send(config)
 
-    def acknowledge(self, number: int) -> None:
-        """Tell the gate that an event is in the ledger. Until then it lets nothing happen."""
-        self._put(b'{"id":%d}\n' % number)  # for every request
+    def acknowledge(self, *numbers: int) -> None:
+        """Tell the gate that events are in the ledger. Until then it lets nothing happen."""
+        self._put(b"".join([b'{"id":%d}\n' % number for number in numbers]))  # for every request
 
     def answer(self, number: int, allow: bool, why: str = "") -> None:
         """Tell the gate what was said to something it asked about; `why` not is for whoever is inside."""
@@ -133,8 +133,8 @@ class Control:
                 self.closed = True
                 break
             self._incoming += chunk
-            if len(self._incoming) >= 4 * _LONGEST:
-                break
+            if len(chunk) < 1 << 16 or len(self._incoming) >= 4 * _LONGEST:
+                break  # there is no more, or it waits until the next turn
         *lines, rest = bytes(self._incoming).split(b"\n")
         self._incoming = bytearray(rest)
         if len(rest) > _LONGEST:
@@ -178,6 +178,8 @@ class Control:
         except (ValueError, RecursionError):
             message = None
         match message:
+            case {"id": int(number), "event": dict(event), **rest} if not rest and type(number) is int and 0 < number < 1 << 53:
+                return ("event", number, self._event(event, ("allow", "deny")))
             case {"ca": str(pem), **rest} if not rest and pem.startswith("-----BEGIN CERTIFICATE-----") and pem.isascii():
                 return ("ca", pem)
             case {"ready": True, **rest} if not rest:
@@ -186,8 +188,6 @@ class Control:
                 return ("revoked",)
             case {"failed": str(text), **rest} if not rest:
                 return ("failed", ascii(text[:_LONGEST_VALUE])[1:-1])
-            case {"id": int(number), "event": dict(event), **rest} if not rest and type(number) is int and 0 < number < 1 << 53:
-                return ("event", number, self._event(event, ("allow", "deny")))
             case {"id": int(number), "ask": dict(event), **rest} if not rest and type(number) is int and 0 < number < 1 << 53:
                 return ("ask", number, self._event(event, ("ask",), _SHOWN))
             case {"withdrawn": int(number), **rest} if not rest and type(number) is int and 0 < number < 1 << 53:

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+_IN, _OUT, _BROKEN, _HALF, _EDGE = (
+    0x1,
+    0x4,
+    0x8 | 0x10,
+    0x2000,
+    1 << 31,
+)  # EPOLLIN, OUT, ERR | HUP, RDHUP, ET (epoll_ctl(2)); select.EPOLL* by name cost an import
 _CHUNK = 1 << 16  # a pipe's default capacity (pipe(7))
 _ROUNDS = 16  # chunks a connection may move before others get their turn
 _MOST_DISCARDED = 64 << 20  # bytes
@@ -37,6 +44,7 @@ class _Pair:
         self.held = [0, 0]
         self.ended = [False, False]
         self.shut = [False, False]
+        self.due = [False, False]  # ways in which something may move
         self.discarded = -1  # bytes thrown away since the engine stopped listening, -1 = it listens
 
     def take(self, way: int) -> int:
@@ -53,13 +61,19 @@ class _Pair:
         """Throw away what was read; how much."""
         return len(os.read(self.pipes[way][0], self.held[way]))
 
+    def ready(self, end: int, events: int) -> None:
+        """Take note of what epoll says of one of the sockets. With edges a socket that could be written to before is reported with every byte that comes."""
+        if events & (_IN | _HALF | _BROKEN):
+            self.due[end] = True
+        if events & _BROKEN or (events & _OUT and self.held[1 - end]):
+            self.due[1 - end] = True
+
     def pump(self) -> bool | None:
         """Move what can be moved. True: more may be ready; False: wait for events; None: both directions have ended. Raises OSError on a broken connection."""
-        more = False
         for way in (0, 1):
-            if not self.shut[way]:
-                more = self._pump_way(way) or more
-        return None if all(self.shut) else more
+            if self.due[way]:
+                self.due[way] = not self.shut[way] and self._pump_way(way)
+        return None if all(self.shut) else any(self.due)
 
     def _pump_way(self, way: int) -> bool:
         for _ in range(_ROUNDS):
@@ -189,7 +203,7 @@ class Doorman:
         self._epoll: select.epoll = select.epoll()
         self._guests: dict[str, _Guest] = {}
         self._listeners: dict[int, _Guest] = {}
-        self._pairs: dict[int, tuple[_Guest, _Pair]] = {}
+        self._pairs: dict[int, tuple[_Guest, _Pair, int]] = {}  # by descriptor; the end is 0 inside, 1 outside
         self._busy: dict[_Pair, _Guest] = {}
         self._waiting: set[_Guest] = set()  # sessions whose connections wait in the listen queue
         self._free, self._last = most, 0
@@ -197,20 +211,23 @@ class Doorman:
 
     def turn(self) -> None:
         """Wait for something to do, and do it. Raises EOFError when the brain is gone."""
-        ready = [fd for fd, _ in self._epoll.poll(0 if self._busy else -1)]
+        ready = self._epoll.poll(0 if self._busy else -1)
         busy, self._busy = self._busy, {}
-        if self._orders.fileno() in ready:
+        listeners = []
+        for fd, events in ready:
+            if fd in self._pairs:
+                guest, pair, end = self._pairs[fd]
+                pair.ready(end, events)
+                busy[pair] = guest
+            elif fd in self._listeners:
+                listeners.append(fd)
+        if any(fd == self._orders.fileno() for fd, _ in ready):
             self._obey()
             # INVARIANT: nothing of what was found ready before an order is moved after it.
             self._busy = {pair: guest for pair, guest in busy.items() if pair in guest.pairs}
-            self._busy.update((pair, guest) for guest, pair in (self._pairs[fd] for fd in ready if fd in self._pairs))
             return
-        for fd in ready:
-            if fd in self._listeners:
-                self._welcome(self._listeners[fd], fd)
-            elif fd in self._pairs:
-                guest, pair = self._pairs[fd]
-                busy[pair] = guest
+        for fd in listeners:
+            self._welcome(self._listeners[fd], fd)
         for pair, guest in busy.items():
             if pair in guest.pairs:  # else it was cut together with another
                 self._pump(guest, pair)
@@ -305,7 +322,6 @@ class Doorman:
                 self._admit(waiting)
 
     def _welcome(self, guest: _Guest, fd: int) -> None:
-        import select
         import socket
 
         listener, path = guest.listeners[fd]
@@ -316,10 +332,9 @@ class Doorman:
         if guest.rung():  # where inside connects to tells something, too
             inside.close()
             return
-        outside = socket.socket(socket.AF_UNIX)
+        outside = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             inside.setblocking(False)
-            outside.setblocking(False)
             outside.connect(path)
             wanted = inside.getsockname()[:2]
             self._last += 1
@@ -334,9 +349,9 @@ class Doorman:
             inside.close()
             outside.close()
             return
-        for end in pair.sockets:
-            self._pairs[end.fileno()] = guest, pair
-            self._epoll.register(end.fileno(), select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
+        for end, one in enumerate(pair.sockets):
+            self._pairs[one.fileno()] = guest, pair, end
+            self._epoll.register(one.fileno(), _IN | _OUT | _HALF | _EDGE)
         guest.pairs.add(pair)
         self._free -= 1
         if self._full(guest):

@@ -19,8 +19,10 @@ def typed(name: str, kind: str, **fields: Any) -> Json:
     return {"name": name, "typed_config": {"@type": T + kind, **fields}}
 
 
-def remember(states: dict[str, str]) -> list[Json]:
-    """Filter state that goes along into internal listeners: format strings by key."""
+def remember(states: dict[str, str], sharing: str = "ONCE") -> list[Json]:
+    """Filter state, as format strings by key, that goes along into the next internal listener ("ONCE"), into all and upstream ("TRANSITIVE"), or nowhere ("NONE").
+
+    Connections to servers are kept by what goes upstream (`objectsSharedWithUpstreamConnection` in Envoy)."""
     return [
         {
             "object_key": key,
@@ -28,7 +30,7 @@ def remember(states: dict[str, str]) -> list[Json]:
             # the first one's session and target.
             "factory_key": "envoy.hashable_string",
             "format_string": {"text_format_source": {"inline_string": text}},
-            "shared_with_upstream": "TRANSITIVE",
+            "shared_with_upstream": sharing,
         }
         for key, text in states.items()
     ]

@@ -37,6 +37,7 @@ class Line(Buffered):
         self._waiting: dict[int, asyncio.Future[tuple[str, str]]] = {}
         self._next = 0
         self._incoming = b""
+        self._outgoing: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._first = True
 
@@ -77,6 +78,7 @@ class Line(Buffered):
 
     def close(self) -> None:
         """Hang up; may be called twice."""
+        self._flush()
         if self._transport is not None:
             self._transport.close()
 
@@ -86,10 +88,18 @@ class Line(Buffered):
         self.close()
 
     def tell(self, message: dict[str, object]) -> None:
-        """Send one line. Raises NoReceipt before there is a connection."""
+        """Send one line, in the loop's next turn: what is said in one turn goes as one message, which the supervisor records as one. Raises NoReceipt before there
+        is a connection."""
         if self._transport is None:
             raise NoReceipt
-        self._transport.write(_written(message).encode() + b"\n")
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outgoing.append(_written(message).encode())
+
+    def _flush(self) -> None:
+        if self._outgoing and self._transport is not None:
+            self._transport.write(b"\n".join([*self._outgoing, b""]))
+        self._outgoing.clear()
 
     async def record(self, event: dict[str, object]) -> None:
         """Return when the event is in the ledger. Raises NoReceipt."""

@@ -1,6 +1,7 @@
 """The ways out: Envoy's clusters that lead upstream (ORIGINAL_DST with a metadata key).
 
-INVARIANT: each takes its address from the brain's answer, and from nowhere else.
+INVARIANT: each takes its address from the brain's answer, and from nowhere else. Connections that are open go on to serve requests to the same address and
+name, of the same session only: its name is part of what they are kept by (filter state that is shared upstream, envoy.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ def clusters(upstream_ca: str, answers: str, key: str) -> list[Json]:
     """
     one: Json = {"http_protocol_options": {}}
     # The windows are what a server may send ahead of a client that does not read: room for a far one to be fast, and a bound of the engine's memory.
-    two: Json = {"http2_protocol_options": {"initial_stream_window_size": 4 << 20, "initial_connection_window_size": 16 << 20}}
+    # INVARIANT: a connection has room for the windows of all its streams twice, so that clients that do not read hold up no other that shares it: the engine
+    # gives room back when half of a window has been read, and what the others hold must leave that much.
+    streams, window = 4, 4 << 20
+    two: Json = {
+        "http2_protocol_options": {
+            "max_concurrent_streams": streams,
+            "initial_stream_window_size": window,
+            "initial_connection_window_size": 2 * streams * window,
+        }
+    }
     address = {"key": answers, "path": [{"key": key}]}
     return [
         _cluster("origin-plain", {"explicit_http_config": one}, address),

@@ -11,20 +11,24 @@ def check_sni(way: str) -> tuple[Json, Json]:
     Each name that reaches that listener costs the engine 0.2 MB for as long as it runs: so nobody may make names up.
     """
     expected = "connect %REQUESTED_SERVER_NAME%:" if way == "tunnel" else NAME
-    states = {"stockade.expected": expected, "stockade.way": way}
+    states = {"stockade.way": way}
     if way == "https":
-        states["stockade.session"] = SESSION
-        states["stockade.destination"] = HERE
-        states["stockade.connection"] = CONNECTION
-        states["stockade.connect"] = "-"
+        session = remember({"stockade.session": SESSION}, "TRANSITIVE")
+        states |= {"stockade.destination": HERE, "stockade.connection": CONNECTION, "stockade.connect": "-"}
         condition = _call("_==_", _select("connection", "requested_server_name"), _state("stockade.expected"))
     else:
+        session = []
+        states |= {key: f"%FILTER_STATE({key}:PLAIN)%" for key in ("stockade.destination", "stockade.connection", "stockade.connect")}
         connect = _call("lowerAscii", target=_state("stockade.connect"))  # the SNI comes in lower case
         condition = _call("startsWith", _state("stockade.expected"), target=connect)
     anyone: Json = {"permissions": [{"any": True}], "principals": [{"any": True}], "condition": condition}
     anyone["cel_config"] = {"enable_string_functions": True, "enable_string_conversion": True}
     filters = [
-        typed("expected", "extensions.filters.network.set_filter_state.v3.Config", on_new_connection=remember(states)),
+        typed(
+            "expected",
+            "extensions.filters.network.set_filter_state.v3.Config",
+            on_new_connection=[*remember({"stockade.expected": expected}, "NONE"), *session, *remember(states)],
+        ),
         typed(
             "envoy.filters.network.rbac",
             "extensions.filters.network.rbac.v3.RBAC",

@@ -29,6 +29,8 @@ from stockade.record.merkle import HASH_SIZE, Frontier, leaf_hash, sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stockade.record.checkpoint import Checkpoint
 
 LOG = "log.jsonl"
@@ -78,10 +80,10 @@ class State:
 def read_state(descriptor: int) -> State | None:
     """The newest whole state in the frontier file, or None."""
     both = os.pread(descriptor, 2 * SLOT, 0)
-    one, two = State.decode(both[:SLOT]), State.decode(both[SLOT:])
-    if one is None or two is None:
-        return one or two
-    return one if one.generation > two.generation else two
+    slots = sorted(
+        (both[:SLOT], both[SLOT:]), key=lambda slot: slot[: len(_MAGIC) + 8], reverse=True
+    )  # the magic, then the generation: newest first
+    return State.decode(slots[0]) or State.decode(slots[1])
 
 
 def lock(descriptor: int, how: int) -> None:
@@ -114,9 +116,13 @@ class Ledger:
         Raises StockadeError (`ledger.full`, `ledger.unwritable`, `ledger.busy`, `ledger.event`, `place.*`) or Tampered: then nothing was written,
         and what the event stands for must not happen.
         """
+        return self.extend((event,))[0]
+
+    def extend(self, events: Sequence[dict[str, object]]) -> list[Receipt]:
+        """Write several events for the price of little more than one, all or none of them: a receipt each. Raises as `append`."""
         state = self._enter()
         try:
-            return self._write(state, event)
+            return self._write(state, events)
         finally:
             self._leave()
 
@@ -236,22 +242,27 @@ class Ledger:
         if line:
             event["torn"] = len(line)
             event["text"] = line[:512]
-        self._write(state, event)
+        self._write(state, (event,))
         return state
 
     def _foreign(self, message: str, code: str) -> Tampered:
         hint = f"Nothing is written behind it. See `stockade log verify`; to start a new ledger, move {self.directory} and its checkpoints away."
         return Tampered(message, code=code, hint=hint)
 
-    def _write(self, state: State, event: dict[str, object]) -> Receipt:
-        """Write `event` behind what `state` counts, and count it: `state` becomes the new state."""
-        line = lines.encode(state.tree.size, time.time(), event)
+    def _write(self, state: State, events: Sequence[dict[str, object]]) -> list[Receipt]:
+        """Write `events` behind what `state` counts, and count them: `state` becomes the new state."""
+        first, now, tree = state.tree.size, time.time(), state.tree.copy()
+        written, leaves = [], []
+        for index, event in enumerate(events, first):
+            line = lines.encode(index, now, event)
+            leaves.append(leaf_hash(line))
+            tree.add(leaves[-1])
+            written.append(line + b"\n")
+        data = b"".join(written)
+        new = State(state.generation, state.length + len(data), state.signed, tree)
         size = os.fstat(self._log).st_size
         try:
-            _write_all(self._log, line + b"\n", state.length)
-            leaf = leaf_hash(line)
-            new = State(state.generation, state.length + len(line) + 1, state.signed, state.tree.copy())
-            new.tree.add(leaf)
+            _write_all(self._log, data, state.length)
             if size > new.length:  # the rest of a torn line that was longer than this one
                 os.ftruncate(self._log, new.length)
             self._count(new)
@@ -259,10 +270,10 @@ class Ledger:
             try:
                 os.ftruncate(self._log, size)
             except OSError:
-                pass  # then the next append finds the line and counts it
+                pass  # then the next append finds the lines and counts them
             raise _unwritable(error, self.directory) from error
-        state.generation, state.length, state.tree = new.generation, new.length, new.tree
-        return Receipt(state.tree.size - 1, leaf.hex())
+        state.generation, state.length, state.tree = new.generation, new.length, tree
+        return [Receipt(index, leaf.hex()) for index, leaf in enumerate(leaves, first)]
 
     def _count(self, state: State) -> None:
         """Write the state into the slot that does not hold the last one."""

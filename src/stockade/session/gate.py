@@ -200,11 +200,8 @@ class GateKeeper:
             if not 0 <= number < len(grants):
                 raise StockadeError(f"there is no rule {number + 1}", code="session.rule", hint="stockade session grants ID lists them.")
             if grants[number].effect == DENY:
-                message, hint = (
-                    f"rule {number + 1} is a denial, and without it more would be allowed",
-                    "A running session is never widened.",
-                )
-                raise StockadeError(message, code="session.widen", hint=hint)
+                message = f"rule {number + 1} is a denial, and without it more would be allowed"
+                raise StockadeError(message, code="session.widen", hint="A running session is never widened.")
         new = [number for number in dict.fromkeys(numbers) if number not in self._revoked]
         said = {"revoked": [number + 1 for number in new]}
         if new:
@@ -270,7 +267,11 @@ class GateKeeper:
         try:
             if events & WRITE:
                 control.flush()
-            for message in control.receive():
+            messages = control.receive()
+            if noted := [(message[1], self._noticed(message[2])) for message in messages if message[0] == "event"]:
+                self._session.ledger.extend([event for _, event in noted])  # one append for all that were decided in one moment
+                control.acknowledge(*[number for number, _ in noted])
+            for message in messages:
                 if message[0] == "ca":
                     self._session.bundle.fill(message[1].encode())
                 elif message[0] == "failed":
@@ -283,24 +284,6 @@ class GateKeeper:
                 elif message[0] == "withdrawn":
                     if message[1] in self._numbers:
                         self.questions.withdraw(self._numbers.pop(message[1]))
-                elif message[0] == "event":
-                    event = dict(message[2])
-                    kind = str(event.pop("kind"))
-                    event.pop("session", None)
-                    session = self._session
-                    if event.get("canary"):
-                        where = f"a request to {event['host']}" if kind == "egress" else "a name to look up"
-                        self._say(f"ALARM: {event['canary']} was about to leave in {where}; it was stopped")
-                    if kind == "egress" and session.learning and len(self.learned) < LEARNED:
-                        self.learned.append({"kind": kind, **event})
-                    if kind == "egress":
-                        effect = str(event.get("effect"))
-                        if event.get("secret") and not self._tainted:
-                            self._tainted = True
-                            self._say(f"{event['host']} was asked, whose answers are secret: {NARROWED}")
-                        self.decisions[effect] = self.decisions.get(effect, 0) + 1
-                    self._session.record(kind, **event)
-                    control.acknowledge(message[1])
         except StockadeError as error:
             self._fail(error.code, error.message)
             return
@@ -308,6 +291,22 @@ class GateKeeper:
             self._fail("gate.exit", "the gate ended")
             return
         self._poll()
+
+    def _noticed(self, event: dict[str, object]) -> dict[str, object]:
+        """An event of the gate's as it goes into the ledger; said aloud and counted on the way."""
+        kind, session = event["kind"], self._session
+        if event.get("canary"):
+            where = f"a request to {event['host']}" if kind == "egress" else "a name to look up"
+            self._say(f"ALARM: {event['canary']} was about to leave in {where}; it was stopped")
+        if kind == "egress":
+            if session.learning and len(self.learned) < LEARNED:
+                self.learned.append({name: value for name, value in event.items() if name != "session"})
+            if event.get("secret") and not self._tainted:
+                self._tainted = True
+                self._say(f"{event['host']} was asked, whose answers are secret: {NARROWED}")
+            effect = str(event.get("effect"))
+            self.decisions[effect] = self.decisions.get(effect, 0) + 1
+        return event
 
     @property
     def _asks(self) -> bool:
