@@ -79,6 +79,16 @@ def private(path: str) -> str:
     return path
 
 
+def answer(program: str) -> str:
+    """The file in which it is remembered what was found out about a program, "" if there is no room for a cache. Raises StockadeError (`place.unsafe`)."""
+    try:
+        return f"{private(cache(program))}/answer"
+    except StockadeError as error:
+        if error.code == "place.unwritable":
+            return ""
+        raise
+
+
 def locked(path: str) -> int:
     """The descriptor of an exclusive lock on the file `path`, made if need be (flock(2)); waits for it. Raises OSError."""
     import fcntl

@@ -179,6 +179,8 @@ class Foreground:
             self.session.box.resize(self.child, 0)
 
     def _notes(self, _events: int) -> None:
+        from stockade.walls.box import NO_WAIT
+
         box = self.session.box
         for _ in range(NOTES):
             if box.dead:
@@ -186,7 +188,7 @@ class Foreground:
             child = self.child
             terminal = child.terminal if child is not None else -1
             try:
-                box.step(0x40)  # MSG_DONTWAIT
+                box.step(NO_WAIT)
             except BlockingIOError:
                 break
             except WallFailed:

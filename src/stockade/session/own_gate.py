@@ -44,9 +44,11 @@ class OwnGate:
 
     def ended(self) -> str:
         """How it ended, "" while it runs. Raises StockadeError."""
+        from stockade.walls.box import NO_WAIT
+
         try:
             while True:
-                self._box.step(0x40)  # MSG_DONTWAIT
+                self._box.step(NO_WAIT)
                 if self._child.status is not None or self._child.error:
                     return f"the gate ended with status {self._child.exit_code}"
         except BlockingIOError:

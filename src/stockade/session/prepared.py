@@ -113,12 +113,14 @@ class Prepared:
         """Take what the guest's kernel and its init have said, as far as they have; whether the guest waits for its mounts, and has had its rehearsal. Raises
         WallFailed when it ended.
         """
+        from stockade.walls.box import NO_WAIT
+
         assert self.sink is not None
         if not self.sink.connected and not self.sink.over:
             self.sink.connect()
         try:
             while not self.guest.prepared:
-                self.guest.step(0x40)  # MSG_DONTWAIT
+                self.guest.step(NO_WAIT)
         except BlockingIOError:
             return False
         if not self.sink.connected:

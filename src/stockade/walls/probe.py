@@ -20,6 +20,7 @@ from stockade.core.errors import StockadeError, WallFailed
 from stockade.core.frozen import frozen
 from stockade.core.values import Confinement, Limits, Mount, Overlay
 from stockade.walls import bubblewrap, door, limits, native, seccomp
+from stockade.walls.box import NO_WAIT
 from stockade.walls.programs import printable, run
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 DEADLINE = 5.0  # seconds that one box or program may take
 OLDEST = (0, 8)  # bubblewrap with --disable-userns, --bind-fd and --add-seccomp-fd
 NEEDED = ("--disable-userns", "--bind-fd", "--ro-bind-fd", "--add-seccomp-fd", "--args")
-NO_WAIT = 0x40  # MSG_DONTWAIT of recv(2)
 SYSCTL = "/proc/sys"
 SMALL = Limits(processes=64, memory=1 << 30, open_files=1024, scratch=16 << 20, file_size=16 << 20)
 

@@ -10,7 +10,7 @@ import os
 import time
 
 from stockade.core import places
-from stockade.core.errors import CannotEnforce, StockadeError
+from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import frozen, replace
 
 TYPE_CHECKING = False
@@ -59,7 +59,7 @@ def find() -> Found:
     """
     seen = "; ".join(look for _, look in _present())
     around = f"{PROBE} {os.geteuid()} {os.uname().release}"
-    entry = _entry()
+    entry = places.answer("runsc")
     kept = _kept(entry, around)
     if kept is not None and kept.seen == seen:
         return kept.found
@@ -223,16 +223,6 @@ class _Kept:
     seen: str
     found: Found
     until: int  # seconds since 1970; 0: as long as nothing changes
-
-
-def _entry() -> str:
-    """Where the answer lies, "" if there is no room for a cache. Raises StockadeError `place.unsafe`."""
-    try:
-        return f"{places.private(places.cache('runsc'))}/answer"
-    except StockadeError as error:
-        if error.code == "place.unwritable":
-            return ""
-        raise
 
 
 def _kept(entry: str, around: str) -> _Kept | None:

@@ -14,8 +14,9 @@ from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import frozen, replace
 from stockade.core.values import Confinement, Limits, Mount
 from stockade.walls import limits
+from stockade.walls.box import NO_WAIT
 from stockade.walls.conformance import probes
-from stockade.walls.conformance.native import NO_WAIT, Native
+from stockade.walls.conformance.native import Native
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from stockade.core.errors import CannotEnforce, WallFailed
 from stockade.core.values import Mount
+from stockade.walls.box import NO_WAIT
 from stockade.walls.conformance import census
 from stockade.walls.conformance.checks import check
 from stockade.walls.conformance.lab import NO_DOOR, Failed, Opened, expect, explained, refused
-from stockade.walls.conformance.native import NO_WAIT
 
 if TYPE_CHECKING:
     from stockade.walls.conformance.lab import Lab

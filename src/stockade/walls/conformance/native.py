@@ -7,13 +7,11 @@ import select
 import subprocess
 from typing import TYPE_CHECKING
 
-from stockade.walls.box import Child
+from stockade.walls.box import NO_WAIT, Child
 from stockade.walls.conformance import probes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-NO_WAIT = 0x40  # MSG_DONTWAIT of recv(2), as `step` takes it
 
 
 class Native:

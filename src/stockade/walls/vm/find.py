@@ -9,7 +9,7 @@ import os
 import platform
 
 from stockade.core import places
-from stockade.core.errors import CannotEnforce, StockadeError
+from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import frozen
 from stockade.walls.vm import image
 
@@ -39,7 +39,7 @@ def find() -> Found:
             hint="Use another wall: gvisor or bubblewrap.",
         )
     path, seen = _present()
-    entry, around = _entry(), f"{_FORMAT} {os.geteuid()} {os.uname().release}"
+    entry, around = places.answer("qemu"), f"{_FORMAT} {os.geteuid()} {os.uname().release}"
     kept = image.remembered(entry).split("\n")[:-1] if entry else []
     if len(kept) == 3 and kept[:2] == [around, seen] and kept[2] in ACCELERATORS:
         return Found(path, seen, kept[2])
@@ -106,13 +106,3 @@ def _kvm(path: str) -> bool:
         child.wait()
         if child.stdout is not None:
             child.stdout.close()
-
-
-def _entry() -> str:
-    """Where the answer lies, "" if there is no room for a cache. Raises StockadeError `place.unsafe`."""
-    try:
-        return f"{places.private(places.cache('qemu'))}/answer"
-    except StockadeError as error:
-        if error.code == "place.unwritable":
-            return ""
-        raise
