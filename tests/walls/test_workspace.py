@@ -16,6 +16,7 @@ from stockade.core.errors import CannotEnforce, StockadeError
 from stockade.core.values import Enforced, Workspace
 from stockade.walls import workspace
 from stockade.walls.workspace import cleanup, defuse, merge, scan
+from stockade.walls.workspace.beneath import Directory
 from walls.workspace_box import Session, git, overlay_works, repository
 
 pytestmark = pytest.mark.wall
@@ -104,6 +105,42 @@ def test_the_report_names_what_changed_with_a_diff(tmp_path: Path, state: Path) 
     assert report["complete"] and report["changed"] >= 6
     assert "-\techo".replace("\t", "\\t") in report["rows"][2]["diff"] or any("curl evil" in row["diff"] for row in report["rows"])
     assert "\x1b" not in json.dumps(report, ensure_ascii=False)
+
+
+def test_what_was_done_before_the_first_look_is_no_less_reported(tmp_path: Path, state: Path) -> None:
+    """The first look comes a moment after the start, and takes what it finds for what was there: but not what the command was quicker with."""
+    top = repository(tmp_path / "w", {"Makefile": "all:\n", "conftest.py": "x = 1\n", "kept/a": ""})
+    for name in ("objects", "refs", "hooks"):
+        (top / "kept" / name).mkdir()
+    (top / "kept/hooks/post-checkout").write_text("#!/bin/sh\n")  # old, and harmless as long as the folder is no repository's
+    session = Session(top, state, remember=False)
+    session.inside("echo evil >> Makefile; echo evil > .envrc; mkdir moved; echo ref: refs/heads/main > kept/HEAD; mv kept moved/.git")
+    session.look()
+    session.inside("echo evil > package.json")
+    report = session.report()
+    assert {(row["path"], row["change"]) for row in report["rows"]} == {
+        ("Makefile", "written"),
+        (".envrc", "written"),
+        ("package.json", "written"),
+    }
+    assert [row["path"] for row in report["held"]] == ["moved/.git/hooks"]
+    assert report["complete"] and "+evil" in report["rows"][0]["diff"]
+
+
+def test_a_file_that_changes_while_it_is_looked_at_is_reported(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = repository(tmp_path / "w", {"Makefile": "all:\n"})
+    session = Session(top, state, remember=False)
+    really = Directory.read
+
+    def late(here: Directory, name: str, limit: int) -> bytes | None:
+        if name == "Makefile":
+            (top / name).write_text("evil\n")
+        return really(here, name, limit)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Directory, "read", late)
+        session.look()
+    assert [row["path"] for row in session.report()["rows"]] == ["Makefile"]
 
 
 def hard_link(tmp_path: Path) -> tuple[Path, Path]:

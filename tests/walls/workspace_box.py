@@ -79,7 +79,8 @@ class Session:
         for each in (*self.view.facts["nested"], self.view.facts):
             if each["git"]:
                 bringback.remember(each)
-        self.before = scan.baseline(str(self.top), frozenset(self.view.facts["skip"]))
+        started = self.view.facts["started"] - nested.SLACK
+        self.before = scan.baseline(str(self.top), frozenset(self.view.facts["skip"]), started=started)
         (self.directory / "baseline").write_bytes(marshal.dumps(self.before.plain()))
         assert nested.load(str(self.directory / "baseline"))["complete"]
 

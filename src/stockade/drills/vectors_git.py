@@ -11,6 +11,11 @@ _TWIN = (
     "echo new >> data.txt && git add data.txt && git -c user.name=a -c user.email=a@files.test commit -qm work && git checkout -q -b feature && git status -s "
     "&& git log --oneline | grep work"
 )
+_FOR_LATER = (
+    "echo 'touch ~/pwned' > .envrc; printf 'all:\\n\\ttouch ~/pwned\\n' > Makefile; echo '{}' > package.json; mkdir -p .vscode .claude .husky "
+    ".github/workflows; echo '{}' > .vscode/tasks.json; echo '{}' > .claude/settings.json; echo x > .husky/pre-commit; echo x > conftest.py; "
+    "echo x > .github/workflows/ci.yml"
+)
 
 
 def _git(name: str, about: str, *attack: str, after: str = _LATER, setup: str = _REPOSITORY, twin: str = _TWIN) -> Scenario:
@@ -74,12 +79,8 @@ ALL = (
     ),
     Scenario(
         "runs-later", ("B5",), "workspace report", "Files that the host runs later are changed: they must be protected, or reported after the run",
-        (
-            "echo 'touch ~/pwned' > .envrc; printf 'all:\\n\\ttouch ~/pwned\\n' > Makefile; echo '{}' > package.json; mkdir -p .vscode .claude .husky "
-            ".github/workflows; echo '{}' > .vscode/tasks.json; echo '{}' > .claude/settings.json; echo x > .husky/pre-commit; echo x > conftest.py; "
-            "echo x > .github/workflows/ci.yml",
-        ),
-        lambda seen: bool(_unreported(seen)), policy=PLAIN, twin="echo text > notes.txt",
+        (_FOR_LATER, f"{_FOR_LATER}; sleep 1"),  # quicker than the first look, and there when it comes
+        lambda seen: bool(_unreported(seen)), policy=PLAIN, twin="echo text > notes.txt", runs=2,
     ),
 )  # fmt: skip
 

@@ -7,6 +7,7 @@ then makes new and changed repositories harmless, breaks remaining hard links, a
 from __future__ import annotations
 
 import marshal
+import math
 import os
 import stat
 import time
@@ -29,11 +30,16 @@ KEEP_FILE, KEEP_ALL = 64 << 10, 8 << 20  # bytes of content kept for diffs: of o
 class Baseline:
     """What was there: `git` maps a git directory to its inode, `files` a known name to its content, `links` an inode to its links found.
 
-    `pointers` are `.git` files and `linked` symbolic links of that name, both below the top.
+    `repositories` are all git directories, `pointers` are `.git` files and `linked` symbolic links of that name, both below the top.
+
+    INVARIANT: what has changed since the command was `started` is neither in `git` nor in `files`: it is not taken for what was there. The command may be quicker
+    than this look; and change times are the kernel's, which nobody inside can set back (inode(7)).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, started: float = math.inf) -> None:
+        self.started = started
         self.git: dict[str, int] = {}
+        self.repositories: list[str] = []
         self.pointers: list[str] = []
         self.linked: list[str] = []
         self.files: dict[str, bytes | None] = {}
@@ -48,14 +54,17 @@ class Baseline:
     def note_repository(self, here: Directory, rel: str, entries: list[os.DirEntry[str]]) -> None:
         """Note whether the directory at `rel` is a git directory, or has a `.git` that is none."""
         if looks_like_git(entries):
-            self.git[rel] = os.fstat(here.fd).st_ino
+            self.repositories.append(rel)
+            status = os.fstat(here.fd)
+            if status.st_ctime < self.started:  # else it may have been moved here a moment ago, with all that it holds
+                self.git[rel] = status.st_ino
         for entry in entries:
             if rel and entry.name == ".git" and not entry.is_dir(follow_symlinks=False):
                 (self.linked if entry.is_symlink() else self.pointers).append(f"{rel}/.git")
 
     def nested(self) -> list[str]:
         """Every git directory and `.git` file below the top."""
-        return [*(rel for rel in self.git if rel), *self.pointers]
+        return [*filter(None, self.repositories), *self.pointers]
 
 
 def walk(
@@ -102,9 +111,13 @@ def baseline(
     *,
     contents: bool = True,
     closed: frozenset[str] = frozenset(),
+    started: float = math.inf,
 ) -> Baseline:
-    """Look at everything once. Stops early, incomplete, when `ended()`. Without `contents` no file is opened, and those in `closed` never."""
-    found = Baseline()
+    """Look at everything once. Stops early, incomplete, when `ended()`. Without `contents` no file is opened, and those in `closed` never.
+
+    `started` is when a command may have begun to change things (Unix seconds), if it has.
+    """
+    found = Baseline(started)
     with Directory.top(top) as root:
         for here, rel, entries in walk(root, "", skip, found.skipped):
             if ended():
@@ -129,8 +142,10 @@ def _remember(found: Baseline, here: Directory, rel: str, entry: os.DirEntry[str
         found.links.setdefault((status.st_dev, status.st_ino), (status.st_nlink, []))[1].append(rel)
     if contents and names.judge(rel) and not _in_git(rel):
         content = here.read(entry.name, KEEP_FILE) if found.kept < KEEP_ALL else None
-        found.kept += len(content or b"")
-        found.files[rel] = content
+        now = here.stat(entry.name)  # after it was read: what is older than the start then was so while it was read
+        if now is not None and now.st_ctime < found.started:
+            found.kept += len(content or b"")
+            found.files[rel] = content
 
 
 def _ours_to_write(status: os.stat_result) -> bool:
@@ -290,12 +305,13 @@ def run(facts: Facts, wait_for_end: Callable[[], None], ended: Callable[[], bool
             from stockade.walls.workspace import bringback
 
             bringback.remember(each)
-    before = baseline(facts["top"], frozenset(facts["skip"]), ended, closed=frozenset(facts["secrets"]))
+    started = facts["started"] - nested.SLACK
+    before = baseline(facts["top"], frozenset(facts["skip"]), ended, closed=frozenset(facts["secrets"]), started=started)
     path = os.path.join(facts["session"], "baseline")
     with open(f"{path}.new", "wb") as file:
         marshal.dump(before.plain(), file)
     os.replace(f"{path}.new", path)
-    links = break_links(facts["top"], before, facts["started"] - nested.SLACK) if before.complete and facts["mode"] == "rw" else []
+    links = break_links(facts["top"], before, started) if before.complete and facts["mode"] == "rw" else []
     if before.complete:
         _keep(facts, before, links)
     emit(
