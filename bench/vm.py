@@ -99,6 +99,25 @@ def memory(pid: int) -> dict[str, int]:
     return found
 
 
+FILL = "import time; held = bytearray(b'a') * (512 << 20); print(open('/proc/meminfo').read(), flush=True); time.sleep(60)"
+
+
+def filled(plan: wall.Plan) -> float:
+    """MiB of the host's that a machine takes (Pss), for each that its guest uses by its own account (MemTotal - MemFree), with 512 MiB in one program's hands."""
+    box, _ = started(plan)
+    out, end = os.pipe()
+    box.spawn(["/usr/bin/python3", "-c", FILL], env=ENVIRONMENT, stdout=end)
+    os.close(end)
+    said = b""
+    while b"DirectMap4k" not in said:
+        said += os.read(out, 1 << 16)
+    facts = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in said.decode().splitlines()) if value}
+    ratio = memory(box.pid)["pss"] / (facts["MemTotal"] - facts["MemFree"])
+    os.close(out)
+    box.close()
+    return ratio
+
+
 def stream(plan: wall.Plan, size: int) -> float:
     """Megabytes a second that a command writes to a pipe of ours."""
     box, _ = started(plan)
@@ -143,6 +162,7 @@ def main() -> int:
             rows["machine stands, ms"].append(stands * 1000)
             rows["first true, ms"].append(done * 1000)
             rows["exec, ms"] += [one * 1000 for one in more]
+        ratio = filled(plan)
         rate = statistics.median(stream(plan, 64 << 20) for _ in range(3))
         boxes = []
         began = time.perf_counter()
@@ -158,6 +178,7 @@ def main() -> int:
         "rounds": given.rounds, "cold boot and save, s": round(cold, 2), **medians, "stream out, MB/s": round(rate, 1),
         f"{given.many} machines after each other, s": round(many, 2),
         "memory of one of them, MiB": {name: round(statistics.median(one[name] for one in used) / 1024, 1) for name in ("pss", "private")},
+        "Pss / what the guest uses, 512 MiB held": round(ratio, 2),
     }  # fmt: skip
     if given.json:
         print(json.dumps(found, indent=2))
