@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -15,111 +14,20 @@ from typing import Any
 
 import pytest
 
-from session.supervised import Place, Terminal, offspring, share_cache
+from cli.clients import PATIENCE, Piped, Remote, fresh, processes
+from session.supervised import Place, Terminal, offspring
 from stockade.server import tools
 from stockade.walls import bubblewrap, gvisor
 from stockade.walls.vm import wall as vm
-from walls.boxes import require, scratch, until
+from walls.boxes import require, until
 
 pytestmark = pytest.mark.wall
-PATIENCE = 120  # seconds for whatever has to come
-
-
-def lines(fd: int) -> Iterator[bytes]:
-    """The lines that come out of a pipe, until it ends or none has come for long."""
-    held = b""
-    while select.select([fd], [], [], PATIENCE)[0] and (piece := os.read(fd, 1 << 16)):
-        *whole, held = (held + piece).split(b"\n")
-        yield from whole
-
-
-class Client:
-    """What an MCP client does. Every line of the server has to be a message; answers are kept by their id."""
-
-    def __init__(self, place: Place, *options: str, before: str = "") -> None:
-        self.place, self.last = place, 0
-        self.seen: dict[object, dict[str, Any]] = {}
-        words = ["-m", "stockade", "tools"]
-        if before:
-            words = ["-c", f"import sys\n{before}\nfrom stockade.cli import main\nsys.exit(main(['tools', *sys.argv[1:]]))"]
-        with (place.root / "said").open("ab") as said:
-            self.server = subprocess.Popen(
-                [sys.executable, *words, *options],
-                cwd=place.work,
-                env=place.env,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=said,
-            )
-        assert self.server.stdout
-        self.lines = lines(self.server.stdout.fileno())
-        self.hello = self.ask("initialize", protocolVersion="2025-06-18", capabilities={}, clientInfo={"name": "test", "version": "0"})
-        self.send({"jsonrpc": "2.0", "method": "notifications/initialized"})
-
-    def write(self, data: bytes) -> None:
-        assert self.server.stdin
-        self.server.stdin.write(data)
-        self.server.stdin.flush()
-
-    def send(self, message: object) -> None:
-        self.write(json.dumps(message).encode() + b"\n")
-
-    def begin(self, method: str, **params: object) -> int:
-        """Send a request; its id."""
-        self.last += 1
-        self.send({"jsonrpc": "2.0", "id": self.last, "method": method, "params": params})
-        return self.last
-
-    def answer(self, ident: object) -> dict[str, Any]:
-        """The answer to a request, whichever come before."""
-        while ident not in self.seen:
-            line = next(self.lines, b"")
-            assert line, f"no answer to {ident}; " + (self.place.root / "said").read_text()
-            message = json.loads(line)
-            assert message["jsonrpc"] == "2.0" and line.isascii()
-            self.seen[message["id"]] = message
-        return self.seen.pop(ident)
-
-    def ask(self, method: str, **params: object) -> dict[str, Any]:
-        return self.answer(self.begin(method, **params))
-
-    def start(self, name: str, **arguments: object) -> int:
-        return self.begin("tools/call", name=name, arguments=arguments)
-
-    def end(self, ident: int) -> tuple[bool, str]:
-        """(failed, all text) of a call."""
-        found = self.answer(ident)["result"]
-        return found["isError"], "\n".join(block["text"] for block in found["content"])
-
-    def call(self, name: str, **arguments: object) -> tuple[bool, str]:
-        return self.end(self.start(name, **arguments))
-
-    def good(self, name: str, **arguments: object) -> str:
-        failed, text = self.call(name, **arguments)
-        assert not failed, text
-        return text
-
-    def close(self) -> int:
-        assert self.server.stdin and self.server.stdout
-        self.server.stdin.close()
-        try:
-            return self.server.wait(PATIENCE)
-        finally:
-            self.server.kill()
-            self.server.wait()
-            self.server.stdout.close()
-
-
-def fresh(root: Path) -> Place:
-    require()
-    share_cache(f"{scratch()}/xdg_cache_home")
-    return Place(root)
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Piped]:
     """One server for every test that leaves it as it was."""
-    client = Client(fresh(tmp_path_factory.mktemp("tools")))
+    client = Piped(fresh(tmp_path_factory.mktemp("tools")))
     yield client
     assert client.close() == 0
 
@@ -129,7 +37,7 @@ def place(tmp_path: Path) -> Place:
     return fresh(tmp_path)
 
 
-def natively(client: Client, script: str, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def natively(client: Piped, script: str, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """The very command that a tool runs, without a wall."""
     return subprocess.run(["/bin/sh", "-c", script, "sh", *words], cwd=client.place.work, input=stdin, capture_output=True, timeout=60)
 
@@ -137,7 +45,7 @@ def natively(client: Client, script: str, *words: str, stdin: bytes = b"") -> su
 # ---- the protocol -------------------------------------------------------------------------------------------------------------------
 
 
-def test_it_says_what_it_is_and_what_each_tool_takes(shared: Client) -> None:
+def test_it_says_what_it_is_and_what_each_tool_takes(shared: Piped) -> None:
     hello = shared.hello["result"]
     assert hello["protocolVersion"] == "2025-06-18" and hello["serverInfo"]["name"] == "stockade" and hello["capabilities"] == {"tools": {}}
     for asked, given in (("2024-11-05", "2024-11-05"), ("2031-01-01", "2025-06-18"), (None, "2025-06-18")):
@@ -168,7 +76,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("why", BAD)
-def test_bad_input_is_an_error_and_the_server_goes_on(shared: Client, why: str) -> None:
+def test_bad_input_is_an_error_and_the_server_goes_on(shared: Piped, why: str) -> None:
     data, code, ident = BAD[why]
     shared.write(data + b"\n")
     assert shared.answer(ident)["error"]["code"] == code
@@ -190,11 +98,11 @@ def test_bad_input_is_an_error_and_the_server_goes_on(shared: Client, why: str) 
         ("restart", {"wall": "none"}),
     ],
 )
-def test_wrong_arguments_run_nothing(shared: Client, name: str, arguments: dict[str, object]) -> None:
+def test_wrong_arguments_run_nothing(shared: Piped, name: str, arguments: dict[str, object]) -> None:
     assert shared.answer(shared.start(name, **arguments))["error"]["code"] == -32602
 
 
-def test_a_client_that_does_not_read_holds_nothing_up_for_ever(shared: Client) -> None:
+def test_a_client_that_does_not_read_holds_nothing_up_for_ever(shared: Piped) -> None:
     many = range(10_000, 15_000)
     asked = b"".join(json.dumps({"jsonrpc": "2.0", "id": ident, "method": "tools/list"}).encode() + b"\n" for ident in many)
     writer = threading.Thread(target=shared.write, args=(asked,))
@@ -227,7 +135,7 @@ def test_a_person_at_a_terminal_is_told_how_to_use_it(place: Place) -> None:
 # ---- the tools ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_command_tells_its_streams_and_how_it_ended(shared: Client) -> None:
+def test_a_command_tells_its_streams_and_how_it_ended(shared: Piped) -> None:
     assert shared.good("bash", command="echo out; echo err >&2; exit 3") == "exit code 3\nstdout:\nout\n\nstderr:\nerr\n"
     (shared.place.work / "sub").mkdir()
     assert shared.good("bash", command="pwd; cat", cwd="sub") == f"exit code 0\nstdout:\n{shared.place.work}/sub\n"
@@ -247,7 +155,7 @@ def test_a_command_tells_its_streams_and_how_it_ended(shared: Client) -> None:
     assert shared.good("bash", command="x=1; cd /") and shared.good("bash", command='echo "$x"; pwd').endswith(f"\n\n{shared.place.work}\n")
 
 
-def test_files_are_written_read_and_changed(shared: Client) -> None:
+def test_files_are_written_read_and_changed(shared: Piped) -> None:
     content = "".join(f"line {number} \N{SNOWMAN}\n" for number in range(1, 3001))
     shared.good("write", path="new/folder/-odd name.txt", content=content)
     file = shared.place.work / "new/folder/-odd name.txt"
@@ -289,7 +197,7 @@ def test_files_are_written_read_and_changed(shared: Client) -> None:
         assert failed and why
 
 
-def test_calls_run_beside_one_another(shared: Client) -> None:
+def test_calls_run_beside_one_another(shared: Piped) -> None:
     first = shared.start("bash", command="until [ -e signal ]; do sleep 0.05; done; echo seen")
     (shared.place.work / "count").write_text("0")
     changes = [shared.start("edit", path="count", old="0", new="00", all=True) for _ in range(8)]
@@ -299,30 +207,29 @@ def test_calls_run_beside_one_another(shared: Client) -> None:
     assert shared.end(first) == (False, "exit code 0\nstdout:\nseen\n")
 
 
-def test_a_call_that_is_cancelled_ends_inside_and_is_not_answered(shared: Client) -> None:
+def test_a_call_that_is_cancelled_ends_inside_and_is_not_answered(shared: Piped) -> None:
     call = shared.start("bash", command="sleep 4711 & echo $$ > pid; sleep 4711")
     assert until(lambda: (shared.place.work / "pid").exists() and (shared.place.work / "pid").read_text().endswith("\n"), PATIENCE)
     count = "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -c ^4711"
     assert shared.good("bash", command=count).endswith("\n2\n")
-    shared.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": call, "reason": "enough"}})
-    for wrong in (None, True, [call], 10**9):
-        shared.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": wrong}})
+    for wrong in (None, True, [call], 10**9, call):
+        shared.cancel(wrong)
     assert until(lambda: shared.good("bash", command=f"{count} || true").endswith("\n0\n"), PATIENCE)
     assert call not in shared.seen
 
 
-def test_no_more_than_so_many_calls_run_at_once(shared: Client) -> None:
+def test_no_more_than_so_many_calls_run_at_once(shared: Piped) -> None:
     shared.good("bash", command="mkfifo never")
     calls = [shared.start("bash", command="cat never") for _ in range(64)]
     shared.send({"jsonrpc": "2.0", "id": calls[0], "method": "tools/call", "params": {"name": "list"}})
     assert shared.answer(calls[0])["error"]["code"] == -32600
     assert shared.answer(shared.start("list"))["error"]["code"] == -32000
     for call in calls:
-        shared.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": call}})
+        shared.cancel(call)
     assert "never" in shared.good("list")
 
 
-def test_every_command_is_on_record(shared: Client) -> None:
+def test_every_command_is_on_record(shared: Piped) -> None:
     shared.good("bash", command="echo on-record")
     started = [event["command"] for event in shared.place.ledger() if event["kind"] == "exec.start"]
     assert ["/bin/sh", "-c", tools.BASH, "sh", "echo on-record", "."] in started
@@ -334,7 +241,7 @@ SECRET = "the-secret-of-the-host"
 
 
 @pytest.mark.parametrize("way", ["upwards", "absolute", "link", "folder link", "bash", "search", "list", "edit"])
-def test_what_is_outside_the_workspace_is_not_read(shared: Client, way: str) -> None:
+def test_what_is_outside_the_workspace_is_not_read(shared: Piped, way: str) -> None:
     work, outside = shared.place.work, shared.place.root / "outside"
     outside.mkdir(exist_ok=True)
     (outside / "secret").write_text(f"{SECRET}\n")
@@ -365,7 +272,7 @@ def test_what_is_outside_the_workspace_is_not_read(shared: Client, way: str) -> 
 
 
 @pytest.mark.parametrize("way", ["write", "link", "bash"])
-def test_what_is_outside_the_workspace_is_not_written(shared: Client, way: str) -> None:
+def test_what_is_outside_the_workspace_is_not_written(shared: Piped, way: str) -> None:
     work, outside = shared.place.work, shared.place.root / "planted"
     outside.mkdir(exist_ok=True)
     if not (work / "way-out").is_symlink():
@@ -393,11 +300,11 @@ WALLS: dict[str, tuple[Any, Sequence[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", WALLS)
-def test_a_dead_sandbox_is_told_and_nothing_runs_on_the_host(place: Place, name: str) -> None:
+@pytest.mark.parametrize(("name", "way"), [("bubblewrap", Piped), ("gvisor", Piped), ("vm", Piped), ("bubblewrap", Remote), ("vm", Remote)])
+def test_a_dead_sandbox_is_told_and_nothing_runs_on_the_host(place: Place, name: str, way: type[Piped | Remote]) -> None:
     wall, options, part = WALLS[name]
     require(wall)
-    client = Client(place, "--wall", name, *options)
+    client = way(place, "--wall", name, *options)
     marker = place.root / "ran-on-the-host"
     try:
         client.good("bash", command="echo kept > kept; echo lost > /tmp/lost; sync")
@@ -430,7 +337,7 @@ def test_a_dead_sandbox_is_told_and_nothing_runs_on_the_host(place: Place, name:
 
 
 def test_one_that_never_stands_is_told_and_nothing_runs_on_the_host(place: Place) -> None:
-    client = Client(place, before="import stockade.walls.bubblewrap as b; b.PROGRAMS = ('/nowhere/bwrap',)")
+    client = Piped(place, before="import stockade.walls.bubblewrap as b; b.PROGRAMS = ('/nowhere/bwrap',)")
     try:
         for name, arguments in (
             ("bash", {"command": f"touch {place.root}/ran {place.work}/ran"}),
@@ -447,7 +354,7 @@ def test_one_that_never_stands_is_told_and_nothing_runs_on_the_host(place: Place
 def test_a_limit_and_a_restart_in_the_middle_are_told(place: Place) -> None:
     # Whatever is printed in the server by mistake is no message.
     stray = "import stockade.server.mcp as m; begin = m.Sandbox.begin; m.Sandbox.begin = lambda self: (print('stray', flush=True), begin(self))[1]"
-    client = Client(place, "--limit", "output=1MiB", "--wall", "bubblewrap", before=stray)
+    client = Piped(place, "--limit", "output=1MiB", "--wall", "bubblewrap", before=stray)
     try:
         failed, text = client.call("bash", command="yes")
         assert failed and "bytes of output (session.limit)" in text and "restart" in text
@@ -461,13 +368,15 @@ def test_a_limit_and_a_restart_in_the_middle_are_told(place: Place) -> None:
         assert client.close() == 0
 
 
-@pytest.mark.parametrize("how", ["end of input", "SIGTERM", "SIGKILL"])
-def test_nothing_outlives_the_server(place: Place, how: str) -> None:
-    client = Client(place, "--wall", "bubblewrap")
+@pytest.mark.parametrize(
+    ("way", "how"),
+    [(Piped, "end of input"), *((way, name) for way in (Piped, Remote) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGKILL"))],
+)
+def test_nothing_outlives_the_server(place: Place, way: type[Piped | Remote], how: str) -> None:
+    client = way(place, "--wall", "bubblewrap")
     client.start("bash", command="setsid sleep 300 & echo begun > begun; sleep 300")
     assert until(lambda: (place.work / "begun").exists(), PATIENCE)
-    inside = [pid for pid, line in offspring(client.server.pid).items() if line.startswith("sleep 300")]
-    assert len(inside) == 2
+    inside = processes(client, "sleep 300", 2)
     if how != "end of input":
         client.server.send_signal(getattr(signal, how))
     assert client.server.wait(PATIENCE) in (0, -signal.SIGKILL) if how != "end of input" else client.close() == 0

@@ -43,6 +43,7 @@ BOUNDS = {
     "core/asks.py": 540,
     "session/changes.py": 160,
     "server/": 300,
+    "server/bearer.py": 290,
     "server/rpc.py": 550,
     "checks/reviewing.py": 650,
     "core/brought.py": 250,

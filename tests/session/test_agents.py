@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -269,10 +270,24 @@ def test_at_a_terminal_claude_asks_about_the_folder_and_nothing_else(machine: Ma
     assert all(own_call(record) for record in machine.yard.take())
 
 
+# Starts the server, which writes the configuration of its client; then the agent; then ends the server.
+OVER_HTTP = """
+set -eu
+"$@" tools --http --mcp-config ../tools.json &
+until [ -e ../tools.json ]; do sleep 0.1; done
+status=0
+"${CLAUDE[@]}" --mcp-config ../tools.json || status=$?
+kill $!
+wait $!
+exit $status
+"""
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.agents
 @pytest.mark.wall
-def test_claude_outside_with_tools_inside(machine: Machine) -> None:
+@pytest.mark.parametrize("way", ["stdio", "http"])
+def test_claude_outside_with_tools_inside(machine: Machine, way: str) -> None:
     """The other way round (docs/tools.md): with its own tools it does on the host what an attacker ordered, with ours in the sandbox alone."""
     machine.env |= {
         "CLAUDE_CONFIG_DIR": f"{HOME}/config",
@@ -291,8 +306,11 @@ def test_claude_outside_with_tools_inside(machine: Machine) -> None:
     machine.yard.take()
 
     server = {"mcpServers": {"stockade": {"command": STOCKADE[0], "args": [*STOCKADE[1:], "tools"]}}}
-    only = ("--strict-mcp-config", "--mcp-config", json.dumps(server), "--tools", "", "--allowedTools", "mcp__stockade__*")
-    done = machine.run(*claude, *only)
+    only = (*claude, "--strict-mcp-config", "--tools", "", "--allowedTools", "mcp__stockade__*")
+    if way == "stdio":
+        done = machine.run(*only, "--mcp-config", json.dumps(server))
+    else:
+        done = machine.run("bash", "-c", f"CLAUDE=({shlex.join(only)})\n{OVER_HTTP}", "http", *STOCKADE)
     assert (machine.case.workspace / "made.txt").read_text() == "yes\n", done.stdout + done.stderr
     assert not marker.exists()
     offered = [

@@ -15,7 +15,9 @@ from urllib.parse import parse_qs
 from stockade.core.frozen import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
+
+    from starlette.types import Scope
 
 ADDRESS = "127.0.0.1"
 COOKIE = "stockade"
@@ -33,7 +35,10 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-_ONCE = ("host", "origin", "cookie", "content-length", "content-type", "sec-fetch-site")
+_ONCE = (
+    *("host", "origin", "cookie", "content-length", "content-type", "sec-fetch-site"),
+    *("authorization", "accept", "mcp-session-id", "mcp-protocol-version"),
+)
 
 
 @frozen
@@ -44,6 +49,12 @@ class Asking:
     path: str
     query: str = ""
     headers: tuple[tuple[str, str], ...] = ()
+
+
+def asking(scope: Scope) -> Asking:
+    """What a request of a server (ASGI) says of itself."""
+    lines = tuple((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"])
+    return Asking(scope["method"], scope["path"], scope["query_string"].decode("latin-1"), lines)
 
 
 class Refused(Exception):
@@ -70,11 +81,11 @@ class Access:
 
     def enter(self, asking: Asking) -> str:
         """ "" if a request may pass; what the cookie is to be if it comes by the link, which is used up by that. Raises Refused."""
-        said = _said(asking.headers)
+        said = headers(asking)
         if said.get("host") not in self._hosts:  # another name that leads here: DNS rebinding
             raise Refused("This is not the address that the terminal shows.")
         room, slash, rest = asking.path.removeprefix("/").partition("/")
-        if not slash or not _same(room, self.room):
+        if not slash or not same(room, self.room):
             raise Refused("Open the link that the terminal shows.")
         site, page = said.get("sec-fetch-site", ""), rest == "" and asking.method == "GET"
         if site not in (("none", "same-origin") if page else ("same-origin",)):
@@ -82,11 +93,11 @@ class Access:
                 "Another page led here, or this browser does not say which one did. Copy the link from the terminal into its address bar."
             )
         if page and "link" in (query := parse_qs(asking.query)):
-            if not self._link or not _same(query["link"][0], self._link):
+            if not self._link or not same(query["link"][0], self._link):
                 raise Refused("This link was used already. The terminal shows the next one.")
             self._link = ""
             return f"{COOKIE}={self._cookie}; Path=/{self.room}/; HttpOnly; SameSite=Strict"
-        if not any(_same(value, self._cookie) for value in _cookies(said.get("cookie", ""))):
+        if not any(same(value, self._cookie) for value in _cookies(said.get("cookie", ""))):
             raise Refused("Open the link that the terminal shows.")
         if asking.method == "POST":
             _post(said)
@@ -95,9 +106,10 @@ class Access:
         return ""
 
 
-def _said(headers: Iterable[tuple[str, str]]) -> Mapping[str, str]:
+def headers(asking: Asking) -> Mapping[str, str]:
+    """The headers by name. Raises Refused where one that counts is there twice."""
     found: dict[str, str] = {}
-    for name, value in headers:
+    for name, value in asking.headers:
         if name in found and name in _ONCE:
             raise Refused("A header that counts is there twice.")
         found[name] = value
@@ -120,5 +132,6 @@ def _cookies(text: str) -> list[str]:
     return [value for name, _, value in (part.strip().partition("=") for part in text.split(";")) if name == COOKIE]
 
 
-def _same(one: str, other: str) -> bool:
+def same(one: str, other: str) -> bool:
+    """Whether what a request says is a secret of ours, in a time that tells nothing."""
     return secrets.compare_digest(one.encode("utf-8", "surrogateescape"), other.encode())

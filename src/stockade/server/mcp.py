@@ -1,4 +1,4 @@
-"""The server of `stockade tools`: the Model Context Protocol on standard input and output, for one sandbox at a time.
+"""The server of `stockade tools`: the Model Context Protocol for one sandbox at a time, and on standard input and output (streamable.py has it over HTTP).
 
 Source: the specification's revision 2025-06-18 (lifecycle, stdio, cancellation, tools). It decides nothing and runs nothing: a call becomes a command of a live session, or an error.
 """
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stockade.core.values import Policy
+
+    Send = Callable[[bytes], None]
 
 REVISIONS = ("2025-06-18", "2025-03-26", "2024-11-05")  # of the protocol; what we use of them is the same in all
 MOST = 64  # calls at once
@@ -92,25 +94,33 @@ class Sandbox:
 
 
 class Server:
-    """Answers messages by `send`, which is given whole lines. Calls of tools run beside one another."""
+    """Answers the messages of one client, each by the `send` that came with it, which is given whole lines. Calls of tools run beside one another."""
 
-    def __init__(self, sandbox: Sandbox, send: Callable[[bytes], None]) -> None:
-        self._sandbox, self._send = sandbox, send
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
         self._calls: dict[Ident, asyncio.Task[None]] = {}
         self._changing = asyncio.Lock()  # an edit reads a file and then writes it
 
-    def take(self, message: Call | Fault) -> None:
-        """Act upon one message. Never raises, and never waits."""
+    @property
+    def running(self) -> int:
+        """How many calls of tools run."""
+        return len(self._calls)
+
+    def take(self, message: Call | Fault, send: Send) -> asyncio.Task[None] | None:
+        """Act upon one message, and give the call of a tool that it has started, which is answered when that ends (or not at all: it was cancelled). Never raises, and never waits."""
         try:
             if isinstance(message, Fault):
                 raise message
             if message.ident is None:
                 self._notified(message)
+            elif message.method == "tools/call":
+                return self._call(message, message.ident, send)
             else:
-                self._asked(message, message.ident)
+                send(rpc.result(message.ident, _said(message)))
         except Fault as fault:
             ident = message.ident if fault.ident is None else fault.ident
-            self._send(rpc.error(Fault(fault.code, str(fault), ident)))
+            send(rpc.error(Fault(fault.code, str(fault), ident)))
+        return None
 
     def _notified(self, message: Call) -> None:
         if message.method == "notifications/initialized":
@@ -121,31 +131,7 @@ class Server:
             if call is not None:
                 call.cancel()
 
-    def _asked(self, message: Call, ident: Ident) -> None:
-        match message.method:
-            case "initialize":
-                wanted = message.params.get("protocolVersion")
-                self._send(
-                    rpc.result(
-                        ident,
-                        {
-                            "protocolVersion": wanted if wanted in REVISIONS else REVISIONS[0],
-                            "capabilities": {"tools": {}},
-                            "serverInfo": {"name": "stockade", "version": __version__},
-                            "instructions": INSTRUCTIONS,
-                        },
-                    )
-                )
-            case "ping":
-                self._send(rpc.result(ident, {}))
-            case "tools/list":
-                self._send(rpc.result(ident, {"tools": [tool.described(name) for name, tool in TOOLS.items()]}))
-            case "tools/call":
-                self._call(message, ident)
-            case _:
-                raise Fault(NO_METHOD, f"there is no method {message.method[:100]!r}")
-
-    def _call(self, message: Call, ident: Ident) -> None:
+    def _call(self, message: Call, ident: Ident, send: Send) -> asyncio.Task[None]:
         name = message.params.get("name")
         if not isinstance(name, str) or name not in TOOLS:
             raise Fault(BAD_PARAMS, f"there is no tool {str(name)[:100]!r}; there are: {', '.join(TOOLS)}")
@@ -154,22 +140,23 @@ class Server:
             raise Fault(INVALID, "a call with this id is running")
         if len(self._calls) >= MOST:
             raise Fault(BUSY, f"{MOST} calls are running already; wait for one of them")
-        task = asyncio.ensure_future(self._answer(ident, name, arguments))
+        task = asyncio.ensure_future(self._answer(ident, name, arguments, send))
         self._calls[ident] = task
         task.add_done_callback(lambda done: self._calls.pop(ident) if self._calls.get(ident) is done else None)
+        return task
 
-    async def _answer(self, ident: Ident, name: str, arguments: dict[str, Any]) -> None:
+    async def _answer(self, ident: Ident, name: str, arguments: dict[str, Any], send: Send) -> None:
         try:
             answer = await self._run(name, arguments)
         except Fault as fault:
-            self._send(rpc.error(Fault(fault.code, str(fault), ident)))
+            send(rpc.error(Fault(fault.code, str(fault), ident)))
             return
         except StockadeError as error:
             gone = isinstance(error, SessionEnded | WallFailed | CannotEnforce)
             answer = Answer((f"{error.message} ({error.code}). {error.hint} {ANEW if gone else ''}".strip(),), True)
         except Exception as error:  # INVARIANT: a bug of ours is an error of this call; it runs nothing, and the next call is answered
             answer = Answer((f"a bug in stockade, please report it: {type(error).__name__}: {error}",), True)
-        self._send(rpc.result(ident, {"content": [{"type": "text", "text": text} for text in answer.blocks], "isError": answer.failed}))
+        send(rpc.result(ident, {"content": [{"type": "text", "text": text} for text in answer.blocks], "isError": answer.failed}))
 
     async def _run(self, name: str, arguments: dict[str, Any]) -> Answer:
         run = TOOLS[name].run
@@ -188,6 +175,25 @@ class Server:
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
+
+
+def _said(message: Call) -> dict[str, Any]:
+    """The answer to what asks for no tool to be run. Raises Fault."""
+    match message.method:
+        case "initialize":
+            wanted = message.params.get("protocolVersion")
+            return {
+                "protocolVersion": wanted if wanted in REVISIONS else REVISIONS[0],
+                "capabilities": {"tools": {}},
+                "serverInfo": {"name": "stockade", "version": __version__},
+                "instructions": INSTRUCTIONS,
+            }
+        case "ping":
+            return {}
+        case "tools/list":
+            return {"tools": [tool.described(name) for name, tool in TOOLS.items()]}
+        case _:
+            raise Fault(NO_METHOD, f"there is no method {message.method[:100]!r}")
 
 
 class Output:
@@ -248,7 +254,7 @@ async def serve(policy: Policy, cwd: str, stdin: int, stdout: int, tell: Callabl
             loop.remove_reader(stdin)
             over.set()
         for message in lines.feed(data):
-            server.take(message)
+            server.take(message, output.send)
         if output.size > BACKLOG:
             loop.remove_reader(stdin)
 
@@ -259,7 +265,7 @@ async def serve(policy: Policy, cwd: str, stdin: int, stdout: int, tell: Callabl
 
     output = Output(stdout, over.set, listen)
     sandbox = Sandbox(policy, cwd, tell)
-    server = Server(sandbox, output.send)
+    server = Server(sandbox)
     try:
         try:
             listen()

@@ -20,7 +20,7 @@ from starlette.routing import Mount, Route
 from stockade.core.asks import lesson, safe
 from stockade.core.errors import StockadeError
 from stockade.core.frozen import plain
-from stockade.server.access import HEADERS, Access, Asking, Refused
+from stockade.server.access import HEADERS, Access, Refused, asking
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -75,7 +75,7 @@ class Page:
             await send(message)
 
         try:
-            cookie = self._access.enter(_asking(scope))
+            cookie = self._access.enter(asking(scope))
         except Refused as error:
             await PlainTextResponse(f"Refused. {error}\n", 403)(scope, receive, guarded)
             return
@@ -156,11 +156,6 @@ class Page:
         if session not in self._seen:
             raise StockadeError("this session has nothing that waits", code="approval.gone", hint="It was answered already, or has ended.")
         return self._seen[session]
-
-
-def _asking(scope: Scope) -> Asking:
-    headers = tuple((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"])
-    return Asking(scope["method"], scope["path"], scope["query_string"].decode("latin-1"), headers)
 
 
 def _shown(one: Waiting) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""JSON-RPC 2.0 in lines, without I/O: bytes in, messages and faults out, and the texts of answers. What a client of `stockade tools` sends is read here and nowhere else.
+"""JSON-RPC 2.0 without I/O: bytes in, messages and faults out, and the texts of answers. What a client of `stockade tools` sends is read here and nowhere else.
 
-One message is one line (Model Context Protocol, revision 2025-06-18, "stdio"). Batches are refused, as that revision does.
+One message is one line, or the body of one request of HTTP (Model Context Protocol, revision 2025-06-18, "Transports"). Batches are refused, as that revision does.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ class Lines:
 
 
 def read(line: bytes) -> Call | Fault | None:
-    """What one line says; None for a response, since we ask nothing. Never raises."""
+    """What one line or body says; None for a response, since we ask nothing. Never raises."""
     try:
         said = json.loads(line.decode("utf-8"), parse_constant=_never)
     except (ValueError, RecursionError):  # no UTF-8, no JSON, a number that is none, nested without end
-        return Fault(PARSE, "the line is no JSON text")
+        return Fault(PARSE, "this is no JSON text")
     if not isinstance(said, dict):
         return Fault(INVALID, "a message is one JSON object; batches are not taken")
     ident = said.get("id")
