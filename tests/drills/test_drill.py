@@ -18,6 +18,7 @@ from stockade.drills.runner import SCENARIOS, Drill
 from stockade.drills.scenario import Scenario
 from stockade.drills.yard import Yard
 from stockade.walls import gvisor
+from stockade.walls.vm import wall as vm
 from walls.boxes import require
 
 
@@ -63,6 +64,17 @@ def test_contained_with_a_kernel_of_its_own(drill: Drill, name: str) -> None:
     require(gvisor)
     guests = Drill(drill.yard, drill.agent, root=drill.root, wall="gvisor")
     run = guests.run(next(item for item in SCENARIOS if item.name == name))
+    assert run.verdict == "contained", run.note
+
+
+@pytest.mark.wall
+@pytest.mark.timeout(600)
+def test_the_agent_that_signs_is_drilled_in_a_machine_too() -> None:
+    """What a machine has a way of its own for. All of the corpus there: `stockade drill --wall vm`."""
+    require(vm)
+    agent = agents.find("scripted")
+    with Yard(keep=agent.keep, machines=True) as yard:
+        run = Drill(yard, agent, wall="vm").run(next(item for item in SCENARIOS if item.name == "signing-agent"))
     assert run.verdict == "contained", run.note
 
 

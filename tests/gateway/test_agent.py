@@ -292,3 +292,38 @@ def test_an_agent_with_a_full_queue_is_not_waited_for(tmp_path: Path) -> None:
         assert time.monotonic() - began < 30
         for one in waiting:
             one.close()
+
+
+# ---- connections that are lent ------------------------------------------------------------------------------------------------------
+
+
+def test_lent_connections_wait_for_whoever_comes_and_each_that_ends_is_lent_anew(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "PATIENCE", 0.2)
+    lent: list[socket.socket] = []
+
+    def give(fd: int) -> None:
+        lent.append(socket.socket(fileno=os.dup(fd)))
+
+    served.agent.lend(give)
+    try:
+        assert len(lent) == agent.MOST
+        served.turn(0.6)
+        assert len(lent) == agent.MOST  # nobody has come, and nobody is late
+        first, slow, wrong, gone = lent[:4]
+        first.sendall(frame(b"ab"))
+        assert served.read(first) == b"ba"
+        slow.sendall(b"\0\0")
+        assert served.read(slow) is None
+        wrong.sendall(frame(b"x" * (LONGEST + 1)))
+        assert served.read(wrong) == b"\x05" and served.read(wrong) is None
+        gone.close()
+        served.turn(0.6)  # the first is late with its next request by now
+        assert served.read(first) is None and len(lent) == agent.MOST + 4
+        lent[-1].sendall(frame(b"cd"))
+        assert served.read(lent[-1]) == b"dc" and served.seen == [b"ab", b"", b"cd"]
+        served.agent.close()
+        served.turn(0.2)
+        assert served.read(lent[4]) is None and len(lent) == agent.MOST + 4
+    finally:
+        for sock in lent:
+            sock.close()

@@ -24,18 +24,34 @@ from session.test_lifecycle import error_of
 from stockade.checks import signing as checks
 from stockade.core.frozen import replace
 from stockade.core.ssh import PublicKey, string
-from stockade.core.values import Environment, Mount, Policy, Signing
+from stockade.core.values import Environment, Limits, Mount, Policy, Signing
 from stockade.drills.vectors_signing import THIEF
 from stockade.session import live
 from stockade.session.confine import AGENT
 from stockade.session.signing import SAMPLE
-from walls.boxes import PYTHON, PYTHON_MOUNTS, until
+from stockade.walls.vm import wall as vm
+from walls.boxes import PYTHON, PYTHON_MOUNTS, require, until
 from walls.workspace_box import git, repository
 
 pytestmark = pytest.mark.wall
 
 COMMIT = "echo more >> a.txt && git -c user.name=a -c user.email=a@example.test commit -qam inside"
 TAG = "git -c user.name=a -c user.email=a@example.test tag -m t v1"
+
+
+# Where the socket that signs is one of the host's that is mounted, and where its connections are lent (docs/walls.md): what policies begin with there, and an interpreter.
+WALLS = {
+    "bubblewrap": (Policy(mounts=PYTHON_MOUNTS), PYTHON),
+    "vm": (Policy(wall="vm", limits=Limits(memory=256 << 20)), "/usr/bin/python3"),
+}
+PATIENCE = 240  # seconds: a machine may have to be booted first, and is slow without KVM
+
+
+@pytest.fixture(params=WALLS)
+def wall(request: pytest.FixtureRequest) -> str:
+    if request.param == "vm":
+        require(vm)
+    return str(request.param)
 
 
 @pytest.fixture
@@ -59,12 +75,18 @@ def payload(where: Path, name: str) -> bytes:
 # ---- the honest use ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [("ed25519",), ("rsa", "-b", "2048"), ("ecdsa", "-b", "384")])
-def test_a_commit_and_a_tag_made_inside_are_accepted_outside_and_the_ledger_names_them(place: Place, kind: tuple[str, ...]) -> None:
+KINDS = [("bubblewrap", ("ed25519",)), ("bubblewrap", ("rsa", "-b", "2048")), ("bubblewrap", ("ecdsa", "-b", "384")), ("vm", ("ed25519",))]
+
+
+@pytest.mark.parametrize(("wall", "kind"), KINDS, indirect=["wall"])
+def test_a_commit_and_a_tag_made_inside_are_accepted_outside_and_the_ledger_names_them(
+    place: Place, wall: str, kind: tuple[str, ...]
+) -> None:
     repository(place.work / "r")
     config = (place.work / "r/.git/config").read_bytes()
     with keyring(*kind) as ring:
-        done = place.run("/bin/sh", "-ec", f"cd r; {COMMIT}; {TAG}", policy=ring.policy(), before=ring.before())
+        script = f"cd r; {COMMIT}; {TAG}"
+        done = place.run("/bin/sh", "-ec", script, policy=ring.policy(WALLS[wall][0]), before=ring.before(), timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         assert 'Good "git" signature for a@example.test' in ring.verify(place.work / "r", "commit", "HEAD")
         assert 'Good "git" signature for a@example.test' in ring.verify(place.work / "r", "tag", "v1")
@@ -132,16 +154,17 @@ def test_a_key_that_is_touched_signs_too(place: Place) -> None:
 WORDS = ("login", "bytes", "namespace", "other-key", "list", "lock", "remove", "remove-all")
 
 
-def thief(place: Place, ring: Keyring, *words: str) -> tuple[str, ...]:
+def thief(place: Place, ring: Keyring, *words: str, python: str = PYTHON) -> tuple[str, ...]:
     """The command of a thief who tries `words`."""
     for name, path in (("thief.py", ""), ("own.pub", "id.pub"), ("other.pub", "other.pub")):
         (place.work / name).write_text((ring.folder / path).read_text() if path else THIEF)
-    return (PYTHON, "-I", "-S", *(f"{place.work}/{name}" for name in ("thief.py", "own.pub", "other.pub")), *words)
+    return (python, "-I", "-S", *(f"{place.work}/{name}" for name in ("thief.py", "own.pub", "other.pub")), *words)
 
 
-def test_what_a_forwarded_agent_gives_away_ours_does_not_and_the_commit_it_does(place: Place, ring: Keyring) -> None:
-    policy = ring.policy(Policy(mounts=PYTHON_MOUNTS))
-    done = place.run(*thief(place, ring, *WORDS, "commit"), policy=policy, before=ring.before())
+def test_what_a_forwarded_agent_gives_away_ours_does_not_and_the_commit_it_does(place: Place, ring: Keyring, wall: str) -> None:
+    policy, python = WALLS[wall]
+    command = thief(place, ring, *WORDS, "commit", python=python)
+    done = place.run(*command, policy=ring.policy(policy), before=ring.before(), timeout=PATIENCE)
     assert done.stdout.split() == [b"commit", b"gave-away"], done.stderr
     assert ring.run("ssh-add", "-l").stdout.count("ED25519") == 2  # still there, and no other
     rules = ["not-sshsig", "not-sshsig", "namespace", "another-key", "not-offered", "not-offered", "not-offered", "signing"]
@@ -184,20 +207,22 @@ print(hits, looked > 0, [os.path.exists(path) for path in sys.argv[2:]])
 """
 
 
-def test_the_private_key_is_nowhere_inside(place: Place, ring: Keyring) -> None:
+def test_the_private_key_is_nowhere_inside(place: Place, ring: Keyring, wall: str) -> None:
     """As whoever is there, and while signatures are made: neither the key, as it stands in its file or in memory, nor the real agent's socket."""
     body = ring.file.read_bytes().splitlines()[1:-1]
     raw, public = a2b_base64(b"".join(body)), ring.key.blob[-32:]
     at = raw.rindex(public)
     repository(place.work / "r")
-    policy = ring.policy(Policy(mounts=PYTHON_MOUNTS))
+    policy, python = WALLS[wall]
+    script = f"cd r; ({COMMIT}) >&2\n"
     for secret in (raw[at - 32 : at], body[2][:40]):
-        search = f"{PYTHON} -I -S -c '{SEARCH}' {secret[::-1].hex()} {ring.socket} {ring.file}"
-        done = place.run("/bin/sh", "-c", f"cd r; ({COMMIT}); {search}", policy=policy, before=ring.before())
-        assert done.stdout == b"[] True [False, False]\n", done.stderr
-        planted = place.run("/bin/sh", "-c", f"{PYTHON} -c 'import sys; open(\"/tmp/id\", \"wb\").write(bytes.fromhex(sys.argv[1])[::-1])' "
-                            f"{secret[::-1].hex()}; {search}", policy=policy, before=ring.before())  # fmt: skip
-        assert planted.stdout == b"['id'] True [False, False]\n", planted.stderr  # the search finds what is there
+        hidden = secret[::-1].hex()
+        search = f"{python} -I -S -c '{SEARCH}' {hidden} {ring.socket} {ring.file}\n"
+        plant = f'{python} -c \'import sys; open("/tmp/id", "wb").write(bytes.fromhex(sys.argv[1])[::-1])\' {hidden}\n'
+        script += f"{search}{plant}{search}rm /tmp/id\n"  # the search finds what is there
+    done = place.run("/bin/sh", "-c", script, policy=ring.policy(policy), before=ring.before(), timeout=PATIENCE)
+    assert done.stdout == b"[] True [False, False]\n['id'] True [False, False]\n" * 2, done.stderr
+    assert "Good" in ring.verify(place.work / "r", "commit", "HEAD")
 
 
 def test_the_real_agent_is_asked_only_for_what_was_understood_and_after_the_ledger_was_written(place: Place, ring: Keyring) -> None:
@@ -424,7 +449,7 @@ time.sleep(60)
 
 
 def test_a_program_with_many_sandboxes_signs_and_a_client_that_hogs_the_socket_holds_up_nothing_else(
-    tmp_path: Path, ring: Keyring, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ring: Keyring, monkeypatch: pytest.MonkeyPatch, wall: str
 ) -> None:
     from stockade.gateway import agent
 
@@ -434,10 +459,12 @@ def test_a_program_with_many_sandboxes_signs_and_a_client_that_hogs_the_socket_h
     monkeypatch.setattr(agent, "PATIENCE", 5.0)
     repository(tmp_path / "work")
 
+    policy, python = WALLS[wall]
+
     async def main() -> None:
-        async with live.open_session(ring.policy(Policy(mounts=PYTHON_MOUNTS)), cwd=str(tmp_path / "work")) as session:
+        async with live.open_session(ring.policy(policy), cwd=str(tmp_path / "work")) as session:
             assert (await session.exec(["sh", "-c", COMMIT])).exit_code == 0
-            async with await session.start([PYTHON, "-I", "-S", "-c", HOLD]) as hog:
+            async with await session.start([python, "-I", "-S", "-c", HOLD]) as hog:
                 assert (await anext(hog)).data == b"held\n"
                 began = time.monotonic()
                 assert (await session.exec(["echo", "alive"])).stdout == b"alive\n"

@@ -14,7 +14,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -36,6 +36,7 @@ int main(int argc, char **argv) {
     if (argc < 5) return 1;
     int sockets[2] = {atoi(argv[3]), atoi(argv[4])};
     notes = sockets[0];
+    if (argc > 5) listening = atoi(argv[5]);
     tunnel(atoi(argv[2]), !strcmp(argv[1], "guest"), sockets);
     return 7;
 }
@@ -63,13 +64,13 @@ def program() -> str:
 class EndOf:
     """A running end: `near` is the other side of its first socket, `late` of its second."""
 
-    def __init__(self, kind: str, stream: socket.socket) -> None:
+    def __init__(self, kind: str, stream: socket.socket, *listening: socket.socket) -> None:
         self.near, one = native.pair()
         self.late, two = native.pair()
         self.said = os.memfd_create("said", os.MFD_CLOEXEC)
-        fds = [stream.fileno(), one.fileno(), two.fileno()]
+        fds = [stream.fileno(), one.fileno(), two.fileno(), *(sock.fileno() for sock in listening)]
         self.process = subprocess.Popen([program(), kind, *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL, stderr=self.said)
-        for sock in (stream, one, two):
+        for sock in (stream, one, two, *listening):
             sock.close()
 
     def words(self) -> str:
@@ -84,11 +85,11 @@ class EndOf:
 
 
 @contextmanager
-def ends() -> Iterator[tuple[EndOf, EndOf]]:
+def ends(*listening: socket.socket) -> Iterator[tuple[EndOf, EndOf]]:
     """The two ends of a tunnel, joined."""
     left, right = socket.socketpair()
     host = EndOf("host", left)
-    guest = EndOf("guest", right)
+    guest = EndOf("guest", right, *listening)
     try:
         yield host, guest
         for end in (host, guest):
@@ -340,6 +341,102 @@ def test_a_socket_that_is_shut_is_shut_at_the_other_end_and_no_other() -> None:
         assert native.receive(host.near) == ("P", 0, 0, "", [])
 
 
+# ---- connections that the host has lent ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def meeting(tmp_path: Path) -> Iterator[tuple[socket.socket, Callable[[], socket.socket]]]:
+    """A listening socket for the guest's end, and what connects to it."""
+    listening, made = socket.socket(socket.AF_UNIX), []
+    listening.setblocking(False)
+    listening.bind(str(tmp_path / "s"))
+    listening.listen(8)
+
+    def connect() -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(20)
+        sock.connect(str(tmp_path / "s"))
+        made.append(sock)
+        return sock
+
+    yield listening, connect
+    for sock in made:
+        sock.close()
+
+
+def lend(host: EndOf) -> socket.socket:
+    """As walls/vm/wall.py does."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(20)
+    native.request(host.near, "A", 0, fds=(theirs.fileno(), theirs.fileno()))
+    theirs.close()
+    return ours
+
+
+Meeting = tuple[socket.socket, Callable[[], socket.socket]]
+
+
+def test_whoever_connects_in_the_guest_is_joined_to_what_was_lent_and_the_next_one_waits(meeting: Meeting) -> None:
+    listening, connect = meeting
+    with ends(listening) as (host, guest):
+        first, second = lend(host), lend(host)
+        one, two, three = connect(), connect(), connect()
+        for number, sock in enumerate((one, two, three)):
+            sock.sendall(b"from %d" % number)
+        assert (first.recv(100), second.recv(100)) == (b"from 0", b"from 1")
+        first.sendall(b"to 0")
+        second.sendall(b"to 1")
+        assert (one.recv(100), two.recv(100)) == (b"to 0", b"to 1")
+        assert not select.select([three], [], [], 0.2)[0]
+        third = lend(host)
+        assert third.recv(100) == b"from 2"
+        one.close()
+        assert first.recv(100) == b""
+        second.close()
+        assert two.recv(100) == b""
+        execute(host, 1)  # of the guest's init nothing was asked before
+        data, fds = request(guest)
+        assert data[:1] == b"X"
+        for fd in fds:
+            os.close(fd)
+        for sock in (first, third):
+            sock.close()
+
+
+@pytest.mark.parametrize("whose", ["guest", "host", "nobody's"])
+def test_connections_that_are_over_leave_room_for_others(meeting: Meeting, whose: str) -> None:
+    """More than there can be at once, one after another; and an end that stays open keeps nobody busy."""
+    listening, connect = meeting
+    with ends(listening) as (host, _):
+        for number in range(1500):
+            ours = lend(host)
+            if whose == "nobody's":  # taken back before anybody came
+                ours.close()
+                continue
+            theirs = connect()
+            theirs.sendall(b"%d" % number)
+            assert ours.recv(100) == b"%d" % number
+            gone, stays = (theirs, ours) if whose == "guest" else (ours, theirs)
+            gone.close()
+            assert stays.recv(100) == b""
+            if number < 1499:
+                stays.close()
+        before = busy(host)
+        time.sleep(1)
+        assert busy(host) - before < 0.5
+        last = lend(host)
+        connect().sendall(b"last")
+        assert last.recv(100) == b"last"
+        last.close()
+        ours.close()
+
+
+def busy(end: EndOf) -> float:
+    """Seconds of processor time (proc_pid_stat(5))."""
+    fields = Path(f"/proc/{end.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 # ---- hostile ones -----------------------------------------------------------------------------------------------------------------
 
 small = st.integers(0, 6)
@@ -366,9 +463,10 @@ def test_whatever_a_guest_says_the_host_reads_it_or_leaves(said: list[bytes], cu
         out, out_end = os.pipe()
         source, source_end = os.pipe()
         os.write(source_end, b"input")
+        lent = lend(host)
         execute(host, 1, source, out_end, nulls=0b100)
-        opened = frames(stream, 1)
-        assert opened[0][0] == MESSAGE
+        opened = frames(stream, 2)
+        assert [kind for kind, _, _ in opened] == [MESSAGE, MESSAGE]
         data = b"".join(said)
         with suppress(OSError):
             for at in range(0, len(data), cut):
@@ -381,6 +479,10 @@ def test_whatever_a_guest_says_the_host_reads_it_or_leaves(said: list[bytes], cu
         with suppress(BlockingIOError):
             got = os.read(out, 1 << 20)
             assert len(got) <= len(data)
+        with lent:
+            lent.setblocking(False)
+            with suppress(BlockingIOError):
+                assert len(lent.recv(1 << 20)) <= len(data)
         host.near.setblocking(False)
         with suppress(BlockingIOError, ConnectionResetError):
             while (found := native.receive(host.near)) is not None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MOST = 8  # clients at once
 PATIENCE = 20.0  # seconds in which a client has to have sent a whole request
+AGAIN = 0.05  # seconds until a connection that has ended is lent anew: whoever inside begins and ends them without end keeps nobody busy
 LONGEST_ANSWER = 256 << 10  # bytes that the real agent may answer; OpenSSH's own bound
 
 
@@ -69,6 +70,7 @@ class Agent:
         self._loop: Loop | None = None
         self._answer: Callable[[bytes, Reply], None]
         self._clients: dict[int, Client] = {}
+        self._give: Callable[[int], None] | None = None
         self._sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
         path = f"/proc/self/fd/{directory}/{name}"  # a path below somebody's home may be longer than an address can be
         self._sock.bind(path)
@@ -79,6 +81,20 @@ class Agent:
         """Begin to accept. Clients that came before have waited."""
         self._loop, self._answer = loop, answer
         loop.watch(self._sock.fileno(), READ, self._welcome)
+
+    def lend(self, give: Callable[[int], None]) -> None:
+        """Where nobody inside can connect here: `give` is handed one end of each connection, which it does not keep, before anybody has come to the other."""
+        self._give = give
+        for _ in range(MOST):
+            self._lend()
+
+    def _lend(self) -> None:
+        if self._give is not None and self._sock.fileno() >= 0:
+            sock, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+            self._give(theirs.fileno())
+            theirs.close()
+            client = self._clients[sock.fileno()] = Client(sock)
+            self._expect(client, come=False)
 
     def _welcome(self, _events: int) -> None:
         try:
@@ -93,10 +109,10 @@ class Agent:
         client = self._clients[fd] = Client(sock)
         self._expect(client)
 
-    def _expect(self, client: Client) -> None:
+    def _expect(self, client: Client, *, come: bool = True) -> None:
         assert self._loop is not None
         incoming = Incoming(self._longest)
-        client.timer = self._loop.later(PATIENCE, lambda: self._drop(client))
+        client.timer = self._loop.later(PATIENCE, lambda: self._drop(client)) if come else 0
         self._loop.watch(client.sock.fileno(), READ, lambda _events: self._hear(client, incoming))
 
     def _hear(self, client: Client, incoming: Incoming) -> None:
@@ -109,6 +125,8 @@ class Agent:
         except ValueError:
             message, last = b"", True
         if message is None:
+            if not client.timer:  # it was lent, and somebody is there now
+                client.timer = self._loop.later(PATIENCE, lambda: self._drop(client))
             return
         self._loop.forget(client.sock.fileno())
         self._loop.cancel(client.timer)
@@ -133,9 +151,12 @@ class Agent:
             self._loop.cancel(client.timer)
             self._clients.pop(fd, None)
             client.sock.close()
+            if self._give is not None:
+                self._loop.later(AGAIN, self._lend)
 
     def close(self) -> None:
         """Hang up on everybody and refuse whoever comes; the path stays. May be called twice."""
+        self._give = None
         for client in [*self._clients.values()]:
             self._drop(client)
         if self._sock.fileno() >= 0:

@@ -99,7 +99,8 @@ class Signer:
                 )
         environment = dict(wanted.environment)
         folders = environment["PATH"].split(":")
-        if not any(os.access(f"{folder}/ssh-keygen", os.X_OK) for folder in folders):
+        lends = self._session.wall.LENDS  # its root is none of the host's, and what is installed there is seen there
+        if not lends and not any(os.access(f"{folder}/ssh-keygen", os.X_OK) for folder in folders):
             raise CannotEnforce(
                 "[signing] needs ssh-keygen, which git calls inside to sign, and it is not installed",
                 code="signing.no-ssh-keygen",
@@ -109,8 +110,11 @@ class Signer:
         if "git" in self._wanted.namespaces:
             settings = {"gpg.format": "ssh", "user.signingKey": f"key::{self._key}", "commit.gpgSign": "true", "tag.gpgSign": "true"}
             _configure(environment, settings)
+        variables = tuple(environment.items())
+        if lends:
+            return replace(wanted, sockets=(), lent=AGENT, environment=variables)
         mount = Mount(f"{self._session.directory}/{NAME}", AGENT, "ro", self._wanted.origin)
-        return replace(wanted, mounts=(*wanted.mounts, mount), environment=tuple(environment.items()))
+        return replace(wanted, mounts=(*wanted.mounts, mount), environment=variables)
 
     def enforced(self) -> Enforced:
         """The receipt's line."""
@@ -128,6 +132,8 @@ class Signer:
         """Begin to answer."""
         self._loop, self._say = loop, say
         self._socket.serve(loop, self._answer)
+        if self._session.confinement.lent:
+            self._socket.lend(self._session.box.lend)
 
     def revoke(self) -> bool:
         """Sign nothing any more, not even what was asked for already. Whether that is new. Raises StockadeError (`ledger.*`): nothing is changed then."""

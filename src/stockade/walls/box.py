@@ -122,6 +122,10 @@ class Box:
         self._children[child.ident] = child
         return child
 
+    def lend(self, fd: int) -> None:
+        """Only boxes of walls that lend have it (walls/contract.py)."""
+        raise NotImplementedError
+
     def resize(self, child: Child, source: int, *, fewer: int = 0) -> None:
         """Give the command's terminal the window size of the terminal `source`, with so many `fewer` rows; nothing happens if either is none, or the
         command has ended."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 NAME = "bubblewrap"
 ADDRESS = door.LOOPBACK
 OWN_KERNEL = False
+LENDS = False
 REPORTS = False
 WIRE = ""
 OVERHEAD = 0

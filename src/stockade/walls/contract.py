@@ -77,6 +77,12 @@ if TYPE_CHECKING:
         def signal(self, child: Child, number: int) -> None:
             """Send a signal to the command's whole process group, grandchildren too; nothing happens if it ended."""
 
+        def lend(self, fd: int) -> None:
+            """For walls that lend (`LENDS`), no others: whoever inside connects next to `Confinement.lent` is at the other end of this connected stream socket.
+
+            It stays the caller's to close. Each serves for one connection, in any order; who finds none waits. Does not wait, and raises nothing for a box that is gone.
+            """
+
         def resize(self, child: Child, source: int, *, fewer: int = 0) -> None:
             """Give the command's terminal the window size of the terminal `source`; nothing happens if either is none, or the command has ended."""
 
@@ -125,6 +131,10 @@ if TYPE_CHECKING:
         @property
         def REPORTS(self) -> bool:
             """Whether that kernel says what happens in it, beyond the guest's reach (walls/sink.py)."""
+
+        @property
+        def LENDS(self) -> bool:
+            """Whether no socket of the host's can be mounted to answer, and its boxes lend connections instead (`Confinement.lent`, `Box.lend`)."""
 
         @property
         def WIRE(self) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 NAME = "gvisor"
 ADDRESS = door.WIRE
 OWN_KERNEL = True
+LENDS = False
 REPORTS = True
 WIRE = "veth"
 OVERHEAD = 0

@@ -32,6 +32,9 @@ class Native:
     def fileno(self) -> int:
         return self._news.fileno()
 
+    def lend(self, fd: int) -> None:
+        raise ValueError("the control lends nothing")
+
     def spawn(
         self,
         argv: Sequence[str],

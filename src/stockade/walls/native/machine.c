@@ -21,6 +21,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -296,6 +297,20 @@ static void warm(void) {
     }
 }
 
+/* A socket in the box at a path of ours, where whoever connects is joined to a channel that the host has lent (tunnel.c). */
+static void listen_at(const char *path) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int size = snprintf(address.sun_path, sizeof address.sun_path, BOX "/new%s", path);
+    if (size >= (int)sizeof address.sun_path) errno = ENAMETOOLONG, unable(path);
+    char *slash = strrchr(address.sun_path, '/');
+    *slash = 0;
+    if (mkdir(address.sun_path, 0755) && errno != EEXIST) unable(path);
+    *slash = '/';
+    must(listening = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), path);
+    must(bind(listening, (struct sockaddr *)&address, sizeof address), path);
+    must(chmod(address.sun_path, 0600), path), must(listen(listening, 8), path);
+}
+
 /* The first process of the machine; its root is read-only, /run is a tmpfs, /dev, /proc and /sys are there. */
 int guest(void) {
     port = find_port();
@@ -325,6 +340,7 @@ int guest(void) {
     snprintf(options, sizeof options, "mode=755%s%s", *setting("layer", "") ? ",size=" : "", setting("layer", ""));
     must(mount(NULL, BOX, NULL, MS_REMOUNT | MS_NODEV, options), "room for the root");
     limit("pids.max", setting("processes", "")), limit("memory.max", setting("memory", ""));
+    if (*setting("lent", "")) listen_at(setting("lent", ""));
     int control[2], late[2];
     must(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, control), "sockets");
     must(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, late), "sockets");

@@ -7,7 +7,8 @@
  *
  * INVARIANT: nothing that arrives is believed. A length, kind, channel or state that cannot be ends this program, and with it the sandbox; what is held for the other
  * end is bounded by WINDOW for each direction that we have opened ourselves.
- * INVARIANT: the guest's messages never carry descriptors, and open nothing.
+ * INVARIANT: the guest's messages never carry descriptors, and open nothing. Where the guest's processes may call on the host, it lends channels beforehand ('A'), each for
+ * one connection to the guest's listening socket: that they are too many, or come from somewhere else, cannot be.
  */
 #include "step.h"
 #include "tunnel.h"
@@ -177,6 +178,22 @@ static void say_note(int socket, const struct note *note) {
     frame(T_MESSAGE, 0, both, sizeof both);
 }
 
+/* A channel that the host has lent and that nobody has taken yet, or NULL. */
+static struct channel *lent(void) {
+    for (int i = 0; listening >= 0 && i < highest; i++)
+        if (channels[i].number && channels[i].lent) return &channels[i];
+    return NULL;
+}
+
+/* Somebody in the guest has connected. */
+static void welcome(void) {
+    struct channel *channel = lent();
+    int fd = channel ? accept4(listening, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK) : -1;
+    if (fd < 0) return;
+    channel->in = channel->out = fd;
+    channel->lent = 0;
+}
+
 /* A message from the other end; 0 when it has to be taken again later. */
 static int incoming(const char *data, size_t size) {
     struct message message;
@@ -198,6 +215,12 @@ static int incoming(const char *data, size_t size) {
     }
     struct request request = {0};
     memcpy(&request, text, message.size < sizeof request ? message.size : sizeof request);
+    if (request.kind == 'A' && message.count == 1) {
+        struct channel *channel = open_channel(message.given[0].number, 0, -1, -1);
+        if (!channel) broken("no channels");
+        channel->lent = 1;
+        return 1;
+    }
     int fds[MAX_FDS], count = 0;
     struct pollfd can = {.fd = near[message.socket], .events = POLLOUT};
     if (poll(&can, 1, 0) == 0) {
@@ -287,6 +310,7 @@ static void understand(void) {
             arrive(channel, data, head.size);
         } else if (channel && head.kind == T_END) {
             channel->last = 1;
+            if (channel->lent) channel->lent = 0, channel->say_end = 1; /* taken back */
             if (!channel->size) close_out(channel);
         } else if (channel && head.kind == T_STOP) {
             close_in(channel);
@@ -320,8 +344,8 @@ static void say(void) {
 }
 
 void tunnel(int over, int inside_guest, const int sockets[2]) {
-    static struct pollfd watched[3 + 2 * CHANNELS];
-    static struct channel *whose[3 + 2 * CHANNELS];
+    static struct pollfd watched[4 + 2 * CHANNELS];
+    static struct channel *whose[4 + 2 * CHANNELS];
     stream = over, in_guest = inside_guest, near[0] = sockets[0], near[1] = sockets[1];
     space = sizeof(struct frame) + (in_guest ? sizeof(struct message) + sizeof(struct note) + MAX_BLOB : WINDOW);
     frames = memory(NULL, space);
@@ -331,10 +355,11 @@ void tunnel(int over, int inside_guest, const int sockets[2]) {
         release();
         say();
         flush();
-        int count = 3, full = queued - sent >= FULL;
+        int count = 4, full = queued - sent >= FULL;
         watched[0] = (struct pollfd){.fd = stream, .events = (short)((stalled < 0 && arrived < space ? POLLIN : 0) | (sent < queued ? POLLOUT : 0))};
         for (int i = 0; i < 2; i++)
             watched[1 + i] = (struct pollfd){.fd = shut[i] ? -1 : near[i], .events = (short)((full || holding == HELD ? 0 : POLLIN) | (stalled == i ? POLLOUT : 0))};
+        watched[3] = (struct pollfd){.fd = lent() ? listening : -1, .events = POLLIN};
         for (int i = 0; i < highest; i++) {
             struct channel *channel = &channels[i];
             if (!channel->number) continue;
@@ -343,14 +368,15 @@ void tunnel(int over, int inside_guest, const int sockets[2]) {
                 whose[count] = channel, watched[count++] = (struct pollfd){.fd = channel->out, .events = channel->size ? POLLOUT : 0};
         }
         if (poll(watched, (nfds_t)count, -1) < 0 && errno != EINTR) _exit(EXIT_STEP);
-        for (int i = 3; i < count; i++) {
+        for (int i = 4; i < count; i++) {
             struct channel *channel = whose[i];
             if (!watched[i].revents || !channel->number) continue;
             if (watched[i].events == POLLIN && channel->in == watched[i].fd) take_in(channel);
             else if (channel->out == watched[i].fd && watched[i].events) put_out(channel);
-            else if (channel->out == watched[i].fd && watched[i].revents & POLLERR) unwanted(channel);
+            else if (channel->out == watched[i].fd && watched[i].revents & (POLLERR | POLLHUP)) unwanted(channel);
             settle(channel);
         }
+        if (watched[3].revents) welcome();
         for (int i = 0; i < 2; i++)
             if (watched[1 + i].revents & (POLLIN | POLLHUP | POLLERR) && !from_near(i)) {
                 if (!i && !in_guest) _exit(0); /* our supervisor is gone; with us the kernel ends everything in this PID namespace */

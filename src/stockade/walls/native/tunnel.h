@@ -36,11 +36,13 @@ struct channel {
     uint32_t start, size;
     uint32_t before;              /* bytes that belong before a note that is held */
     char last, say_end, say_stop; /* no more will come; frames that are to be said */
+    char lent;                    /* in the guest: it is for whoever comes next to `listening` */
 };
 
 extern struct channel channels[CHANNELS];
 extern int highest;         /* no channel in use is at it or above */
 extern int stream, in_guest;
+extern int listening;       /* in the guest: a socket whose connections become channels that the host has lent; -1 = none */
 extern size_t queued, sent; /* of the queue for the stream */
 
 void broken(const char *what) __attribute__((noreturn)); /* something is not as agreed: leave */

@@ -87,6 +87,7 @@ def greeting(wanted: Confinement, files: Iterable[tuple[str, str]], rlimits: Ite
     limits = wanted.limits
     words = [f"home={wanted.home}", f"late={GUEST_LATE}", f"mounts={MOUNT}", f"network={int(wanted.network == 'door')}", f"memory={room}"]
     words += [f"root={'ro' if wanted.root.writable == 'none' else 'rw'}"]
+    words += [f"lent={wanted.lent}"] if wanted.lent else []
     words += [f"layer={wanted.root.size}"] if wanted.root.writable != "none" and wanted.root.size else []
     words += [f"scratch={limits.scratch}"] if limits.scratch else []
     words += [f"processes={limits.processes}"] if limits.processes else []

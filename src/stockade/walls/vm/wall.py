@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NAME = "vm"
 ADDRESS = door.WIRE
 OWN_KERNEL = True
+LENDS = True
 REPORTS = False  # whether its kernel says, beyond the guest's reach, what happens in it
 WIRE = "tap"
 USER = 0
@@ -104,9 +105,9 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "") -> Plan:
         root.unlike(wanted.root, NAME)
     if wanted.sockets:
         raise CannotEnforce(
-            "a socket of the host's cannot be reached from a virtual machine, and [signing] needs one",
+            "a socket of the host's cannot be reached from a virtual machine by its path",
             code="vm.sockets",
-            hint="Leave [signing] out, or use another wall.",
+            hint="Use another wall.",
         )
     room = wanted.limits.memory or USUAL
     mounted = late.plan(wanted, stage)
@@ -179,6 +180,15 @@ class Machine(GuestBox):
     def said(self) -> str:
         """As any box, without QEMU's warnings: one is that a machine without a network has none."""
         return "\n".join(line for line in super().said().splitlines() if ": warning: " not in line)
+
+    def lend(self, fd: int) -> None:
+        """As walls/contract.py has it."""
+        try:
+            native.request(
+                self._sock, "A", 0, fds=(fd, fd)
+            )  # the first goes to no one: a message's first descriptor is what belongs to its text
+        except OSError:
+            self.dead = True
 
     def close(self) -> int:
         """As any box."""
