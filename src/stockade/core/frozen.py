@@ -33,14 +33,12 @@ _HASH = "#"  # no field's name
 
 
 def _init(self: Any, *args: object, **kwargs: object) -> None:
-    held = self.__dict__
+    held, repeated = self.__dict__, False
     held.update(self._defaults)
     if args:
         fields = self._fields
         held.update(zip(fields, args, strict=False))
-        repeated = len(args) > len(fields) or (kwargs and not kwargs.keys().isdisjoint(fields[: len(args)]))
-    else:
-        repeated = False
+        repeated = len(args) > len(fields) or not kwargs.keys().isdisjoint(fields[: len(args)])
     held.update(kwargs)
     if repeated or held.keys() != self._names:
         held.clear()

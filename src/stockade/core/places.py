@@ -84,9 +84,9 @@ def answer(program: str) -> str:
     try:
         return f"{private(cache(program))}/answer"
     except StockadeError as error:
-        if error.code == "place.unwritable":
-            return ""
-        raise
+        if error.code == "place.unsafe":
+            raise
+        return ""
 
 
 def locked(path: str) -> int:

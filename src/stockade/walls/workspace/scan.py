@@ -7,7 +7,6 @@ then makes new and changed repositories harmless, breaks remaining hard links, a
 from __future__ import annotations
 
 import marshal
-import math
 import os
 import stat
 import time
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     Facts = dict[str, Any]
 
 COPY_AT_MOST = 16 << 30  # bytes of a hard-linked file that is replaced by a copy; the sandbox may make sparse ones of any size
+ALWAYS = float("inf")  # a time after all that there is
 KEEP_FILE, KEEP_ALL = 64 << 10, 8 << 20  # bytes of content kept for diffs: of one file, of all
 
 
@@ -36,7 +36,7 @@ class Baseline:
     than this look; and change times are the kernel's, which nobody inside can set back (inode(7)).
     """
 
-    def __init__(self, started: float = math.inf) -> None:
+    def __init__(self, started: float = ALWAYS) -> None:
         self.started = started
         self.git: dict[str, int] = {}
         self.repositories: list[str] = []
@@ -111,7 +111,7 @@ def baseline(
     *,
     contents: bool = True,
     closed: frozenset[str] = frozenset(),
-    started: float = math.inf,
+    started: float = ALWAYS,
 ) -> Baseline:
     """Look at everything once. Stops early, incomplete, when `ended()`. Without `contents` no file is opened, and those in `closed` never.
 
