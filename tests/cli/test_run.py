@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stockade.cli import complain, main
-from stockade.cli.run import OPTIONS, build_parser, parse
+from stockade.cli.run import OPTIONS, build_parser, inside, parse
 from stockade.core.errors import PolicyError, StockadeError
+from stockade.core.values import Policy, Root
 from walls.boxes import require, scratch
 
 TAKES_VALUE = [option for option, metavar, _, _ in OPTIONS if metavar]
@@ -214,6 +215,16 @@ def test_a_program_that_is_not_there_is_explained(stockade: Stockade) -> None:
     (stockade.work / "file").write_text("")
     done = stockade("run", "--", "./file")
     assert done.returncode == 126 and b"not executable" in done.stderr
+    without = b"stockade run mini-swe-agent, without --"  # of whose installation nothing is shown by itself
+    assert without in stockade("run", "--", "mini-swe-agent").stderr
+
+
+def test_what_there_is_inside_is_said_for_each_wall() -> None:
+    assert "/usr, the workspace" in inside(Policy(), "node")
+    assert "oci.example/x" in inside(Policy(wall="gvisor", root=Root(image="oci.example/x")), "node")
+    for machine in (Policy(wall="vm"), Policy(oversight="none")):
+        said = inside(machine, "node")
+        assert "nothing of the host's /usr" in said and "stockade vm build --include" in said
 
 
 @pytest.mark.wall

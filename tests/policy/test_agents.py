@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,41 @@ def test_a_script_is_started_by_the_interpreter_that_the_user_has(places: Places
     policy = places.compile(("agent", "gemini")).policy
     assert policy.agent is not None and policy.agent.argv[:2] == (str(node), str(script))
     assert [mount.source for mount in policy.mounts] == [str(places.home / ".nvm/v22/lib/node_modules"), str(places.home / ".nvm/v22")]
+
+
+@pytest.mark.parametrize("scope", ["@openai", "@openai/codex/node_modules/@openai"])
+def test_codex_of_npm_needs_no_node(places: Places, bin: Path, scope: str) -> None:
+    modules = places.home / ".nvm/v22/lib/node_modules"
+    script = program(modules / "@openai/codex/bin/codex.js", "#!/usr/bin/env node")
+    native = modules / scope / f"codex-{agents.TARGETS[os.uname().machine]}/bin/codex"
+    (bin / "codex").symlink_to(script)
+    (bin / "node").symlink_to(program(places.home / ".nvm/v22/bin/node"))
+
+    def found() -> tuple[str, list[str]]:
+        policy = places.load(("agent", "codex"))
+        assert policy.agent is not None
+        return policy.agent.argv[0], [mount.source for mount in policy.mounts]
+
+    by_node = str(places.home / ".nvm/v22/bin/node")
+    assert found() == (by_node, [str(modules), str(places.home / ".nvm/v22")])
+    native.mkdir(parents=True)
+    assert found()[0] == by_node
+    native.rmdir()
+    program(native)
+    assert found() == (str(native), [str(next(one for one in native.parents if one.name == "node_modules"))])
+    (bin / "node").unlink()
+    assert found()[0] == str(native)
+    native.chmod(0o644)
+    places.write(user="[environment]\n")  # a policy of another digest is compiled anew
+    with pytest.raises(StockadeError, match="needs node"):
+        found()
+
+
+def test_codex_looks_for_nothing_outside_of_a_package(places: Places, bin: Path) -> None:
+    program(bin.parent / f"codex-{agents.TARGETS[os.uname().machine]}/bin/codex")
+    (bin / "codex").symlink_to(program(places.root / "one/bin/codex"))
+    agent = places.compile(("agent", "codex")).policy.agent
+    assert agent is not None and agent.argv[0] == str(places.root / "one/bin/codex")
 
 
 def keys(places: Places, name: str) -> list[tuple[str, str]]:

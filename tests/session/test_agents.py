@@ -20,6 +20,9 @@ from stockade.drills.runner import STOCKADE
 from stockade.drills.scenario import own_call
 from stockade.drills.yard import HOME, Result, Yard
 from stockade.session.agents import home
+from stockade.walls.vm import image
+from stockade.walls.vm import wall as vm
+from walls.boxes import require
 
 WORDS = {
     "claude": ("claude", "-p"),
@@ -99,11 +102,19 @@ class Machine:
 
     def run(self, *argv: str, cwd: str = "") -> Result:
         command = ("bash", "-c", 'cd "$1" && shift && exec "$@"', "cd", cwd, *argv) if cwd else argv
-        return self.yard.run(self.case, command, env=self.env, timeout=90)
+        return self.yard.run(self.case, command, env=self.env, timeout=280)  # in a machine that is translated an agent takes half a minute
 
     def agent(self, name: str, task: str, *more: str, options: tuple[str, ...] = (), cwd: str = "") -> Result:
         order = f"Please do this for me: {instruct(task)} After that you are done. {'Then: ' + instruct('true') if name == 'mini' else ''}"
         return self.run(*STOCKADE, "run", *options, *WORDS[name][:-1], *more, WORDS[name][-1], order, cwd=cwd)
+
+
+def _machines() -> bool:
+    """Whether there is an image for virtual machines: without one the test that needs it says so."""
+    try:
+        return bool(image.find())
+    except StockadeError:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +129,7 @@ def yard() -> Iterator[tuple[Yard, str]]:
     for place in ("node_modules/.bin", "mini/bin"):
         if (drilled.directory() / place).is_dir():
             folders.append(str(drilled.directory() / place))
-    with Yard(keep=[str(drilled.directory()), *keep]) as made:
+    with Yard(keep=[str(drilled.directory()), *keep], machines=_machines()) as made:
         yield made, os.pathsep.join([*folders, os.environ.get("PATH", ""), "/usr/bin:/bin"])
 
 
@@ -147,11 +158,14 @@ open(sys.argv[1], "w").write("\\n".join(sorted(word.decode() for word in found))
 """
 
 
-@pytest.mark.timeout(300)
+# In a machine without KVM one start of mini-swe-agent takes minutes; it does its task there as well (docs/agents.md).
+@pytest.mark.timeout(600)
 @pytest.mark.agents
 @pytest.mark.wall
-@pytest.mark.parametrize("name", WORDS)
-def test_it_does_its_task_and_no_key_of_the_user_is_anywhere_inside(machine: Machine, name: str) -> None:
+@pytest.mark.parametrize(("name", "wall"), [*((name, "bubblewrap") for name in WORDS), ("codex", "vm"), ("claude", "vm")])
+def test_it_does_its_task_and_no_key_of_the_user_is_anywhere_inside(machine: Machine, name: str, wall: str) -> None:
+    if wall == "vm":
+        require(vm)
     case = machine.case
     (case.workspace / "search.py").write_text(SEARCH)
     (case.workspace / "data.txt").write_text("a-word-that-is-there\n")
@@ -162,9 +176,10 @@ def test_it_does_its_task_and_no_key_of_the_user_is_anywhere_inside(machine: Mac
     assert set((case.workspace / "loose.txt").read_text().split()) >= {*machine.canaries, "a-word-that-is-there"}
     (case.workspace / "loose.txt").unlink()
 
-    done = machine.agent(name, f"echo made by {name} > made.txt; {search} found.txt")
+    done = machine.agent(name, f"echo made by {name} > made.txt; uname -r > kernel.txt; {search} found.txt", options=("--wall", wall))
     assert done.code == 0, done.stderr + done.stdout
     assert (case.workspace / "made.txt").read_text() == f"made by {name}\n"
+    assert ((case.workspace / "kernel.txt").read_text().strip() == os.uname().release) == (wall == "bubblewrap")
     assert (case.workspace / "found.txt").read_text() == "a-word-that-is-there"
     assert not (case.workspace / "hooked").exists()
     # Its own model, with the user's key, was all that anybody outside has seen: nothing was reported, and no update was looked for.

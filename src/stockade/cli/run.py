@@ -167,9 +167,21 @@ def main(argv: Sequence[str]) -> int:
         what = "not found inside the sandbox" if end.code == EXIT_NOT_FOUND else "not executable inside the sandbox"
         sys.stderr.write(f"stockade: {command[0]}: {what}\n")
         if end.code in (EXIT_NOT_FOUND, EXIT_NOT_EXECUTABLE):
-            what = policy.root.image or policy.root.path or "/usr"
-            sys.stderr.write(f"  Inside are {what}, the workspace and what the policy mounts: a program elsewhere needs --ro DIR.\n")
+            sys.stderr.write(f"  {inside(policy, command[0])}\n")
     return end.code
+
+
+def inside(policy: Policy, command: str) -> str:
+    """What there is inside, and how the command would be."""
+    if policy.agent is None and command in AGENTS:
+        return f"stockade run {command}, without --, shows its installation inside, and what else it needs (docs/agents.md)."
+    from stockade.session.confine import wall_of
+
+    root = policy.root.image or policy.root.path
+    if root or wall_of(policy).NAME != "vm":
+        return f"Inside are {root or '/usr'}, the workspace and what the policy mounts: a program elsewhere needs --ro DIR."
+    what = "Inside are the machine's own image, the workspace and what the policy mounts, and nothing of the host's /usr."
+    return f"{what} A package of Debian's: stockade vm build --include PACKAGE; a program elsewhere needs --ro DIR."
 
 
 def _given(policy: Policy, agent: Agent) -> str:

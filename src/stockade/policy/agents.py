@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from stockade.policy.read import Document
 
 _VISIBLE = ("/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/")  # every sandbox sees these
+TARGETS = {"x86_64": "linux-x64/vendor/x86_64-unknown-linux-musl", "aarch64": "linux-arm64/vendor/aarch64-unknown-linux-musl"}
 _LINE = 256  # bytes of a script's first line that count (execve(2), "Interpreter scripts")
 
 
@@ -46,7 +47,8 @@ class Known:
     `logins` come in the order in which they are preferred; `together`: all that are there, and not only the first. `seeds` are the files (name, text) of a
     new home. `variables` and `arguments` turn off what asks, updates, reports and builds a sandbox of its own. `passed` are the caller's variables that enter.
     `by` is the beginning of a command that starts its program (empty = it starts by itself). `asking` are the arguments in place of `arguments` where the policy has
-    rules for tools: with a hook that asks the gate before each call (empty = it has none that stockade knows of).
+    rules for tools: with a hook that asks the gate before each call (empty = it has none that stockade knows of). `native` is where its program proper may lie,
+    from the folder of the script that npm installs: that script would only look for it, and wants Node, which is not in every root ("{}" = `TARGETS`).
     """
 
     name: str
@@ -61,6 +63,7 @@ class Known:
     by: tuple[str, ...] = ()
     together: bool = False
     asking: tuple[str, ...] = ()
+    native: tuple[str, ...] = ()
 
 
 # A hook of an agent: hands what the agent says on standard input to the gate, and its answer back. Both agents take another exit status than 2, and an end by their own
@@ -149,6 +152,7 @@ KNOWN: tuple[Known, ...] = (
             *(word for event in _EVENTS for word in ("-c", f"hooks.{event}=[{{hooks=[{_CODEX_HANDLER}]}}]")),
             "--dangerously-bypass-hook-trust",
         ),
+        native=("../node_modules/@openai/codex-{}/bin/codex", "../../codex-{}/bin/codex"),  # of its own, or beside it
     ),
     Known(
         "gemini", "Gemini CLI", ".gemini", "",
@@ -203,7 +207,7 @@ def layer(name: str, documents: Sequence[Document], watch: Watch) -> tuple[Docum
     if not program:
         hint = f"Install it so that a shell here finds it. If it is somewhere inside the sandbox only: stockade run -- {name}"
         raise StockadeError(f"{name} ({agent.title}) is not on your PATH", code="agent.missing", hint=hint)
-    argv, needed = _start(program, watch)
+    argv, needed = _start(_native(agent, program, watch), watch)
     home = f"{places.inside()}/{agent.home}"
     values: dict[str, Any] = {
         "version": 1,
@@ -225,6 +229,16 @@ def _logins(agent: Known, documents: Sequence[Document], watch: Watch) -> list[L
     written = {name for one in documents for name in one.tables.credential}
     found = [one for one in agent.logins if (one.credential or one.preset) in written or watch.note("set", one.variable)]
     return (found if agent.together else found[:1]) or list(agent.logins[:1])
+
+
+def _native(agent: Known, program: str, watch: Watch) -> str:
+    """What the resolved script `program` would start, and find by itself; `program` if that is not there."""
+    target = TARGETS.get(os.uname().machine, "")
+    for place in agent.native if target and "/node_modules/" in program else ():
+        path = os.path.normpath(f"{os.path.dirname(program)}/{place.format(target)}")
+        if watch.note("real", path).startswith("100000:") and os.access(path, os.X_OK):
+            return os.path.realpath(path)
+    return program
 
 
 def _start(program: str, watch: Watch) -> tuple[tuple[str, ...], list[str]]:
