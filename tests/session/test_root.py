@@ -1,4 +1,6 @@
-"""Sessions with another root: what the guest sees and may write, how much, and that nothing of it reaches the host, the cache, or another session (M19, M21, M25, M26)."""
+"""Sessions with another root, in gVisor's guests and in virtual machines: what is seen and may be written, how much, and that nothing of it reaches the host, the cache, or
+another session (M19, M21, M25, M26).
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,15 @@ from stockade.session import root as rooted
 from stockade.session.pool import Pool
 from stockade.walls import gvisor, late, pulling, registry, system
 from stockade.walls import root as wall_root
+from stockade.walls.vm import wall as vm
 from walls.boxes import SMALL, Inside, compiled, own_places, require, until
 from walls.depot import Depot, busybox, depot, entry, image, layer
 from walls.test_gvisor import tree as tree_of
 
 pytestmark = pytest.mark.wall
 GUEST = Policy(wall="gvisor")
+MACHINE = Policy(wall="vm", limits=Limits(memory=256 << 20))  # one snapshot serves all
+WALLS = {"gvisor": GUEST, "vm": MACHINE}
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +43,13 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Depot]:
     require(gvisor)
     with depot(tmp_path_factory.mktemp("depot")) as found:
         yield found
+
+
+@pytest.fixture(params=WALLS)
+def base(request: pytest.FixtureRequest, there: Depot) -> Policy:
+    """Each wall whose guests have a kernel of their own."""
+    require(gvisor if request.param == "gvisor" else vm)
+    return WALLS[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +102,15 @@ def snapshot(folder: Path) -> dict[str, object]:
     return found
 
 
-def guest(reference: str, *, writable: str = "memory", size: int = 64 << 20, **more: object) -> Policy:
-    return replace(GUEST, root=Root(image=reference, writable=writable, size=0 if writable == "none" else size), **more)
+def guest(reference: str, base: Policy = GUEST, *, writable: str = "memory", size: int = 64 << 20, **more: object) -> Policy:
+    return replace(base, root=Root(image=reference, writable=writable, size=0 if writable == "none" else size), **more)
 
 
-def test_a_guest_sees_the_image_and_what_is_ours(place: Place, busy: str) -> None:
+def test_a_guest_sees_the_image_and_what_is_ours(place: Place, busy: str, base: Policy) -> None:
     before = snapshot(tree(busy))
     script = """id -u; pwd; greet; cat /etc/hostname; cat /etc/resolv.conf; hostname; echo $HOME $STOCKADE_SESSION $https_proxy $SHELL
 ls -a /; test -s $SSL_CERT_FILE || echo none; echo new > /bin/new; cat /bin/new; echo out > file; exit 42"""
-    done = place.run("sh", "-c", script, policy=guest(busy))
+    done = place.run("sh", "-c", script, policy=guest(busy, base))
     lines = done.stdout.decode().split("\n")
     assert done.returncode == 42, done.stderr
     assert (
@@ -113,12 +125,13 @@ ls -a /; test -s $SSL_CERT_FILE || echo none; echo new > /bin/new; cat /bin/new;
         and "/nowhere" not in lines[7]
     )
     assert "tools" in lines and "srv" not in lines and lines[-2] == "new" and (place.work / "file").read_text() == "out\n"
-    assert place.run("/usr/bin/env", policy=guest(busy)).returncode == 127
-    again = place.run("sh", "-c", "ls /bin/new", policy=guest(busy))
+    assert place.run("/usr/bin/env", policy=guest(busy, base)).returncode == 127
+    again = place.run("sh", "-c", "ls /bin/new", policy=guest(busy, base))
     assert again.returncode != 0 and snapshot(tree(busy)) == before
     [first, *_] = [event for event in place.ledger() if event["kind"] == "session.start"]
     assert first["root"] == {"image": busy, "path": "", "writable": "memory", "size": 64 << 20}
-    assert ["root", "read-only, below an overlay of ours"] in first["enforced"]  # type: ignore[operator]
+    how = "read-only, below an overlay of ours" if base is GUEST else "read-only 9p from a read-only bind, below what is ours"
+    assert ["root", how] in first["enforced"]  # type: ignore[operator]
 
 
 def test_what_the_policy_sets_comes_before_the_image(place: Place, busy: str) -> None:
@@ -127,27 +140,27 @@ def test_what_the_policy_sets_comes_before_the_image(place: Place, busy: str) ->
     assert done.stdout == b"mine /bin /bin/own\n"
 
 
-def test_one_static_program_is_enough(place: Place, there: Depot) -> None:
+def test_one_static_program_is_enough(place: Place, there: Depot, base: Policy) -> None:
     program = compiled(
         '#include <stdio.h>\n#include <unistd.h>\nint main(void) { FILE *f = fopen("/made", "w"); return !f || fputs("x", f) < 0 || fclose(f) || puts("alone") < 0; }',
         "-static",
     )
     alone = pulled(there, "alone", image(layer(entry("program", Path(program).read_bytes()))))
-    assert place.run("/program", policy=guest(alone)).stdout == b"alone\n"
-    assert place.run("/program", policy=guest(alone, writable="none")).returncode == 1
-    assert place.run("/bin/sh", policy=guest(alone)).returncode == 127
+    assert place.run("/program", policy=guest(alone, base)).stdout == b"alone\n"
+    assert place.run("/program", policy=guest(alone, base, writable="none")).returncode == 1
+    assert place.run("/bin/sh", policy=guest(alone, base)).returncode == 127
 
 
 @pytest.mark.parametrize("kind", ["image", "path", "usr"])
-def test_one_root_of_many_guests_is_nobodys_to_change(place: Place, busy: str, kind: str) -> None:
+def test_one_root_of_many_guests_is_nobodys_to_change(place: Place, busy: str, base: Policy, kind: str) -> None:
     """Two at once, with root inside, on each kind: neither sees the other, and below nothing changes."""
-    below, victim, policy = tree(busy), "/bin/ls", guest(busy)
+    below, victim, policy = tree(busy), "/bin/ls", guest(busy, base)
     if kind == "path":
         below = place.root / "copy"
         subprocess.run(["cp", "-a", tree(busy), below], check=True)
-        policy = replace(GUEST, root=Root(path=str(below), writable="disk", size=64 << 20))
+        policy = replace(base, root=Root(path=str(below), writable="disk" if base is GUEST else "memory", size=64 << 20))
     elif kind == "usr":
-        victim, policy = "/usr/bin/env", replace(GUEST, root=Root(writable="memory", size=64 << 20))
+        victim, policy = "/usr/bin/env", replace(base, root=Root(writable="memory", size=64 << 20))
     before = snapshot(below)
     change = f"rm {victim} && echo changed > {victim} && mkdir /etc/deep && echo marker > /etc/deep/marker && echo up"
     first = place.start("/bin/sh", "-c", f"{change}; until test -e go; do sleep 0.1; done; cat {victim} /etc/deep/marker", policy=policy)
@@ -161,12 +174,12 @@ def test_one_root_of_many_guests_is_nobodys_to_change(place: Place, busy: str, k
     assert snapshot(below) == before
 
 
-def test_without_a_layer_the_root_is_read_only(place: Place, busy: str) -> None:
+def test_without_a_layer_the_root_is_read_only(place: Place, busy: str, base: Policy) -> None:
     done = place.run(
         "sh",
         "-c",
         "for f in /x /bin/x /etc/x /etc/hosts; do (echo x > $f) 2>/dev/null && echo wrote $f; done; rm /bin/sh && echo gone; echo x > /tmp/x && echo but here",
-        policy=guest(busy, writable="none"),
+        policy=guest(busy, base, writable="none"),
     )
     assert done.stdout == b"but here\n"
 
@@ -219,7 +232,7 @@ class Opened:
 HOSTILE = ("etc", "run", "work", "home", "tmp", "var", "proc", "dev", "sys")
 
 
-def test_links_of_an_image_lead_nowhere_when_places_are_made(place: Place, there: Depot) -> None:
+def test_links_of_an_image_lead_nowhere_when_places_are_made(place: Place, there: Depot, base: Policy) -> None:
     """Every place of ours, and the way to the workspace and to a mount, is a link to the host in the image."""
     outside = place.root / "outside"
     outside.mkdir()
@@ -233,7 +246,7 @@ def test_links_of_an_image_lead_nowhere_when_places_are_made(place: Place, there
         entry(name, kind=b"2", link=f"{up if number % 2 else '/'}{str(outside).lstrip('/')}") for number, name in enumerate(sorted(tops))
     ]
     reference = pulled(there, "links", image(busybox(), layer(*(entry(f".wh.{name}") for name in ("etc",))), layer(*links)))
-    policy = guest(reference, mounts=(Mount(str(data), "/mnt/deep/data", "ro"),))
+    policy = guest(reference, base, mounts=(Mount(str(data), "/mnt/deep/data", "ro"),))
     done = place.run(
         "/bin/sh", "-c", "cat /mnt/deep/data/file /etc/hosts; echo x > file; echo x > /etc/new; echo x > /run/new; pwd", policy=policy
     )
@@ -245,6 +258,56 @@ def test_links_of_an_image_lead_nowhere_when_places_are_made(place: Place, there
     assert all(path.is_symlink() for path in (tree(reference) / name for name in tops))
 
 
+SHADOWS = (
+    "init",
+    "stockade-init",
+    "run/stockade-init",
+    "run/box/new/init",
+    "sbin/init",
+    "usr/bin/true",
+    "usr/bin/env",
+    "lib/systemd/systemd",
+)
+
+
+def test_nothing_of_an_image_runs_by_itself(place: Place, there: Depot, base: Policy, tmp_path: Path) -> None:
+    """Programs at every place where a kernel, an init or a wall might look for one: each leaves a mark where it ran."""
+    marking = b"#!/bin/sh\necho $0 >> /ran\n"
+    reference = pulled(there, "shadows", image(busybox(), layer(*(entry(name, marking) for name in SHADOWS))))
+    before = snapshot(tree(reference))
+    loose = tmp_path / "loose"
+    subprocess.run(["cp", "-a", tree(reference), loose], check=True)
+    for name in SHADOWS:
+        subprocess.run(["unshare", "--user", "--map-root-user", "/usr/sbin/chroot", loose, f"/{name}"], check=True)
+    assert (loose / "ran").read_text().split() == [f"/{name}" for name in SHADOWS]
+
+    done = place.run("sh", "-c", "test -e /ran && cat /ran; echo none but; /init; cat /ran", policy=guest(reference, base))
+    assert done.stdout == b"none but\n/init\n", done
+    assert snapshot(tree(reference)) == before
+
+
+def test_links_of_a_root_lead_to_the_root(place: Place, busy: str, base: Policy) -> None:
+    """A folder for a root, since umoci would resolve such links, or leave them out, when it unpacks an image."""
+    outside, root = place.root / "outside", place.root / "copy"
+    outside.mkdir()
+    (outside / "secret").write_text("secret\n")
+    subprocess.run(["cp", "-a", tree(busy), root], check=True)
+    up = "../" * 40
+    for name, target in {"a": outside / "secret", "b": f"{up}{outside}/secret", "c": outside, "here": "/bin/../here2"}.items():
+        (root / name).symlink_to(target)
+    (root / "here2").write_text("mine\n")
+    odd = "new\nline \x01\udcff" + "x" * 200
+    (root / odd).write_text("odd\n")
+    with (root / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    assert {(root / name).read_text() for name in ("a", "b", "c/secret")} == {"secret\n"}  # natively they lead out
+
+    script = f"cat /a /b /c/secret; cat /here; cat /new*; stat -c %s /sparse; mkdir -p {outside} && echo inner > {outside}/secret; cat /a /c/secret"
+    done = place.run("sh", "-c", script, policy=replace(base, root=Root(path=str(root), writable="memory", size=64 << 20)))
+    assert done.stdout == f"mine\nodd\n{1 << 40}\ninner\ninner\n".encode() and done.stderr.count(b"No such file") == 3, done
+    assert (outside / "secret").read_text() == "secret\n"
+
+
 # ---- limits -------------------------------------------------------------------------------------------------------------------------
 
 FILL = (
@@ -253,8 +316,8 @@ FILL = (
 )
 
 
-def test_in_memory_no_byte_more_than_its_size_is_written(place: Place, busy: str) -> None:
-    done = place.run("sh", "-c", FILL, policy=guest(busy))
+def test_in_memory_no_byte_more_than_its_size_is_written(place: Place, busy: str, base: Policy) -> None:
+    done = place.run("sh", "-c", FILL, policy=guest(busy, base))
     assert done.stdout.decode().split("\n")[:3] == ["full 8", "no", "x"], done
 
 
@@ -322,34 +385,35 @@ def test_a_layer_on_disk_is_gone_after_kill_9(place: Place, busy: str) -> None:
 # ---- refusals -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_had_stops_the_start(place: Place, busy: str, there: Depot) -> None:
+def test_what_cannot_be_had_stops_the_start(place: Place, busy: str, there: Depot, base: Policy) -> None:
     missing = f"{there.address}/never@sha256:{'0f' * 32}"
     for policy, code in (
-        (guest(missing), "image.missing"),
+        (guest(missing, base), "image.missing"),
+        *([(guest(busy, base, writable="disk"), "root.wall")] if base is MACHINE else []),
         (replace(guest(busy), wall="bubblewrap"), "root.wall"),
         (replace(GUEST, wall="bubblewrap", root=Root(writable="memory")), "root.wall"),
-        (replace(GUEST, root=Root(path=str(place.root / "nowhere"))), "path.missing"),
-        (guest(busy, mounts=(Mount(str(place.work), "/bin/tools", "ro"),)), "mount.target"),
+        (replace(base, root=Root(path=str(place.root / "nowhere"))), "path.missing"),
+        (guest(busy, base, mounts=(Mount(str(place.work), "/bin/tools", "ro"),)), "mount.target"),
     ):
         done = place.run("/bin/sh", "-c", "echo ran", policy=policy)
         assert done.returncode == 125 and done.stdout == b"" and error_of(done)["error"] == code, (code, done.stderr)
-    assert f"stockade image pull {missing}" in error_of(place.run("true", policy=guest(missing)))["hint"]
+    assert f"stockade image pull {missing}" in error_of(place.run("true", policy=guest(missing, base)))["hint"]
     (place.root / "home").rmdir()
     (place.root / "home").symlink_to("/")
-    done = place.run("true", policy=replace(GUEST, root=Root(path=str(place.root / "home"))))
+    done = place.run("true", policy=replace(base, root=Root(path=str(place.root / "home"))))
     assert done.returncode == 125 and error_of(done)["error"] == "policy.forbidden-path"  # judged anew, as it is now
 
 
-def test_commits_come_back_where_the_image_has_no_git(place: Place, busy: str) -> None:
+def test_commits_come_back_where_the_image_has_no_git(place: Place, busy: str, base: Policy) -> None:
     git = ["git", "-C", str(place.work), "-c", "user.name=a", "-c", "user.email=a@example.com"]
     subprocess.run([*git, "init", "-q"], check=True)
     (place.work / "file").write_text("one\n")
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-qm", "one"], check=True)
-    done = place.run("sh", "-c", "echo two > file; echo x > .git/config; cat .git/HEAD", policy=guest(busy))
+    done = place.run("sh", "-c", "echo two > file; echo x > .git/config; cat .git/HEAD", policy=guest(busy, base))
     assert done.returncode == 0 and done.stdout.startswith(b"ref:"), done.stderr
     assert "x" not in (place.work / ".git/config").read_text().split()
-    usr = replace(GUEST, root=Root(writable="memory", size=64 << 20), workspace=Workspace(str(place.work)))
+    usr = replace(base, root=Root(writable="memory", size=64 << 20), workspace=Workspace(str(place.work)))
     commit = "git -c user.name=a -c user.email=a@example.com commit -qam two"
     assert place.run("/bin/sh", "-c", commit, policy=usr).returncode == 0
     assert subprocess.run([*git, "log", "--format=%s"], capture_output=True, text=True, check=True).stdout == "two\none\n"

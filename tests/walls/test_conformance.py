@@ -20,7 +20,8 @@ from stockade.walls.conformance import CHECKS, Outcome, probes
 from stockade.walls.conformance.checks import Check
 from stockade.walls.conformance.lab import Failed, Lab, Opened, Skipped
 from stockade.walls.conformance.native import Native
-from walls import boxes
+from stockade.walls.vm import wall as vm
+from walls import boxes, rooted
 
 WALLS = ("bubblewrap", "gvisor", "vm")  # a further wall of ours is named here
 
@@ -55,6 +56,17 @@ def test_our_walls_pass(wall: str, name: str) -> None:
     assert found[name].ok, found[name].reason
     if found[name].status == "skip":
         pytest.skip(found[name].reason)
+
+
+@pytest.mark.wall
+def test_a_machine_passes_whose_root_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes.require(vm)
+    monkeypatch.setenv(rooted.PLACE, "")  # given back at the end
+    rooted.unpack(str(tmp_path))
+    found = outcomes(
+        conformance.find("walls.rooted"), "files", "mounts.read-only", "mounts.overlay", "mounts.held", "limits.scratch", "cleanup.kill"
+    )
+    assert len(found) > 7 and not {name: outcome.reason for name, outcome in found.items() if not outcome.ok}
 
 
 # ---- the suite itself -------------------------------------------------------------------------------------------------------------

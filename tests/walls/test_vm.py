@@ -15,7 +15,7 @@ import pytest
 
 from stockade.core.errors import CannotEnforce, WallFailed
 from stockade.core.frozen import replace
-from stockade.core.values import Confinement, Limits, Mount, Root
+from stockade.core.values import Confinement, Limits, Mount, Overlay, Root
 from stockade.walls import late, native
 from stockade.walls.vm import around, find, image, machine, snapshot, wall
 from walls.boxes import HOME, SMALL, Inside, inside, own_places, require, until
@@ -32,6 +32,9 @@ HOST = wall.Host(
     etc=(("/etc/hostname", "stockade\n"),),
     processors=2,
 )
+
+
+TREE = Overlay("/cache/images/roots/ab/tree", "/state/s/root/upper", "/state/s/root/work", "/state/s/root/shown")
 
 
 def test_the_whole_argument_vector_of_the_machine() -> None:
@@ -52,6 +55,8 @@ def test_the_whole_argument_vector_of_the_machine() -> None:
         *("-device", "virtio-net-pci,netdev=wire,romfile="),
         *("-fsdev", "local,id=files,path=/late,security_model=none,multidevs=remap"),
         *("-device", "virtio-9p-pci,fsdev=files,mount_tag=stockade"),
+        *("-fsdev", "local,id=tree,path=/tree,security_model=none,multidevs=remap,readonly=on"),
+        *("-device", "virtio-9p-pci,fsdev=tree,mount_tag=stockade-root"),
     )
     memory = "memory-backend-file,id=ram,size=512M,mem-path=/snapshot/memory"
     assert machine.arguments(kind, saving=True) == (
@@ -83,13 +88,18 @@ def test_the_whole_sandbox_around_it() -> None:
         *("--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--ro-bind", "/lib64", "/lib64"),
         *("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"),
         *("--ro-bind-fd", "@0", "/image/kernel", "--ro-bind-fd", "@1", "/image/root.erofs", "--ro-bind-fd", "@2", "/snapshot"),
-        *("--size", "16777216", "--perms", "0755", "--tmpfs", "/late", "--size", "16777216", "--perms", "0755", "--tmpfs", "/spare"),
+        *("--size", "16777216", "--perms", "0755", "--tmpfs", "/late", "--size", "16777216", "--perms", "0755", "--tmpfs", "/tree"),
+        *("--size", "16777216", "--perms", "0755", "--tmpfs", "/spare"),
         *("--remount-ro", "/", "--chdir", "/"),
     )
     assert found.paths == (IMAGE.kernel, IMAGE.root, "/cache/snapshots/k") and found.network == "none" and not found.held
     saving = around.around(HOST.outer, "tcg", IMAGE, "/cache/snapshots/k", saving=True)
     at = saving.arguments.index("/snapshot")
     assert saving.arguments[at - 2] == "--bind-fd" and found.arguments[at - 2] == "--ro-bind-fd"
+    rooted = around.around(HOST.outer, "tcg", IMAGE, "/cache/snapshots/k", tree=TREE)
+    layers = ("--ro-bind-fd", "@3", "/tree/ours", "--ro-bind-fd", "@4", "/tree/theirs")
+    assert rooted.arguments == (*found.arguments[:-4], *layers, *found.arguments[-4:])
+    assert rooted.paths == (*found.paths, TREE.upper, TREE.lower)
 
 
 def test_what_the_guest_is_told() -> None:
@@ -111,13 +121,24 @@ def test_what_the_guest_is_told() -> None:
     assert plan.origin.machine == machine.Machine("/usr/bin/qemu-system-x86_64", "tcg", ((1 << 30) + (1 << 24) + (160 << 20)), 2)
 
 
+def test_another_root_changes_what_the_guest_is_told_and_not_its_snapshot() -> None:
+    usual = wall.plan(replace(WANTED, sockets=()), HOST, stage="/s")
+    chosen = Root(image="registry.example.com/a@sha256:" + "ab" * 32, writable="memory", size=4096)
+    plan = wall.plan(replace(WANTED, sockets=(), root=chosen, tree=TREE), HOST, stage="/s")
+    assert plan.origin == usual.origin and plan.tree == TREE and usual.tree is None
+    told = [word for word in plan.greeting if word not in usual.greeting]
+    assert told == ["root=rw", "tree=trans=virtio,version=9p2000.L,msize=524288,cache=loose,access=any", "layer=4096"]
+    assert not [word for word in plan.greeting if word.startswith("file=")]  # they are in the layer of ours
+    assert {line.rule: line.detail for line in plan.enforced}["root"] == chosen.image
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
         ({"network": "host"}, "network.kind"),
         ({"image": "/kept"}, "checkpoint.wall"),
-        ({"root": Root(path="/srv/root")}, "root.wall"),
-        ({"root": Root(image="registry.example.com/a@sha256:" + "ab" * 32)}, "root.wall"),
+        ({"root": Root(path="/srv/root")}, "root.unprepared"),
+        ({"root": Root(image="registry.example.com/a@sha256:" + "ab" * 32)}, "root.unprepared"),
         ({"root": Root(writable="disk")}, "root.wall"),
         ({"sockets": ("/run/stockade/agent",)}, "vm.sockets"),
         ({"mounts": (Mount("/etc", "/proc", "ro"),)}, "mount.target"),
@@ -355,6 +376,7 @@ def processes(bwrap: int) -> dict[int, str]:
 
 @pytest.mark.wall
 def test_qemu_is_nobody_in_a_sandbox_of_its_own(box: Inside) -> None:
+    assert box.run("true").code == 0  # it stands
     pid = next(pid for pid, name in processes(box.box.pid).items() if name.startswith("qemu"))
     status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
     assert status["CapEff"].strip("0") == status["CapPrm"].strip("0") == status["CapBnd"].strip("0") == "" and status["Seccomp"] == "2"
@@ -362,7 +384,7 @@ def test_qemu_is_nobody_in_a_sandbox_of_its_own(box: Inside) -> None:
     for name in ("net", "mnt", "pid", "ipc", "user", "uts"):
         assert os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
     places = {line.split(" ")[4] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()}
-    known = ("/dev", "/proc", "/usr", "/late", "/spare", "/image", "/snapshot", "/etc/ld.so.cache", "/lib", "/bin", "/sbin")
+    known = ("/dev", "/proc", "/usr", "/late", "/tree", "/spare", "/image", "/snapshot", "/etc/ld.so.cache", "/lib", "/bin", "/sbin")
     assert all(place == "/" or place.startswith(known) for place in places), places
     assert not [line for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:] if not line.strip().startswith("lo:")]
 

@@ -13,7 +13,7 @@ import pytest
 
 from stockade.core.errors import WallFailed
 from stockade.core.frozen import replace
-from stockade.core.values import Confinement, Mount
+from stockade.core.values import Confinement, Mount, Overlay, Root
 from stockade.walls.vm import initrd, snapshot, wall
 from walls.boxes import HOME, SMALL, own_places, require, until
 
@@ -71,6 +71,16 @@ attempt("set-user-ID", lambda: (open(work + "/suid", "w").write("x"), os.chmod(w
 attempt("owner", lambda: (open(work + "/owned", "w").write("x"), os.chown(work + "/owned", 12345, 12345)))
 attempt("link outside", lambda: os.symlink("/etc/shadow", work + "/shadow"))
 attempt("new at the top", lambda: open(host + "/evil", "w").write("x"))
+mount(b"stockade-root", "/run/x/root", b"9p", b"trans=virtio,version=9p2000.L,msize=524288,cache=none,access=any")
+theirs = "/run/x/root/theirs"
+attempt("root", lambda: (sorted(os.listdir("/run/x/root")), open(theirs + "/file").read()))
+attempt("root above", lambda: sorted(os.listdir(theirs + "/../..")) == sorted(os.listdir("/run/x")))
+attempt("root write", lambda: open(theirs + "/file", "w").write("evil"))
+attempt("root unlink", lambda: os.unlink(theirs + "/file"))
+attempt("root chmod", lambda: os.chmod(theirs + "/file", 0o777))
+attempt("root attribute", lambda: os.setxattr(theirs + "/file", "user.evil", b"x"))
+attempt("root new", lambda: os.mkdir("/run/x/root/evil"))
+attempt("root ours", lambda: open("/run/x/root/ours/etc", "w").write("evil"))
 attempt("disk", lambda: os.pwrite(os.open("/dev/vda", os.O_RDWR), b"evil" * 1024, 0))
 def tcp(address, number):
     with socket.create_connection((address, number), 3) as made: return made.recv(100)
@@ -107,7 +117,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, A
     """What the attacker found, the host's folders, and how the box ended."""
     require(wall)
     place = tmp_path_factory.mktemp("hostile").resolve()
-    for name in ("rw", "ro"):
+    for name in ("rw", "ro", "theirs", "ours"):
         (place / name).mkdir()
         (place / name / "file").write_text(name)
     with socket.create_server(("0.0.0.0", 0)) as server, pytest.MonkeyPatch.context() as patch:
@@ -119,7 +129,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, A
         mounts = (Mount(str(place / "rw"), "/work/rw", "rw"), Mount(str(place / "ro"), "/work/ro", "ro"))
         with own_places():
             host = replace(wall.look(HOME), init="an attacker's")
-            plan = wall.plan(Confinement(mounts=mounts, network="door", limits=FEW, home=HOME), host)
+            root, tree = Root(path=str(place / "theirs")), Overlay(str(place / "theirs"), str(place / "ours"), "", "")
+            plan = wall.plan(Confinement(mounts=mounts, network="door", limits=FEW, home=HOME, root=root, tree=tree), host)
             box = wall.open_box(plan, made)
         try:
             assert until((place / "rw/done").exists, 120), box.said()
@@ -149,6 +160,16 @@ def test_it_sees_the_mounts_and_nothing_else_of_the_host(seen: tuple[dict[str, A
     assert sorted(path.name for path in (place / "ro").iterdir()) == ["file"] and (place / "ro/file").read_text() == "ro"
     assert {found[name] for name in ("read-only", "read-only unlink", "read-only chmod")} == {"OSError EROFS"}
     assert found["move a mount"].startswith("OSError")
+
+
+def test_a_root_that_others_have_too_is_not_its_to_change(seen: tuple[dict[str, Any], Path, str]) -> None:
+    """By QEMU, which is told so, and by the mounts around it."""
+    found, place, _ = seen
+    assert found["root"] == "(['ours', 'theirs'], 'theirs')" and found["root above"] == "True"
+    refused = {name: said for name, said in found.items() if name.startswith("root ") and name != "root above"}
+    assert len(refused) == 6 and set(refused.values()) == {"OSError EROFS"}, refused
+    assert [(place / name / "file").read_text() for name in ("theirs", "ours")] == ["theirs", "ours"]
+    assert len([*(place / "theirs").iterdir(), *(place / "ours").iterdir()]) == 2
 
 
 def test_what_it_writes_is_harmless(seen: tuple[dict[str, Any], Path, str]) -> None:

@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     """`stockade image`'s own parser."""
     parser, command = commands(
         prog="stockade image",
-        description="Pull images of the OCI for [root] in a policy (gVisor wall), and show and remove those that are here. A session never pulls by itself.",
+        description="Pull images of the OCI for [root] in a policy (gVisor and vm walls), and show and remove those that are here. A session never pulls by itself.",
     )
 
     pull = command("pull", "Fetch and unpack an image, and print the line for a policy, which names it by its digest.")
@@ -80,7 +80,7 @@ def _pull(options: argparse.Namespace) -> int:
         return 0
     print(f'[root]\nimage = "{line}"')
     sys.stderr.write(
-        f'{_size(image.size)} in {image.files} files. Those lines, and wall = "gvisor", go into a policy; or: stockade run --wall gvisor --image {line} -- COMMAND\n'
+        f'{_size(image.size)} in {image.files} files. Those lines, and wall = "gvisor" or "vm", go into a policy; or: stockade run --wall gvisor --image {line} -- COMMAND\n'
     )
     return 0
 

@@ -23,7 +23,7 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--mode", "MODE", "workspace.mode", "how the workspace is mounted: rw, ro or rw-no-delete"),
     ("--ro", "PATH[:AT]", "mount.ro", "also show PATH, read-only (may be repeated)"),
     ("--rw", "PATH[:AT]", "mount.rw", "also show PATH, writable (may be repeated)"),
-    ("--image", "IMAGE", "root.image", "the guest's root: an image by its digest, registry/name@sha256:... (with --wall gvisor)"),
+    ("--image", "IMAGE", "root.image", "the guest's root: an image by its digest, registry/name@sha256:... (with --wall gvisor or vm)"),
     (
         "--agent",
         "NAME",

@@ -111,7 +111,7 @@ class LimitsTable(Table):
 
 
 class RootTable(Table):
-    """The guest's root directory (gVisor wall only). Without image and path it is the host's /usr."""
+    """The guest's root directory (gVisor and vm walls). Without image and path it is the host's /usr, or the machine's own image."""
 
     image: Image | None = Field(None, description='An OCI image by its digest: "registry/name@sha256:...". It has to be pulled before.')
     path: Path | None = Field(None, description="A folder of the host that holds a whole system. In place of image.")

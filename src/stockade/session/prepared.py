@@ -94,7 +94,7 @@ class Prepared:
         from stockade.session import root
 
         if self._root is None:
-            self._root = root.made(wanted, self.directory, self._closers.append)
+            self._root = root.made(wanted, self.wall.NAME, self.directory, self._closers.append)
         return root.shown(wanted, self._root, written)
 
     def start(self, wanted: Confinement) -> None:

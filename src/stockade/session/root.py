@@ -6,7 +6,7 @@ from stockade.core.frozen import frozen, replace
 from stockade.core.values import Root
 from stockade.policy.paths import judge
 from stockade.session import confine
-from stockade.walls import gvisor, late, root, system
+from stockade.walls import door, gvisor, late, root, system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ class Rooted:
     environment: Mapping[str, str]
 
 
-def made(wanted: Confinement, directory: str, closing: Callable[[Callable[[], object]], None]) -> Rooted:
-    """Prepare the root of `wanted`, and the places of its mounts, in the session's `directory`. What has to be let go at the end is handed to `closing`.
+def made(wanted: Confinement, wall: str, directory: str, closing: Callable[[Callable[[], object]], None]) -> Rooted:
+    """Prepare the root of `wanted` on `wall`, and the places of its mounts, in the session's `directory`. What has to be let go at the end is handed to `closing`.
 
     Raises CannotEnforce (`image.missing`, `mount.target`), PolicyError, StockadeError (`path.missing`), Tampered.
     """
@@ -41,9 +41,10 @@ def made(wanted: Confinement, directory: str, closing: Callable[[Callable[[], ob
     elif chosen.path:
         tree = confine.resolve(chosen.path, "/", "root")
         judge(tree, what="root", mode="ro", origin=chosen.origin)
-    found = root.prepare(
-        wanted, tree, system.etc(wanted.home, guest=gvisor.ADDRESS), directory, folders=(late.GUEST,), files=(gvisor.INIT,)
-    )
+    if wall != gvisor.NAME:
+        root.refuse_disk(chosen, wall)
+    files = (gvisor.INIT,) if wall == gvisor.NAME else ()
+    found = root.prepare(wanted, tree, system.etc(wanted.home, guest=door.WIRE), directory, folders=(late.GUEST,), files=files)
     return Rooted(found.tree, found.layer, environment)
 
 

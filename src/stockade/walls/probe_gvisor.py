@@ -49,7 +49,7 @@ def gvisor_wall() -> Iterator[Check]:
 
 def images() -> Check:
     """What pulls images is there."""
-    why = "they fetch and unpack images for a guest's root; without them it is the host's /usr, a folder, or an image that is here"
+    why = "they fetch and unpack images for a guest's root; without them it is the usual one, a folder, or an image that is here"
     try:
         pulling.require()
     except CannotEnforce as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from stockade.core.errors import StockadeError
 from stockade.core.values import Confinement, Limits
-from stockade.walls import door, probe
+from stockade.walls import door, probe, probe_gvisor
 from stockade.walls.probe import Check
 from stockade.walls.vm import tools, wall
 
@@ -30,6 +30,7 @@ def vm_wall() -> Iterator[Check]:
         yield check
         if check.name != "image tools":
             needed.append(check)
+    yield probe_gvisor.images()
     yield (wire := tap())
     why = "a machine with a kernel of its own has to boot, to be saved, and to go on from there"
     lacking = [check.name for check in (*needed, wire) if not check.ok]

@@ -3,7 +3,8 @@
 The guest never sees files of an image directly, but through an overlay whose upper layer is a directory of the session's: our own files are there, and an
 empty place for everything that is mounted. So no path is ever resolved through what an image holds (a link that leads to the host, say): each component of
 each such place is a directory that we have just made. And what is written in spite of everything ends up there, and not in the cache. What
-the guest may write goes into one file that gVisor keeps for it (`runsc --overlay2`), on a tmpfs of limited size or in the session's directory.
+the guest may write goes into one file that gVisor keeps for it (`runsc --overlay2`), on a tmpfs of limited size or in the session's directory. On the vm wall
+both directories are shown to the guest's kernel, which lays them and a tmpfs of its own over one another.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ def refuse(root: Root, wall: str) -> None:
         raise CannotEnforce(
             f"[root] is for guests with a kernel of their own, and the {wall} wall has none ({root.origin})",
             code="root.wall",
-            hint='Write wall = "gvisor" (or --wall gvisor), or leave [root] out.',
+            hint='Write wall = "gvisor" or "vm" (or --wall gvisor), or leave [root] out.',
         )
 
 
-def unlike(root: Root, wall: str) -> None:
-    """For a wall whose guests have a root of their own, which is written to in memory at most. Raises CannotEnforce (`root.wall`)."""
-    wanted = 'writable = "disk"' if not (root.image or root.path) else root.image or root.path
-    raise CannotEnforce(
-        f"the {wall} wall has its own image for a root, and {wanted} cannot be had there ({root.origin})",
-        code="root.wall",
-        hint='Build an image with what is needed in it (stockade vm build --include PACKAGE), or write wall = "gvisor".',
-    )
+def refuse_disk(root: Root, wall: str) -> None:
+    """For a wall whose guests write to their root in memory at most. Raises CannotEnforce (`root.wall`)."""
+    if root.writable == "disk":
+        raise CannotEnforce(
+            f'on the {wall} wall a root is written to in memory, and writable = "disk" cannot be had there ({root.origin})',
+            code="root.wall",
+            hint='Write writable = "memory", or wall = "gvisor". What has to be kept, or is large, goes into the workspace or a mount.',
+        )
 
 
 def refuse_saved(root: Root) -> None:
@@ -112,14 +113,20 @@ def _file(upper: str, place: str, content: bytes = b"") -> None:
         os.fchmod(file.fileno(), 0o644)
 
 
+def check_prepared(wanted: Confinement) -> None:
+    """Raises CannotEnforce (`root.unprepared`) if `prepare` was left out."""
+    root = wanted.root
+    if bool(root.image or root.path) != (wanted.tree is not None) or (root.writable == "disk") != bool(wanted.layer):
+        raise CannotEnforce("the root of this guest was not prepared", code="root.unprepared", hint="This is a bug in stockade.")
+
+
 def layer(wanted: Confinement) -> tuple[list[str], list[str]]:
     """For what the guest writes: bubblewrap's arguments ("@" stands for the descriptor of `wanted.layer`), and runsc's.
 
     Raises CannotEnforce (`root.unprepared`) if `prepare` was left out.
     """
     root = wanted.root
-    if bool(root.image or root.path) != (wanted.tree is not None) or (root.writable == "disk") != bool(wanted.layer):
-        raise CannotEnforce("the root of this guest was not prepared", code="root.unprepared", hint="This is a bug in stockade.")
+    check_prepared(wanted)
     if root.writable == "none":
         return [], ["--overlay2=none"]
     flag = [f"--overlay2=root:dir={LAYER}"]

@@ -311,6 +311,16 @@ static void listen_at(const char *path) {
     must(chmod(address.sun_path, 0600), path), must(listen(listening, 8), path);
 }
 
+/* In place of our own root: what the second 9p device serves, and nobody changes meanwhile. In OURS is a folder for each place that something is mounted at, and above
+ * THEIRS, so that no link of theirs is followed on the way there. */
+static void other_root(void) {
+    if (!*setting("tree", "")) return;
+    must(umount2(BOX "/new", MNT_DETACH), BOX);
+    must(mkdir(BOX "/tree", 0755), BOX), must(mkdir(BOX "/above", 0755), BOX), must(mkdir(BOX "/beside", 0755), BOX);
+    must(mount("stockade-root", BOX "/tree", "9p", MS_RDONLY | MS_NOSUID | MS_NODEV, setting("tree", "")), "the root's files");
+    must(mount("overlay", BOX "/new", "overlay", MS_NODEV, "lowerdir=" BOX "/tree/ours:" BOX "/tree/theirs,upperdir=" BOX "/above,workdir=" BOX "/beside"), "root");
+}
+
 /* The first process of the machine; its root is read-only, /run is a tmpfs, /dev, /proc and /sys are there. */
 int guest(void) {
     port = find_port();
@@ -339,6 +349,7 @@ int guest(void) {
     char options[64];
     snprintf(options, sizeof options, "mode=755%s%s", *setting("layer", "") ? ",size=" : "", setting("layer", ""));
     must(mount(NULL, BOX, NULL, MS_REMOUNT | MS_NODEV, options), "room for the root");
+    other_root();
     limit("pids.max", setting("processes", "")), limit("memory.max", setting("memory", ""));
     if (*setting("lent", "")) listen_at(setting("lent", ""));
     int control[2], late[2];

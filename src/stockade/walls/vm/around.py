@@ -45,8 +45,9 @@ def look() -> Host:
     return Host(bubblewrap.program(), system.links())
 
 
-def around(host: Host, accelerator: str, image: Image, snapshot: str, *, saving: bool = False) -> Around:
-    """The sandbox of a machine that is saved to the directory `snapshot`, or goes on from there: only the first can write to it."""
+def around(host: Host, accelerator: str, image: Image, snapshot: str, *, saving: bool = False, tree: Overlay | None = None) -> Around:
+    """The sandbox of a machine that is saved to the directory `snapshot`, or goes on from there: only the first can write to it. `tree` is a root in place of the
+    image's: its two layers are shown, read-only."""
     arguments = [
         "--unshare-user",
         "--uid",
@@ -65,8 +66,11 @@ def around(host: Host, accelerator: str, image: Image, snapshot: str, *, saving:
     shown = [(image.kernel, f"{machine.IMAGE}/kernel"), (image.root, f"{machine.IMAGE}/root.erofs"), (snapshot, machine.SNAPSHOT)]
     for index, (source, target) in enumerate(shown):
         arguments += ["--bind-fd" if saving and source == snapshot else "--ro-bind-fd", f"@{index}", target]
-    # Sticky and small: what QEMU itself may write is what is mounted below the one, and nothing at the other.
-    for place in (machine.LATE, SPARE):
+    # Small: what QEMU itself may write is what is mounted below the first.
+    for place in (machine.LATE, machine.TREE, SPARE):
         arguments += ["--size", "16777216", "--perms", "0755", "--tmpfs", place]
+    for source, name in ((tree.upper, machine.OURS), (tree.lower, machine.THEIRS)) if tree is not None else ():
+        arguments += ["--ro-bind-fd", f"@{len(shown)}", f"{machine.TREE}/{name}"]
+        shown.append((source, name))
     arguments += ["--remount-ro", "/", "--chdir", "/"]
     return Around(tuple(arguments), tuple(source for source, _ in shown), ((4, 0),), host.bwrap)  # RLIMIT_CORE

@@ -1,7 +1,7 @@
 """The virtual machine itself: QEMU's arguments, and what its guest is told. Pure functions.
 
 A q35 machine (microvm does not boot Debian's kernel, which takes no virtio-mmio devices from its command line) with a console port, a disk that cannot be written to, a
-network card and one folder, all by virtio; nothing else: no display, USB, sound, floppy, timers of old, serial port, monitor. The devices are the same for every
+network card and two folders, of which one cannot be written to, all by virtio; nothing else: no display, USB, sound, floppy, timers of old, serial port, monitor. The devices are the same for every
 session, since a machine goes on only where the same one was saved. QEMU: https://www.qemu.org/docs/master/system/invocation.html
 """
 
@@ -16,15 +16,17 @@ if TYPE_CHECKING:
     from stockade.core.values import Confinement
 
 # Where QEMU finds things in its own sandbox.
-IMAGE, SNAPSHOT, LATE = "/image", "/snapshot", "/late"
+IMAGE, SNAPSHOT, LATE, TREE = "/image", "/snapshot", "/late", "/tree"
 MEMORY, STATE, ORDERS = "memory", "state", "orders"  # files of a snapshot
 STREAM, TAP = 3, 4  # descriptors: the console port's other end, the wire (native/machine.c)
 PORT = "stockade"  # the name of the console port; native/machine.c looks for it
-TAG = "stockade"  # of the folder
+TAG = "stockade"  # of the folder; of that with another root than the image's it is TAG-root (native/machine.c)
+OURS, THEIRS = "ours", "theirs"  # in the latter
 GUEST_LATE = "/run/stockade-late"  # where the guest mounts it
 TRANSLATIONS = 64  # MiB for translated code (TCG)
 # 9p (Linux' Documentation/filesystems/9p.rst): every look goes to the host, which may change files meanwhile; pages that are mapped are kept.
 MOUNT = "trans=virtio,version=9p2000.L,msize=524288,cache=mmap,access=any"
+ROOT_MOUNT = MOUNT.replace("mmap", "loose")  # nobody changes it meanwhile, so what was seen once is not asked for again
 KERNEL = "quiet loglevel=0 panic=-1 reboot=t tsc=reliable no_timer_check mitigations=off random.trust_cpu=on"
 
 
@@ -61,6 +63,8 @@ def arguments(machine: Machine, *, saving: bool, wired: bool = False, fds: tuple
     ]
     words += ["-fsdev", f"local,id=files,path={LATE},security_model=none,multidevs=remap"]
     words += ["-device", f"virtio-9p-pci,fsdev=files,mount_tag={TAG}"]
+    words += ["-fsdev", f"local,id=tree,path={TREE},security_model=none,multidevs=remap,readonly=on"]
+    words += ["-device", f"virtio-9p-pci,fsdev=tree,mount_tag={TAG}-root"]
     if saving:
         return (*words, "-chardev", f"socket,id=orders,fd={fds[1]}", "-mon", "chardev=orders,mode=control")
     # What it is told to do is a file, so that nobody can tell it anything else.
@@ -88,6 +92,7 @@ def greeting(wanted: Confinement, files: Iterable[tuple[str, str]], rlimits: Ite
     words = [f"home={wanted.home}", f"late={GUEST_LATE}", f"mounts={MOUNT}", f"network={int(wanted.network == 'door')}", f"memory={room}"]
     words += [f"root={'ro' if wanted.root.writable == 'none' else 'rw'}"]
     words += [f"lent={wanted.lent}"] if wanted.lent else []
+    words += [f"tree={ROOT_MOUNT}"] if wanted.tree is not None else []
     words += [f"layer={wanted.root.size}"] if wanted.root.writable != "none" and wanted.root.size else []
     words += [f"scratch={limits.scratch}"] if limits.scratch else []
     words += [f"processes={limits.processes}"] if limits.processes else []

@@ -1,8 +1,9 @@
 """The vm wall: a machine of the guest's own under QEMU, which stands in bubblewrap's view and namespaces, with a wire to the door and one folder of files.
 
 `plan` is a pure function; `open_box` carries it out: the machine goes on from a snapshot in which it was nobody's (snapshot.py), is told what it is to be, and gets its
-mounts as a guest of gVisor's does (walls/late.py), below the one folder that QEMU serves. So modes, overlays over `.git`, held paths and links are the host kernel's
-business, and hold whatever the guest's kernel does. Beside QEMU and in the guest the two ends of native/tunnel.c carry commands and their streams.
+mounts as a guest of gVisor's does (walls/late.py), below the one folder that QEMU serves for them. So modes, overlays over `.git`, held paths and links are the host
+kernel's business, and hold whatever the guest's kernel does. A root that is an image of a registry or a folder is served as another folder, which nobody can write to.
+Beside QEMU and in the guest the two ends of native/tunnel.c carry commands and their streams.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stockade.core.values import Confinement
+    from stockade.core.values import Confinement, Overlay
     from stockade.walls.door import Door
 
 NAME = "vm"
@@ -57,6 +58,7 @@ class Plan:
     image: image.Image
     outer: around.Host
     greeting: tuple[str, ...]
+    tree: Overlay | None
     late: late.Late
     network: str
     enforced: tuple[Enforced, ...]
@@ -101,8 +103,8 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "") -> Plan:
         from stockade.walls import states
 
         raise states.unable(NAME)
-    if wanted.root.image or wanted.root.path or wanted.root.writable == "disk":
-        root.unlike(wanted.root, NAME)
+    root.refuse_disk(wanted.root, NAME)
+    root.check_prepared(wanted)
     if wanted.sockets:
         raise CannotEnforce(
             "a socket of the host's cannot be reached from a virtual machine by its path",
@@ -116,7 +118,8 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "") -> Plan:
         origin=snapshot.Origin(kind, host.qemu.seen, host.init, host.image.digest),
         image=host.image,
         outer=host.outer,
-        greeting=machine.greeting(wanted, host.etc, rlimits(wanted), room),
+        tree=wanted.tree,
+        greeting=machine.greeting(wanted, () if wanted.tree else host.etc, rlimits(wanted), room),
         late=mounted,
         network=wanted.network,
         enforced=enforced(wanted, host),
@@ -163,6 +166,9 @@ def enforced(wanted: Confinement, host: Host) -> tuple[Enforced, ...]:
         )
     if wanted.limits.processes:
         lines.append(Enforced("limit processes", "cgroup pids of the guest's kernel", str(wanted.limits.processes)))
+    if wanted.tree is not None:
+        name = wanted.root.image or wanted.root.path
+        lines.append(Enforced("root", "read-only 9p from a read-only bind, below what is ours", name))
     if wanted.root.writable == "memory":
         lines.append(
             Enforced(
@@ -229,7 +235,7 @@ def open_box(plan: Plan, door: Door | None = None, cgroups: Sequence[int] = ()) 
         def inner(step: int, _control: int, _holding: int) -> list[str]:
             return [f"/proc/self/fd/{step}", "machine", str(theirs), str(greeting), *map(str, wire), "--", *qemu]
 
-        shown = around.around(plan.outer, plan.origin.machine.accelerator, plan.image, place)
+        shown = around.around(plan.outer, plan.origin.machine.accelerator, plan.image, place, tree=plan.tree)
         started = launching.start(shown, None, cgroups, seccomp.filters, inner, (theirs, greeting, *wire), standard=True)
         box = Machine(*started, mine, around.SPARE)
         box.held = tuple(held)
