@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from session.supervised import Place, adopting, offspring
+from session.supervised import Place, adopting, command, offspring
 from session.test_lifecycle import error_of
 from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import replace
@@ -402,6 +402,36 @@ def test_what_cannot_be_had_stops_the_start(place: Place, busy: str, there: Depo
     (place.root / "home").symlink_to("/")
     done = place.run("true", policy=replace(base, root=Root(path=str(place.root / "home"))))
     assert done.returncode == 125 and error_of(done)["error"] == "policy.forbidden-path"  # judged anew, as it is now
+
+
+def test_what_is_mounted_in_a_folder_is_not_served_with_it(place: Place, busy: str) -> None:
+    """A chroot in which somebody has mounted what is elsewhere, as `mount --bind` does: a machine would see it (gVisor's overlay does not)."""
+    require(vm)
+    root, inner = place.root / "copy", "a b\\ü"
+    subprocess.run(["cp", "-a", tree(busy), root], check=True)
+    (root / inner).mkdir()
+    (place.root / "elsewhere").mkdir()
+    (place.root / "elsewhere/secret").write_text("secret\n")
+    policy = replace(MACHINE, root=Root(path=str(root), writable="none"))
+    mounting = 'mount --bind "$1" "$2" && cat "$2/secret" >&2 && shift 2 && exec "$@"'
+    look = command(policy, ["sh", "-c", "cat /a*/secret || echo none"])
+    words = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        mounting,
+        "sh",
+        str(place.root / "elsewhere"),
+        str(root / inner),
+        *look,
+    ]
+    done = subprocess.run(words, cwd=place.work, env=place.env, capture_output=True)
+    assert done.stderr.startswith(b"secret\n")  # where it is mounted it is there
+    assert done.stdout == b"" and error_of(done)["error"] == "root.mounts" and str(root / inner) in error_of(done)["message"], done
+    assert place.run(*look[-3:], policy=policy).stdout == b"none\n"
 
 
 def test_commits_come_back_where_the_image_has_no_git(place: Place, busy: str, base: Policy) -> None:

@@ -43,6 +43,8 @@ def made(wanted: Confinement, wall: str, directory: str, closing: Callable[[Call
         judge(tree, what="root", mode="ro", origin=chosen.origin)
     if wall != gvisor.NAME:
         root.refuse_disk(chosen, wall)
+        if tree:
+            root.refuse_mounts(tree, chosen.origin)
     files = (gvisor.INIT,) if wall == gvisor.NAME else ()
     found = root.prepare(wanted, tree, system.etc(wanted.home, guest=door.WIRE), directory, folders=(late.GUEST,), files=files)
     return Rooted(found.tree, found.layer, environment)

@@ -13,7 +13,7 @@ import os
 
 from stockade.core.errors import CannotEnforce
 from stockade.core.frozen import replace
-from stockade.core.values import Confinement, Enforced, Overlay, Root
+from stockade.core.values import Confinement, Enforced, Origin, Overlay, Root
 from stockade.walls import limits
 
 TYPE_CHECKING = False
@@ -51,6 +51,20 @@ def refuse_disk(root: Root, wall: str) -> None:
             f'on the {wall} wall a root is written to in memory, and writable = "disk" cannot be had there ({root.origin})',
             code="root.wall",
             hint='Write writable = "memory", or wall = "gvisor". What has to be kept, or is large, goes into the workspace or a mount.',
+        )
+
+
+def refuse_mounts(tree: str, origin: Origin) -> None:
+    """For a wall that binds `tree`, the real path of a folder, with all that is mounted in it. Raises CannotEnforce (`root.mounts`) if anything is: the host's /proc
+    in a chroot, say."""
+    with open("/proc/self/mountinfo", "rb") as file:  # proc_pid_mountinfo(5): the fifth field, in which a space is \\040
+        places = [line.split(b" ")[4].decode("unicode_escape").encode("latin-1") for line in file]
+    inner = next((os.fsdecode(place) for place in places if place.startswith(os.fsencode(f"{tree}/"))), "")
+    if inner:
+        raise CannotEnforce(
+            f"{inner} is mounted in the root {tree}, and would be shown with it ({origin})",
+            code="root.mounts",
+            hint="A root is one file system. Unmount what is in it; what a command needs is shown by [[mount]].",
         )
 
 
