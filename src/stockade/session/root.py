@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from stockade.core.frozen import frozen, replace
 from stockade.core.values import Root
 from stockade.policy.paths import judge
@@ -41,12 +43,14 @@ def made(wanted: Confinement, wall: str, directory: str, closing: Callable[[Call
     elif chosen.path:
         tree = confine.resolve(chosen.path, "/", "root")
         judge(tree, what="root", mode="ro", origin=chosen.origin)
+    folders, files = [late.GUEST], [gvisor.INIT]
     if wall != gvisor.NAME:
+        folders, files = [late.GUEST, os.path.dirname(confine.AGENT)], []  # the latter is where the guest itself makes a socket
         root.refuse_disk(chosen, wall)
         if tree:
             root.refuse_mounts(tree, chosen.origin)
-    files = (gvisor.INIT,) if wall == gvisor.NAME else ()
-    found = root.prepare(wanted, tree, system.etc(wanted.home, guest=door.WIRE), directory, folders=(late.GUEST,), files=files)
+    etc = system.etc(wanted.home, guest=door.WIRE)
+    found = root.prepare(wanted, tree, etc, directory, folders=tuple(folders), files=tuple(files))
     return Rooted(found.tree, found.layer, environment)
 
 
