@@ -33,7 +33,7 @@ ATTACKS = (
     "cli/test_tools", "drills/", "fuzz/", "gateway/test_bounds", "gateway/test_canaries", "gateway/test_differential", "gateway/test_door", "gateway/test_enclose",
     "gateway/test_hidden", "gateway/test_http2", "gateway/test_raw", "gateway/test_requests", "gateway/test_secret_hosts", "gateway/test_spelling",
     "gateway/test_taint", "gateway/test_tools", "server/test_access", "session/test_modes", "session/test_taint", "session/test_untouched", "walls/test_brought",
-    "walls/test_conformance", "walls/test_door", "walls/test_git_attacks", "walls/test_leaks", "walls/test_seccomp",
+    "walls/test_conformance", "walls/test_door", "walls/test_git_attacks", "walls/test_leaks", "walls/test_seccomp", "walls/test_waiting",
 )  # fmt: skip
 
 

@@ -202,14 +202,33 @@ def comes_to_without_loss(name: str, error: int, before: State, inside: State, h
     return "stays, said, first kept" if kept else "stays, said"
 
 
+def comes_to_once_applied(name: str, error: int, before: State, inside: State, waiting: State, host: State, said: set[str]) -> str:
+    """The same in `review`: until it is applied the host's folder, `waiting`, is as it was; then all that was seen inside is there, or in what `apply` has `said`."""
+    assert same(waiting, before), f"{name}: {waiting} before anything was applied"
+    if error:
+        return comes_to(name, error, before, inside, host)
+    if not said and kept_inside(before, inside, host):
+        return "only inside"
+    less = {path: file for path, file in inside.items() if path not in said}
+    undated = {path: file._replace(dated=False) for path, file in less.items()}
+    assert same(undated, {path: file._replace(dated=False) for path, file in host.items()}, names=False), (
+        f"{name}: inside {inside}, on the host {host}"
+    )
+    if same(before, host, names=False):
+        return (
+            "left out, said" if said else "done" if name in HARMLESS else "left out" if not same(before, inside) else "no effect, no error"
+        )
+    return ", ".join(["waits", *["names apart"] * (not same(less, host))])
+
+
 def recorded() -> dict[str, dict[str, dict[str, str]]]:
     """Wall, mode, operation: what it comes to."""
     found: dict[str, dict[str, dict[str, str]]] = json.loads(RECORDED.read_text())
     return found
 
 
-MODES = ("workspace ro", "mount ro", "workspace rw", "mount rw", "workspace rw-no-delete")
-COLUMNS = {"`ro`": MODES[:2], "`rw`": MODES[2:4], "`rw-no-delete`": MODES[4:]}
+MODES = ("workspace ro", "mount ro", "workspace rw", "mount rw", "workspace rw-no-delete", "workspace review")
+COLUMNS = {"`ro`": MODES[:2], "`rw`": MODES[2:4], "`rw-no-delete`": MODES[4:5], "`review`": MODES[5:]}
 
 
 def cell(table: Mapping[str, Mapping[str, Mapping[str, str]]], modes: tuple[str, ...], operation: str) -> str:
@@ -234,13 +253,16 @@ def document() -> str:
         "",
         "Made from what the runs of `tests/session/test_modes.py` showed (`STOCKADE_WRITE_DOCS=1 .venv/bin/python -m pytest tests/session/test_modes.py` makes it anew), and checked by each.",
         "On every [wall](walls.md), for every mode of the [workspace](workspace.md) and of a `[[mount]]`, a program does everything below, each in a folder of its own; what it saw is compared",
-        "with what is on the host when the session has ended. One cell stands for all walls, for workspace and mount, where nothing else is said. `rw-no-delete` is for the workspace alone.",
+        "with what is on the host when the session has ended. One cell stands for all walls, for workspace and mount, where nothing else is said. `rw-no-delete` and `review` are",
+        "for the workspace alone.",
         "",
         "- **done**: allowed, and on the host just as it was seen inside.",
         "- **refused**: an error inside, and everything is as it was.",
         "- **first kept**: what was there before is in the session's directory (`kept/`), which `stockade session list` shows.",
         "- **stays**: what was to be removed or renamed is on the host still, as before; what is new is there, too. The report says so.",
-        "- **left out**: not brought to the host, where all is as it was. The report says so; files stay in the session's directory.",
+        "- **left out**: not brought to the host, where all is as it was. Where it is said, the report (or `stockade changes`) names it; files stay in the session's directory.",
+        "  In `review` times alone are no change.",
+        "- **waits**: on the host all is as it was, until `stockade changes apply`; then it is just as it was seen inside.",
         "- **names apart**: on the host, names of one file become files of their own.",
         "- **only inside**: the guest's kernel keeps it to itself; pipes and sockets hold nothing that could be lost.",
         "- **no effect, no error**: allowed inside by a kernel that takes the host's refusal for nothing; nothing has changed inside either.",

@@ -16,7 +16,7 @@ import pytest
 
 from session import modes
 from session.supervised import Place, share_cache
-from session.test_kept import listed
+from session.test_kept import listed, stockade
 from stockade.core.values import Limits, Mount, Policy, Workspace
 from stockade.walls import bubblewrap, gvisor
 from stockade.walls.vm import wall as vm
@@ -47,6 +47,8 @@ class Run:
 
     place: Place
     areas: dict[str, Area]
+    waiting: dict[str, modes.State]  # what was on the host before anything was applied
+    brought: list[dict[str, str]]  # what `stockade changes apply` said
 
 
 def probe() -> str:
@@ -80,7 +82,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Run]:
         require(WALLS[wall])
         if (wall, mode) not in done:
             root = tmp_path_factory.mktemp(f"{wall}-{mode}")
-            if mode == "rw-no-delete":
+            if mode in ("rw-no-delete", "review"):
                 overlay_works(root / "probe")
             share_cache(f"{scratch()}/xdg_cache_home")
             place = Place(root)
@@ -94,7 +96,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Run]:
             ended = place.run(f"{root}/bin/modes", f"{root}/outside/file", *tops, policy=policy, timeout=300)
             assert ended.returncode == 0, ended
             read(areas, ended.stdout)
-            done[wall, mode] = Run(place, areas)
+            waiting, brought = {}, []
+            if mode == "review":
+                waiting = {each: areas[f"workspace {mode}"].host(each) for each in modes.OPERATIONS}
+                brought = json.loads(stockade(place, "changes", "apply", "--json").stdout)[0]["rows"]
+            done[wall, mode] = Run(place, areas, waiting, brought)
         return done[wall, mode]
 
     return get
@@ -106,6 +112,10 @@ def shown(run: Callable[[str, str], Run], wall: str, mode: str) -> dict[str, dic
     merged = [event for event in ran.place.ledger() if event.get("kind") == "workspace.merge"]
     said: dict[str, set[str]] = {name: set() for name in modes.OPERATIONS}
     kept = ""
+    for row in ran.brought:
+        if row["result"] != "applied":
+            name, _, rest = row["path"].partition("/")
+            said[name].add(rest)
     for event in merged:
         kept = str(event["kept_in"])
         for row in (*event["rows"], *event["failed"]):  # type: ignore[misc]
@@ -119,13 +129,15 @@ def shown(run: Callable[[str, str], Run], wall: str, mode: str) -> dict[str, dic
             if mode == "rw-no-delete":
                 firsts = modes.look(Path(kept, name))
                 found[title][name] = modes.comes_to_without_loss(*about, firsts, said[name])
+            elif mode == "review":
+                found[title][name] = modes.comes_to_once_applied(*about[:4], ran.waiting[name], area.host(name), said[name])
             else:
                 found[title][name] = modes.comes_to(*about)
     return found
 
 
 @pytest.mark.wall
-@pytest.mark.parametrize("mode", ["ro", "rw", "rw-no-delete"])
+@pytest.mark.parametrize("mode", ["ro", "rw", "rw-no-delete", "review"])
 @pytest.mark.parametrize("wall", WALLS)
 def test_each_mode_holds(wall: str, mode: str, run: Callable[[str, str], Run]) -> None:
     for title, comes in shown(run, wall, mode).items():
@@ -153,12 +165,14 @@ def test_each_mode_holds(wall: str, mode: str, run: Callable[[str, str], Run]) -
 @pytest.mark.wall
 @pytest.mark.parametrize("wall", WALLS)
 def test_the_page_is_what_the_runs_show(wall: str, run: Callable[[str, str], Run]) -> None:
-    now = {title: comes for mode in ("ro", "rw", "rw-no-delete") for title, comes in shown(run, wall, mode).items()}
+    now = {title: comes for mode in ("ro", "rw", "rw-no-delete", "review") for title, comes in shown(run, wall, mode).items()}
     if os.environ.get("STOCKADE_WRITE_DOCS"):
         table = {**(modes.recorded() if modes.RECORDED.exists() else {}), wall: {mode: now[mode] for mode in modes.MODES}}
         modes.RECORDED.write_text(json.dumps({name: table[name] for name in modes.WALLS if name in table}, indent=1) + "\n")
-        if table.keys() == WALLS.keys() and all(
-            comes.keys() == modes.OPERATIONS.keys() for each in table.values() for comes in each.values()
+        if (
+            table.keys() == WALLS.keys()
+            and all(each.keys() == {*modes.MODES} for each in table.values())
+            and all(comes.keys() == modes.OPERATIONS.keys() for each in table.values() for comes in each.values())
         ):
             modes.DOCUMENT.write_text(modes.document())
     assert now == modes.recorded()[wall]

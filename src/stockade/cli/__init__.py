@@ -23,6 +23,7 @@ COMMANDS = {
     "gate": "explain what the gate decides, show what it decided, watch what sessions ask, be the shared one",
     "approvals": "what running sessions ask you, and your answers",
     "session": "list sessions, and bring back or discard what one that is over has left",
+    "changes": "look at what sessions of mode review wrote, and bring it to the folder or drop it",
     "image": "pull images for the guest's root, and show and remove those that are here",
     "vm": "build images for machines, and show, choose and remove those that are here",
     "doctor": "what works on this machine, and how to mend what does not",

@@ -20,7 +20,7 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--no-project", "", "", "leave the project's own stockade.toml out, also where you trust the folder; nothing of it is looked at"),
     ("--wall", "WALL", "wall", "bubblewrap, gvisor or vm"),
     ("--workspace", "DIR", "workspace.path", "the folder to work in (default: the current one)"),
-    ("--mode", "MODE", "workspace.mode", "how the workspace is mounted: rw, ro or rw-no-delete"),
+    ("--mode", "MODE", "workspace.mode", "how the workspace is mounted: rw, ro, review or rw-no-delete"),
     ("--ro", "PATH[:AT]", "mount.ro", "also show PATH, read-only (may be repeated)"),
     ("--rw", "PATH[:AT]", "mount.rw", "also show PATH, writable (may be repeated)"),
     ("--image", "IMAGE", "root.image", "the guest's root: an image by its digest, registry/name@sha256:... (with --wall gvisor or vm)"),
@@ -151,9 +151,9 @@ def main(argv: Sequence[str]) -> int:
         from stockade.cli.aftermath import tell
 
         tell(end.events)
-        from stockade.session.after import left_by
+        from stockade.session.after import REVIEW, left_by
 
-        if left_by(end.events):
+        if left_by(event for event in end.events if event["kind"] != REVIEW):
             sys.stderr.write(
                 f"stockade: this session holds something for you: stockade session list (then recover or discard {end.session})\n"
             )

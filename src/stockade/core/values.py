@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from stockade.core.tools import FileRule, MountRule, ToolRule
 
     Effect = Literal["allow", "ask", "deny"]
-    MountMode = Literal["ro", "rw", "rw-no-delete"]
+    MountMode = Literal["ro", "review", "rw-no-delete", "rw"]
 
 ALLOW: Effect = "allow"
 ASK: Effect = "ask"

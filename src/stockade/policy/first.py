@@ -17,7 +17,7 @@ version = 1
 
 # [workspace]
 # path = "."               # where stockade is started
-# mode = "rw"              # ro, rw, or rw-no-delete (nothing that existed before is lost)
+# mode = "rw"              # ro, rw, review (what is written waits until you apply it), or rw-no-delete
 
 # More folders that are visible. Your home is not, unless you name a folder of it here.
 # [[mount]]

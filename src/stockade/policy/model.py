@@ -46,10 +46,10 @@ from stockade.policy.kinds import (
     Webhook,
 )  # fmt: skip
 
-Mode = Literal["ro", "rw", "rw-no-delete"]
+Mode = Literal["ro", "review", "rw-no-delete", "rw"]
 Risk = Literal["low", "medium", "high"]
 Wall = Literal["auto", "bubblewrap", "gvisor", "vm"]
-MODES: tuple[Mode, ...] = ("ro", "rw-no-delete", "rw")  # from the narrowest to the widest
+MODES: tuple[Mode, ...] = ("ro", "review", "rw-no-delete", "rw")  # from the narrowest to the widest
 PRESETS = ("anthropic", "debian", "gemini", "github-read", "npm", "openai", "pypi")
 
 
@@ -65,7 +65,10 @@ class WorkspaceTable(Table):
     path: Path | None = Field(
         None, description="The folder. Relative paths start where stockade is started; ~ is your home. Default: there."
     )
-    mode: Mode | None = Field(None, description="ro, rw, or rw-no-delete (nothing that existed before is lost). Default: rw.")
+    mode: Mode | None = Field(
+        None,
+        description="ro, review (what is written waits until you apply it), rw-no-delete (nothing that existed before is lost) or rw. Default: rw.",
+    )
     git: Literal["private", "ro"] | None = Field(
         None, description="How .git appears: a private copy (commits come back as data) or read-only."
     )

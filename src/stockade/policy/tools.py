@@ -49,9 +49,9 @@ def merge_files(
                 errors.append(
                     one.error(message, *key, code="policy.nobody-to-ask", hint='Write effect = "deny": then it is held read-only.')
                 )
-            if mode == "rw-no-delete":
-                hint = 'There, changes reach your disk at the end of the run: leave the rule out, or choose mode = "rw".'
-                errors.append(one.error('no file is held in a workspace with mode = "rw-no-delete"', *key, code="policy.file", hint=hint))
+            if mode in ("review", "rw-no-delete"):
+                hint = 'There, no change reaches your disk during the run: leave the rule out, or choose mode = "rw".'
+                errors.append(one.error(f'no file is held in a workspace with mode = "{mode}"', *key, code="policy.file", hint=hint))
             found.append(FileRule(table.path, table.effect, one.origin(*key)))
     return tuple(dict.fromkeys(found))
 

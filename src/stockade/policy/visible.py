@@ -67,6 +67,8 @@ def _inside(action: str, real: str, mount: Mount) -> Verdict:
     if action == "write" and mount.mode == "ro":
         wider = f'[[mount]]\npath = "{_quoted(real if os.path.isdir(real) else os.path.dirname(real))}"\nmode = "rw"\n'
         return Verdict(DENY, rule, ("It is visible, but only for reading.",), wider)
+    if action == "write" and mount.mode == "review":
+        return Verdict(ALLOW, rule, ("What is written waits outside the folder until a person applies it (stockade changes).",))
     if action == "write" and mount.mode == "rw-no-delete":
         return Verdict(ALLOW, rule, ("New files and additions are allowed; what existed before cannot be lost.",))
     if action == "write" and "/.git/" in real + "/":

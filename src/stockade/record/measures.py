@@ -198,6 +198,8 @@ class Tally:
                 self.connections += event.get("effect") != "allow" or event.get("method") != "CONNECT"
             case "workspace.report":
                 self.writes = max(self.writes, _count(event.get("changed")))
+            case "workspace.review":
+                self.writes = max(self.writes, _count(event.get("added")) + _count(event.get("changed")))
             case "workspace.merge":  # the report that follows counts the same files
                 self.writes = max(self.writes, _count(event.get("created")) + _count(event.get("changed")))
 

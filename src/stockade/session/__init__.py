@@ -318,7 +318,7 @@ class Session:
         self._keep = (*(after.left_by(events) if events else ()), *self.torn)
         for event in events:
             self._record_event(event)
-        if self.view.overlays:
+        if self.view.overlays and not self._keep:  # else a kill before `close` would let it be removed
             os.close(os.open(f"{self.directory}/finished", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         pid, told = self._scan
         if pid:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 PAUSE = 0.2  # seconds in which further sessions may end and share one sweep
+REVIEW = "workspace.review"  # the event that says what waits for a person
 IMAGES = "images"  # below a session's directory: checkpoints that nobody wanted to keep
 MOMENT = 0.25  # seconds that a command lives before its session gets a scan of its own
 _SPAWN = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0), (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
@@ -94,6 +95,8 @@ def left_by(events: Iterable[dict[str, Any]]) -> tuple[str, ...]:
             found.append(f"{len(event['failed'])} files that could not be merged, in {event['layer']}")
         if event.get("kept_in") and os.listdir(event["kept_in"]):
             found.append(f"first versions of changed files, in {event['kept_in']}")
+        if event["kind"] == REVIEW:
+            found.append(f"{event['said']}: stockade changes show {event['session']} (then apply or discard)")
     return tuple(found)
 
 
@@ -221,12 +224,13 @@ def _take(paths: list[str]) -> None:
     Many short commands in a large workspace share one look, from the start of the first on.
     """
     from stockade.record.ledger import Ledger
+    from stockade.walls.workspace import UNTOUCHED
     from stockade.walls.workspace import scan as scanner
 
     held = {path: fd for path in paths if (fd := hold(path)) >= 0}
     try:
         sessions = {path: facts for path in held if (facts := load(f"{path}/facts")) and facts.get("started")}
-        new = [facts for path, facts in sessions.items() if facts["mode"] != "ro" and not os.path.exists(f"{path}/reported")]
+        new = [facts for path, facts in sessions.items() if facts["mode"] not in UNTOUCHED and not os.path.exists(f"{path}/reported")]
         ledger = Ledger(places.state("ledger"))
         if written := sorted(new, key=lambda facts: facts["started"]):
             report = scanner.compare(written[0], scanner.Baseline())
@@ -239,7 +243,9 @@ def _take(paths: list[str]) -> None:
                 ledger.append(
                     {"kind": "workspace.kept", "session": sessions[path]["name"], "kept_in": path, "reason": "the supervisor was killed"}
                 )
-                keep(path, ["work that was not brought back: the supervisor was killed"])
+                waits = sessions[path]["mode"] == "review"
+                told = f"changes that wait: stockade changes show {sessions[path]['name']}" if waits else "work that was not brought back"
+                keep(path, [f"{told}: the supervisor was killed"])
                 continue
             discard(path)
             if os.path.exists(path):

@@ -64,6 +64,9 @@ def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders
     # What a mount below the workspace covers is not there inside: a repository's layer has no place then, and nothing of it can be held.
     below = [mount for mount in mounts if mount.target.startswith(f"{workspace}/")]
     covers = tuple(f"{mount.target}/" for mount in below if mount.source != view.facts["top"] + mount.target[len(workspace) :])
+    view.facts["covered"] = [
+        mount.target[len(workspace) + 1 :] for mount in below
+    ]  # places for them are made, and nothing is written there
     mounts = [*(one for one in view.mounts if not f"{one.target}/".startswith(covers)), *mounts, Mount(bundle, CA_BUNDLE, "ro")]
     overlays = tuple(one for one in view.overlays if not f"{one.target}/".startswith(covers))
     if policy.offers:

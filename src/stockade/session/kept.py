@@ -1,7 +1,7 @@
 """Sessions on this machine, and what those that are over have left: list them, bring their work back, or remove it.
 
 A session's directory outlives it when its supervisor was killed before commits or files were brought back, when something could not be brought
-back, and when it holds the first versions of files (`rw-no-delete`).
+back, when it holds the first versions of files (`rw-no-delete`), and when what it wrote waits for a person (`review`, session/review.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from stockade.session.confined import confined
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from stockade.walls.workspace import View
+    from stockade.walls.workspace.hostgit import Confined
 
 HINT = "stockade session list shows what there is."
 
@@ -65,47 +68,16 @@ def recover(name: str) -> list[dict[str, Any]]:
 
     Raises StockadeError: `session.unknown`, `session.running`, and what the wall raises; everything then stays where it is.
     """
-    from stockade.record.ledger import Ledger
-    from stockade.walls import bubblewrap, door, workspace
-    from stockade.walls.workspace import scan
+    from stockade.walls.workspace import UNTOUCHED, scan
 
     left = find(name)
-    with _holding(left):
-        try:
-            view = workspace.resume(left.directory)
-        except (OSError, ValueError, EOFError, KeyError) as error:
-            raise StockadeError(
-                f"{left.id} cannot be resumed: {error}", code="session.unknown", hint=f"It never started. Look into {left.directory}."
-            ) from error
-        facts = view.facts
-        if not os.path.isdir(facts["top"]):
-            raise StockadeError(
-                f"the workspace {facts['top']} is not there any more",
-                code="workspace.missing",
-                hint=f"Put it back at this path; until then the work stays in {left.directory}.",
-            )
-        target = facts["target"]
-        home = places.inside()
-        wanted = Confinement(
-            mounts=view.mounts, overlays=view.overlays, held=view.held, network="door", limits=Limits(), cwd=target, home=home, workspace=target,
-            environment=tuple(confine.base_environment(left.id, bubblewrap).items()),
-        )  # fmt: skip
-        plan = bubblewrap.plan(wanted, bubblewrap.look(home), stage=f"{left.directory}/stage")
-        for stage in plan.stages:
-            os.makedirs(stage, 0o700, exist_ok=True)
-        made = door.make()
-        try:
-            events = view.finish(lambda argv, stdout, seconds: confined(bubblewrap, plan, made, wanted, argv, stdout, seconds))
-        finally:
-            made.close()
-        if facts["mode"] != "ro":
-            events.append(scan.compare(facts, scan.Baseline()))
-        ledger = Ledger(places.state("ledger"))
-        try:
-            for event in events:
-                ledger.append({**event, "session": left.id})
-        finally:
-            ledger.close()
+    with holding(left):
+        view = resumed(left)
+        with again(left, view) as inside:
+            events = view.finish(inside)
+        if view.facts["mode"] not in UNTOUCHED:
+            events.append(scan.compare(view.facts, scan.Baseline()))
+        _record(*({**event, "session": left.id} for event in events))
         if reasons := after.left_by(events):
             after.keep(left.directory, reasons)
         else:
@@ -113,17 +85,51 @@ def recover(name: str) -> list[dict[str, Any]]:
     return events
 
 
+def resumed(left: Left) -> View:
+    """The view of a session that is over. Raises StockadeError: `session.unknown` for one that never started, `workspace.missing`."""
+    from stockade.walls import workspace
+
+    try:
+        view = workspace.resume(left.directory)
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise StockadeError(
+            f"{left.id} cannot be resumed: {error}", code="session.unknown", hint=f"It never started. Look into {left.directory}."
+        ) from error
+    if not os.path.isdir(view.facts["top"]):
+        raise StockadeError(
+            f"the workspace {view.facts['top']} is not there any more",
+            code="workspace.missing",
+            hint=f"Put it back at this path; until then the work stays in {left.directory}.",
+        )
+    return view
+
+
+@contextmanager
+def again(left: Left, view: View) -> Iterator[Confined]:
+    """What runs a program in the view of a session that is over, for as long as the context lasts. Raises what the wall raises."""
+    from stockade.walls import bubblewrap, door
+
+    target = view.facts["target"]
+    home = places.inside()
+    wanted = Confinement(
+        mounts=view.mounts, overlays=view.overlays, held=view.held, network="door", limits=Limits(), cwd=target, home=home, workspace=target,
+        environment=tuple(confine.base_environment(left.id, bubblewrap).items()),
+    )  # fmt: skip
+    plan = bubblewrap.plan(wanted, bubblewrap.look(home), stage=f"{left.directory}/stage")
+    for stage in plan.stages:
+        os.makedirs(stage, 0o700, exist_ok=True)
+    made = door.make()
+    try:
+        yield lambda argv, stdout, seconds: confined(bubblewrap, plan, made, wanted, argv, stdout, seconds)
+    finally:
+        made.close()
+
+
 def discard(name: str) -> Left:
     """Remove the directory of a session that is over, with all that it holds. Raises StockadeError (`session.unknown`, `session.running`)."""
-    from stockade.record.ledger import Ledger
-
     left = find(name)
-    with _holding(left):
-        ledger = Ledger(places.state("ledger"))
-        try:
-            ledger.append({"kind": "session.discard", "session": left.id, "held": list(left.what)})
-        finally:
-            ledger.close()
+    with holding(left):
+        _record({"kind": "session.discard", "session": left.id, "held": list(left.what)})
         after.discard(left.directory)
         if os.path.exists(left.directory):
             raise StockadeError(
@@ -134,8 +140,20 @@ def discard(name: str) -> Left:
     return left
 
 
+def _record(*events: dict[str, Any]) -> None:
+    from stockade.record.ledger import Ledger
+
+    ledger = Ledger(places.state("ledger"))
+    try:
+        for event in events:
+            ledger.append(event)
+    finally:
+        ledger.close()
+
+
 @contextmanager
-def _holding(left: Left) -> Iterator[None]:
+def holding(left: Left) -> Iterator[None]:
+    """Hold the directory of a session that is over. Raises StockadeError (`session.running`)."""
     fd = after.hold(left.directory)
     if fd < 0:
         raise StockadeError(f"{left.id} is still at work", code="session.running", hint="End its command first.")

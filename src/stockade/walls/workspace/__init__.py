@@ -55,12 +55,17 @@ class View:
         _save(self.facts)
 
     def finish(self, confined: Confined) -> list[dict[str, Any]]:
-        """Merge a no-delete layer, make the top of the workspace harmless, bring commits back. Returns ledger events, none if nothing happened.
+        """Merge a no-delete layer, make the top of the workspace harmless, bring commits back; in review mode only say what waits. Returns ledger events, none
+        if nothing happened.
 
         `confined(argv, stdout_fd, seconds) -> status` runs a program in the same view without network. Call it when the sandbox is dead, and
         before the scan is told so. Costs a few system calls when nothing was written to the git directory.
         """
         facts, events = self.facts, []
+        if facts["mode"] == "review":
+            from stockade.walls.workspace import review
+
+            return review.events(facts)
         if facts["layer"] and os.listdir(f"{facts['layer']}/upper"):
             from stockade.walls.workspace import merge
 
@@ -74,6 +79,12 @@ class View:
             from stockade.walls.workspace import nested
 
             events += nested.top(facts)
+        return [*events, *self.commits(confined)]
+
+    def commits(self, confined: Confined) -> list[dict[str, Any]]:
+        """Bring back what was committed in private layers; as `finish`, which does it unless commits wait for a person, too."""
+        facts = self.facts
+        events: list[dict[str, Any]] = []
         if facts["git"] or facts["nested"]:
             from stockade.walls.workspace import touched
 
@@ -91,16 +102,17 @@ class View:
     def look(self, lasted: float) -> dict[str, Any] | None:
         """The look after the run, here and now, for a run of `lasted` seconds without a scan in the background: the event `workspace.report`.
 
-        None when the workspace is too large for that, or read-only.
+        None when the workspace is too large for that, or was not written to.
         """
         facts = self.facts
-        if facts["mode"] == "ro" or facts["files"] < 0 or (facts["files"] > SMALL and lasted < 10.0):
+        if facts["mode"] in UNTOUCHED or facts["files"] < 0 or (facts["files"] > SMALL and lasted < 10.0):
             return None
         from stockade.walls.workspace import scan
 
         return {**scan.compare(facts, scan.Baseline()), "session": facts["name"]}
 
 
+UNTOUCHED = ("ro", "review")  # modes in which a run writes nothing to the host's folder
 SMALL = 1500  # files that are looked at in a few milliseconds
 
 
@@ -120,7 +132,7 @@ def prepare(workspace: Workspace, source: str, target: str, session: str, name: 
     overlays: list[Overlay] = []
     notes: list[Enforced] = []
     layer = ""
-    if mode == "rw-no-delete":
+    if mode in ("review", "rw-no-delete"):
         layer = os.path.join(session, "layer")
         try:
             for part in (layer, f"{layer}/upper", f"{layer}/work"):
@@ -131,7 +143,11 @@ def prepare(workspace: Workspace, source: str, target: str, session: str, name: 
             ) from error
         overlays.append(Overlay(source, f"{layer}/upper", f"{layer}/work", target, origin))
         notes.append(
-            Enforced("workspace rw-no-delete", "overlay, merged after the run", "deletions are not carried out, first versions are kept")
+            Enforced("workspace review", "overlay, not merged", "what is written waits for a person (stockade changes)")
+            if mode == "review"
+            else Enforced(
+                "workspace rw-no-delete", "overlay, merged after the run", "deletions are not carried out, first versions are kept"
+            )
         )
     else:
         mounts.append(Mount(source, target, mode, origin))

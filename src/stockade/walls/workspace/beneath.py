@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 DEEPEST = 128  # levels of directories looked at; a shell or git hardly gets further, PATH_MAX being what it is
 READ_AT_MOST = 256 << 10
+NOREPLACE, EXCHANGE = 1, 2  # flags of renameat2(2)
 
 
 class Directory:
@@ -114,6 +115,17 @@ class Directory:
             os.close(fd)
         os.rename(temporary, _single(name), src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
+    def rename(self, old: str, new: str, flags: int = NOREPLACE) -> None:
+        """Rename within this directory: never over another name (NOREPLACE), or each to the other's place (EXCHANGE); renameat2(2).
+
+        Raises OSError, FileExistsError among them; on a file system that knows no such flag, EINVAL (22) or ENOSYS (38).
+        """
+        import ctypes
+
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+        if call(self.fd, os.fsencode(_single(old)), self.fd, os.fsencode(_single(new)), flags):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), new)
+
     def set_aside(self, name: str, suffix: str = ".stockade-held") -> str:
         """Rename `name` to `name` + suffix (numbered when taken) and return the new name. Raises OSError."""
         held = name + suffix
@@ -159,6 +171,44 @@ def copy_attributes(source: int, target: int) -> None:
         except OSError:
             continue
     os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def copy_whole(source: int, into: Directory, name: str) -> None:
+    """Copy an open file to the new file `name` of `into`, with its attributes, whole and on the disk or not at all. Raises OSError."""
+    size = os.fstat(source).st_size
+    target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=into.fd)
+    try:
+        copy_content(source, target, size)
+        if os.fstat(target).st_size != size:
+            raise OSError(5, "not copied whole", name)
+        copy_attributes(source, target)
+        os.fsync(target)
+    except BaseException:
+        os.unlink(name, dir_fd=into.fd)
+        raise
+    finally:
+        os.close(target)
+
+
+def same(source: int, host: Directory, name: str) -> bool:
+    """Whether `name` holds the same bytes, mode and attributes already."""
+    other = host.open_file(name)
+    try:
+        if os.fstat(source).st_size != os.fstat(other).st_size or not alike(source, other):
+            return False
+        offset = 0
+        while piece := os.pread(source, 1 << 20, offset):
+            if piece != os.pread(other, 1 << 20, offset):
+                return False
+            offset += len(piece)
+        return True
+    finally:
+        os.close(other)
+
+
+def alike(one: int, two: int) -> bool:
+    """Whether two open files have the same mode (but for what is never brought back of it) and the same attributes that users set."""
+    return (os.fstat(one).st_mode ^ os.fstat(two).st_mode) & 0o777 == 0 and user_attributes(one) == user_attributes(two)
 
 
 def user_attributes(fd: int) -> dict[str, bytes]:

@@ -62,21 +62,29 @@ def decide(base: str, current: str, new: str, *, known: bool, forward: bool) -> 
     return "update" if known and current == base else "aside"
 
 
-def remember(facts: Facts) -> None:
-    """Note the host's refs, index and submodules before they can change; called by the scan right behind the start."""
+def remember(facts: Facts, *, late: bool = False) -> None:
+    """Note the host's refs, index and submodules before they can change; called by the scan right behind the start.
+
+    `late`: when the run is over and commits are going to wait, for a run too short to have a scan. Refs may have moved by then, so that none counts as known; and an
+    index counts only if it is still the one of the start.
+    """
     repo = facts["git"]
+    path = os.path.join(repo["session"], "before")
+    if late and os.path.exists(path):
+        return
     found: dict[str, Any] = {}
     for rel in repo["heads"]:
         host = HostGit(
             os.path.join(repo["common"], rel) if rel else repo["common"], "" if rel else repo["admin"], "/" if rel else facts["top"]
         )
+        if late and list(stamp(f"{host.gitdir}/index")) != list(repo["heads"][rel][2]):
+            continue
         try:
-            refs, staged = host.refs(), host.run("ls-files", "--stage", "-z")
+            refs, staged = {} if late else host.refs(), host.run("ls-files", "--stage", "-z")
         except (GitFailed, OSError):
             continue
         links = [os.fsdecode(row.partition(b"\t")[2]) for row in staged.split(b"\0") if row.startswith(b"160000 ")]
         found[rel] = {"refs": refs, "index": hashlib.sha256(staged).hexdigest(), "gitlinks": links}
-    path = os.path.join(repo["session"], "before")
     with open(f"{path}.new", "wb") as file:
         marshal.dump(found, file)
     os.replace(f"{path}.new", path)

@@ -41,14 +41,19 @@ def pointer(parent: Directory, rel: str, top: str, started: float, *, trusted: C
         target = os.fsdecode(text[8:]).rstrip("\r\n") if text.startswith(b"gitdir: ") else ""
         if not target:
             return []
-    place = os.path.normpath(os.path.join(top, rel, target))
-    inside = place == top or place.startswith(f"{top}/")
-    if inside and os.path.realpath(place) == place:
-        return []  # its target is looked at like any other git directory below the workspace
-    if trusted is not None and trusted(place):
+    if not leads_out(target, rel, top, trusted):
         return []
     held = parent.set_aside(".git", HELD)
     return [_row(os.path.join(rel, ".git"), held, f"leads to {target}, outside the workspace")]
+
+
+def leads_out(target: str, rel: str, top: str, trusted: Callable[[str], bool] | None) -> bool:
+    """Whether a `.git` file or link in the folder `rel` that names `target` leads out of the workspace `top`; `trusted` as for `pointer`."""
+    place = os.path.normpath(os.path.join(top, rel, target))
+    inside = place == top or place.startswith(f"{top}/")
+    if inside and os.path.realpath(place) == place:
+        return False  # its target is looked at like any other git directory below the workspace
+    return trusted is None or not trusted(place)
 
 
 def directory(here: Directory, rel: str, started: float, top: str) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ import os
 import stat
 
 from stockade.walls.workspace import defuse, gitconfig
-from stockade.walls.workspace.beneath import Directory, copy_attributes, copy_content, user_attributes
+from stockade.walls.workspace.beneath import Directory, alike, copy_attributes, copy_whole, same
 from stockade.walls.workspace.names import PROTECTED
 from stockade.walls.workspace.report import shown
 
@@ -122,7 +122,7 @@ class _Merge:
             if kind == stat.S_IFDIR:
                 with host.down(place) as there:
                     self.directory(inner, there, rel)
-                    if not _alike(inner.fd, there.fd):
+                    if not alike(inner.fd, there.fd):
                         self.say("not_changed", rel)
                 return
             if kind:
@@ -145,7 +145,7 @@ class _Merge:
         kind = host.kind(place)
         source = upper.open_file(name)
         try:
-            if kind == stat.S_IFREG and _same(source, host, place):
+            if kind == stat.S_IFREG and same(source, host, place):
                 _same_time(source, host, place)
                 return
             if kind == stat.S_IFDIR:
@@ -153,7 +153,7 @@ class _Merge:
             if kind:
                 self.keep(host, place, rel)
             temporary = f".stockade-{os.getpid()}-{os.urandom(6).hex()}"
-            _copy(source, host, temporary)
+            copy_whole(source, host, temporary)
             os.rename(temporary, place, src_dir_fd=host.fd, dst_dir_fd=host.fd)
         finally:
             os.close(source)
@@ -193,7 +193,7 @@ class _Merge:
             source = host.open_file(name)
             try:
                 temporary = f".stockade-{os.urandom(6).hex()}"
-                _copy(source, here, temporary)
+                copy_whole(source, here, temporary)
                 os.rename(temporary, last, src_dir_fd=here.fd, dst_dir_fd=here.fd)
             finally:
                 os.close(source)
@@ -201,45 +201,8 @@ class _Merge:
             os.close(here.fd)
 
 
-def _copy(source: int, into: Directory, name: str) -> None:
-    size = os.fstat(source).st_size
-    target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=into.fd)
-    try:
-        copy_content(source, target, size)
-        if os.fstat(target).st_size != size:
-            raise OSError(5, "not copied whole", name)
-        copy_attributes(source, target)
-        os.fsync(target)
-    except BaseException:
-        os.unlink(name, dir_fd=into.fd)
-        raise
-    finally:
-        os.close(target)
-
-
-def _same(source: int, host: Directory, name: str) -> bool:
-    """Whether `name` holds the same bytes, mode and attributes already."""
-    other = host.open_file(name)
-    try:
-        if os.fstat(source).st_size != os.fstat(other).st_size or not _alike(source, other):
-            return False
-        offset = 0
-        while piece := os.pread(source, 1 << 20, offset):
-            if piece != os.pread(other, 1 << 20, offset):
-                return False
-            offset += len(piece)
-        return True
-    finally:
-        os.close(other)
-
-
 def _same_time(source: int, host: Directory, name: str) -> None:
     found = os.fstat(source)
     there = host.stat(name)
     if there is not None and there.st_mtime_ns != found.st_mtime_ns:
         os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=host.fd, follow_symlinks=False)
-
-
-def _alike(one: int, two: int) -> bool:
-    """Whether two open files have the same mode (but for what is never brought back of it) and the same attributes that users set."""
-    return (os.fstat(one).st_mode ^ os.fstat(two).st_mode) & 0o777 == 0 and user_attributes(one) == user_attributes(two)

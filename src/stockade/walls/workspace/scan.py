@@ -305,6 +305,8 @@ def run(facts: Facts, wait_for_end: Callable[[], None], ended: Callable[[], bool
             from stockade.walls.workspace import bringback
 
             bringback.remember(each)
+    if facts["mode"] == "review":  # the run changes nothing here; what it does waits in a layer (waiting.py)
+        return
     started = facts["started"] - nested.SLACK
     before = baseline(facts["top"], frozenset(facts["skip"]), ended, closed=frozenset(facts["secrets"]), started=started)
     path = os.path.join(facts["session"], "baseline")
