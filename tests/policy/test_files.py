@@ -59,6 +59,7 @@ def test_paths_that_no_rule_can_name(places: Places, path: str) -> None:
         ('[[file]]\npath = "a"\neffect = "ask"\npeople = false', "policy.unknown-key"),
         (f'wall = "bubblewrap"\noversight = "none"\n{ASKS}', "policy.nobody-to-ask"),
         (f'[workspace]\nmode = "rw-no-delete"\n{DENIES}', "policy.file"),
+        (f'[workspace]\nmode = "review"\n{DENIES}', "policy.file"),
     ],
 )
 def test_what_is_no_rule_is_an_error(places: Places, text: str, code: str) -> None:

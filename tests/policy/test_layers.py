@@ -54,6 +54,7 @@ CAPPED = [
     ('walls = ["gvisor"]', 'wall = "bubblewrap"', 'the wall "bubblewrap"', "caps.walls"),
     ('modes = ["ro"]', '[workspace]\nmode = "rw"', 'the mode "rw"', "caps.modes"),
     ('modes = ["rw-no-delete"]', '[[mount]]\npath = "."\nmode = "rw"', 'the mode "rw"', "caps.modes"),
+    ('modes = ["review"]', '[workspace]\nmode = "rw-no-delete"', 'the mode "rw-no-delete"', "caps.modes"),
     ('mounts = ["~"]', "", "the path", "caps.mounts"),
     ('egress_hosts = ["*.example.com"]', RULE.format("example.com"), "the host example.com", "caps.egress_hosts"),
     ('egress_hosts = ["a.example.com"]', RULE.format("*.example.com"), "the host *.example.com", "caps.egress_hosts"),
@@ -91,6 +92,11 @@ def test_a_cap_narrows_the_defaults_by_itself(places: Places) -> None:
     assert (policy.wall, policy.workspace.mode) == ("vm", "rw-no-delete")
     assert (policy.limits.memory, policy.limits.wall_time, policy.limits.processes) == (1 << 30, 3600, Limits().processes)
     assert policy.grants[0].max_upload == 1024
+
+
+@pytest.mark.parametrize(("modes", "mode"), [('["ro", "review"]', "review"), ('["rw-no-delete"]', "rw-no-delete"), ('["rw"]', "rw")])
+def test_the_widest_mode_of_a_cap_is_the_default(modes: str, mode: str, places: Places) -> None:
+    assert places.write(managed=f"[caps]\nmodes = {modes}\n").compile().policy.workspace.mode == mode
 
 
 def test_a_cap_leaves_denials_and_narrower_wishes_alone(places: Places) -> None:

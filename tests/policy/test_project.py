@@ -86,6 +86,7 @@ def test_what_a_project_may_not_say_stops_the_start(places: Places, text: str, s
 ABOVE = [
     ('[workspace]\nmode = "ro"\n', '[workspace]\nmode = "rw"\n', '[workspace]\nmode = "ro"\n'),
     ('[workspace]\nmode = "rw-no-delete"\n', '[workspace]\nmode = "rw"\n', '[workspace]\nmode = "ro"\n'),
+    ('[workspace]\nmode = "review"\n', '[workspace]\nmode = "rw-no-delete"\n', '[workspace]\nmode = "ro"\n'),
     ('[workspace]\ngit = "ro"\n', '[workspace]\ngit = "private"\n', '[workspace]\ngit = "ro"\n'),
     ('[workspace]\nscan = "before"\n', '[workspace]\nscan = "behind"\n', '[workspace]\nscan = "before"\n'),
     ('[limits]\nwall_time = "1 h"\n', '[limits]\nwall_time = "2 h"\n', '[limits]\nwall_time = "30 min"\n'),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,18 +235,31 @@ def test_the_run_says_what_waits(place: Place) -> None:
     assert f"stockade changes show {left['id']}" in done.stderr and "2 files added" in done.stderr and ".envrc" in done.stderr
 
 
-def test_a_disk_that_is_full_leaves_the_folder_as_it_was(copied: Place) -> None:
-    """The limit of a file's size stands for the disk."""
-    place, before = copied, files(copied)
-    import resource
-    import subprocess
-    import sys
+@pytest.mark.parametrize("room", [0, 1 << 20])
+def test_a_disk_that_is_full_leaves_the_folder_as_it_was(room: int, copied: Place) -> None:
+    """The limit of a file's size stands for the disk: without any, the ledger cannot be written to either; with some, only the large file does not come."""
+    place = copied
+    (left,) = listed(place)
+    layer = Path(left["directory"]) / "layer/upper/f"
+    layer.write_bytes(bytes(2 << 20))
+    before = files(place)
+    words = [sys.executable, "-c", DRIVER, str(room), "changes", "apply", "f", "new/n", "--json"]
+    done = subprocess.run(words, env=place.env, cwd=place.work, capture_output=True, text=True)
+    if room:
+        assert done.returncode == 1 and {row["path"]: row["result"] for row in json.loads(done.stdout)[0]["rows"]}["f"] == "failed"
+        assert files(place) == {**before, "new": {"n": b"n\n"}}
+    else:
+        assert done.returncode == 125 and json.loads(done.stderr)["error"] != "bug"
+        assert files(place) == before
+    assert len(listed(place)) == 1
 
-    done = subprocess.run(
-        [sys.executable, "-m", "stockade", "changes", "apply", "f", "--json"], env=place.env, cwd=place.work, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
-    )  # fmt: skip
-    assert done.returncode != 0 and files(place) == before
+
+DRIVER = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+from stockade.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
 
 
 def test_no_git_on_the_host_runs_what_a_session_planted(place: Place) -> None:

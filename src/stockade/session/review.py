@@ -6,6 +6,7 @@ INVARIANT: nothing is brought that was not in the ledger before (`changes.apply`
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from stockade.core import places
@@ -92,7 +93,7 @@ def find(name: str, cwd: str) -> Left:
 
 
 def held(left: Left) -> Held:
-    """What a session holds that is over. Raises StockadeError: `session.running`, `session.unknown`, `workspace.missing`, `changes.unreadable`."""
+    """What a session holds that is over. Raises StockadeError: `session.running`, `session.unknown`, `workspace.missing`, `changes.disk`."""
     with kept.holding(left):
         return _held(left)
 
@@ -100,14 +101,8 @@ def held(left: Left) -> Held:
 def _held(left: Left) -> Held:
     facts = kept.resumed(left).facts
     first = facts["mode"] != "review"
-    try:
+    with _typed(left):
         found = waiting.look(facts, f"{left.directory}/kept" if first else "")
-    except OSError as error:
-        raise StockadeError(
-            f"what {left.id} holds cannot be looked at: {error}",
-            code="changes.unreadable",
-            hint=f"Look into {left.directory}, or discard it.",
-        ) from error
     return Held(left, facts, found, () if first else tuple(review.commits(facts)), first)
 
 
@@ -153,7 +148,7 @@ def apply(left: Left, paths: Iterable[str], *, overwrite: bool = False, protecte
                 hint=f"Name paths, or copy from {this.facts['layer']}/upper yourself.",
             )
         events = [record.brought(this, changes, Apply(this.facts, record.receipt, overwrite=overwrite, protected=protected))]
-        rest = waiting.look(this.facts)
+        rest = _held(left).found
         if commits and this.refs and (wanted or not (rest.changes or rest.unread)):
             events += _commits(left, record)
         return events + _done(left)
@@ -184,7 +179,8 @@ def drop(left: Left, paths: Iterable[str]) -> list[str]:
         changes, commits = select(this, wanted, needed=False)
         gone = [*(shown(one.rel) for one in changes), *([review.COMMITS] if commits else [])]
         record("changes.discard", paths=gone)
-        waiting.settle(this.facts, {*(one.key for one in changes), *([review.COMMITS] if commits else [])})
+        with _typed(left):
+            waiting.settle(this.facts, {*(one.key for one in changes), *([review.COMMITS] if commits else [])})
         _done(left)
     return gone
 
@@ -206,19 +202,33 @@ def _commits(left: Left, record: _Recording) -> list[dict[str, Any]]:
     for event in events:
         record(str(event["kind"]), **{name: value for name, value in event.items() if name != "kind"})
     if not any(event.get("error") for event in events):
-        waiting.settle(view.facts, {review.COMMITS})
+        with _typed(left):
+            waiting.settle(view.facts, {review.COMMITS})
     return events
 
 
 def _done(left: Left) -> list[dict[str, Any]]:
     """Remove the session's directory if nothing waits any more, else say what does."""
-    facts = kept.resumed(left).facts
-    events = review.events(facts)
+    events = review.events(kept.resumed(left).facts)
     if events:
-        after.keep(left.directory, after.left_by(events))
+        with _typed(left):
+            after.keep(left.directory, after.left_by(events))
     else:
         after.discard(left.directory)
     return events
+
+
+@contextmanager
+def _typed(left: Left) -> Iterator[None]:
+    """Makes StockadeError (`changes.disk`) of an error of the disk that is about none of the changes alone."""
+    try:
+        yield
+    except OSError as error:
+        raise StockadeError(
+            f"what {left.id} holds cannot be read, or what was done with it noted: {error}",
+            code="changes.disk",
+            hint=f"Free some space, or look into {left.directory}. What was brought is whole; it may be shown once more.",
+        ) from error
 
 
 class _Recording:
@@ -247,11 +257,12 @@ class _Recording:
 
     def brought(self, held: Held, changes: list[Change], work: Apply) -> dict[str, Any]:
         """Have it done. What was done waits no more, also if something in the middle of it fails."""
-        try:
-            work.run(changes)
-        finally:
-            if not held.first:
-                waiting.settle(held.facts, work.done)
+        with _typed(held.left):
+            try:
+                work.run(changes)
+            finally:
+                if work.done and not held.first:
+                    waiting.settle(held.facts, work.done)
         applied = sum(row["result"] == "applied" for row in work.rows)
         harmless = [{name: shown(text) for name, text in row.items()} for row in work.held]
         count = {"applied": applied, "left": len(work.rows) - applied}
