@@ -235,6 +235,26 @@ def test_the_run_says_what_waits(place: Place) -> None:
     assert f"stockade changes show {left['id']}" in done.stderr and "2 files added" in done.stderr and ".envrc" in done.stderr
 
 
+def test_where_no_layer_can_be_made_nothing_runs_and_the_way_out_is_said(place: Place) -> None:
+    """The state directory on an overlay: overlayfs takes none for an upper layer."""
+    overlay_works(place.root / "probe")
+    state = place.root / "state"
+    for part in ("l", "u", "w", "state"):
+        (place.root / part).mkdir()
+    mount = f"mount -t overlay o -o userxattr,lowerdir={place.root}/l,upperdir={place.root}/u,workdir={place.root}/w {state}"
+    words = [sys.executable, "-m", "stockade", "run", "--mode", "review", "--json", "--", "/bin/sh", "-c", "echo x > f"]
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", f'{mount} && exec "$@"', "sh", *words],
+        env=place.env,
+        cwd=place.work,
+        capture_output=True,
+        text=True,
+    )
+    said = json.loads(done.stderr.splitlines()[-1])
+    assert done.returncode == 125 and said["error"] == "workspace.overlay" and "XDG_STATE_HOME" in said["hint"]
+    assert list(place.work.iterdir()) == []
+
+
 @pytest.mark.parametrize("room", [0, 1 << 20])
 def test_a_disk_that_is_full_leaves_the_folder_as_it_was(room: int, copied: Place) -> None:
     """The limit of a file's size stands for the disk: without any, the ledger cannot be written to either; with some, only the large file does not come."""

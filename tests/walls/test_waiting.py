@@ -290,6 +290,7 @@ def test_a_path_brings_the_folders_that_it_needs_and_nothing_else(tmp_path: Path
     assert place.apply("x/a/b/c") == {"added:x/a": "applied", "added:x/a/b": "applied", "added:x/a/b/c": "applied"}
     assert tree(place.top) == {"x": {"a": {"b": {"c": b"c"}}}}
     assert chosen(waiting.look(place.facts), ["x/a/../e", "nothing"])[1] == ["x/a/../e", "nothing"]
+    assert place.apply(".") == {"added:x/a/b/d": "applied", "added:x/e": "applied"}
 
 
 @pytest.mark.parametrize("key", ["changed:f", "changed:link", "removed:d/y", "added:new/n"])

@@ -80,6 +80,8 @@ def _chosen(options: argparse.Namespace) -> tuple[Left, list[str]]:
 
 def _path(word: str, top: str) -> str:
     path = os.path.normpath(word)
+    if path == top:
+        return "."
     return path[len(top) + 1 :] if path.startswith(f"{top}/") else path
 
 

@@ -182,6 +182,12 @@ ALL = (
         twin_ok=lambda seen: not _lost(seen),
     ),
     Scenario(
+        "workspace-review", ("M20",), "write rule", "Every operation that changes a folder, in a workspace of mode review",
+        (_operations(_DESTRUCTIVE + _CREATIVE + _ATTRIBUTES, "granted"),), _touched("work/project/granted"),
+        setup=_prepare("granted"), policy=PLAIN + '[workspace]\nmode = "review"\n', twin="rm granted/unlink && echo more > granted/mine && grep more granted/mine",
+        twin_ok=lambda seen: not _touched("work/project/granted")(seen),
+    ),
+    Scenario(
         "only-declared", ("M21", "M24"), "read rule", "Sentinels all over the machine are looked for: home, /tmp, /srv, other processes",
         ("cat ~/sentinel /home/dev/sentinel /tmp/sentinel /home/dev/work/other/secret.txt; find / -xdev -name sentinel -exec cat {} + 2>/dev/null; cat /proc/*/environ",),
         printed("sentinel", "other", "env"), policy=PLAIN,

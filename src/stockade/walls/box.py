@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 
-from stockade.core.errors import WallFailed
+from stockade.core.errors import CannotEnforce, StockadeError, WallFailed
 from stockade.walls import limits, native, terminal
 
 TYPE_CHECKING = False
@@ -244,9 +244,16 @@ class Box:
         said = os.pread(self._stderr, 2000, 0).decode("utf-8", "replace").strip() if self._stderr >= 0 else ""
         return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in said)
 
-    def failure(self) -> WallFailed:
+    def failure(self) -> StockadeError:
         """Why the box is gone, in bubblewrap's own words where it left any."""
         said = self.said().replace("\n", " ")
+        if not self.ready and "overlay mount: " in said:
+            return CannotEnforce(
+                f"the layer that keeps what is written out of your folders cannot be made: {said}",
+                code="workspace.overlay",
+                hint="overlayfs does not take the file system of the state directory, or of the workspace, for a layer. Put XDG_STATE_HOME on ext4, xfs, btrfs or tmpfs; "
+                'without layers there are `[workspace] mode = "rw"` and "ro", with `git = "ro"`.',
+            )
         return WallFailed(
             f"the sandbox ended{': ' + said if said else ' before its command did'}",
             code="wall.died",

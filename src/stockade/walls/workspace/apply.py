@@ -39,7 +39,9 @@ def chosen(found: Waiting, paths: Iterable[str], *, needed: bool = True) -> tupl
     if not wanted:
         return list(found.changes), []
     for path in wanted:
-        hits = [one for one in found.changes for rel in (one.rel, shown(one.rel)) if rel == path or rel.startswith(f"{path}/")]
+        hits = [
+            one for one in found.changes for rel in (one.rel, shown(one.rel)) if path == "." or rel == path or rel.startswith(f"{path}/")
+        ]
         keys |= {one.rel for one in hits}
         empty += [] if hits else [path]
     above = {rel[:end] for rel in keys for end, letter in enumerate(rel) if letter == "/"}

@@ -235,6 +235,8 @@ class _Look:
         if self.base is None and not self.kept and stat.S_ISREG(found.st_mode) and found.st_size <= min(HASH_FILE, self.hashing):
             self.hashing -= found.st_size
             mark = _digest_of(host, name)
+            later = host.stat(name)
+            mark = mark if later is not None and known(later) == known(found) else ""  # of this content, not of one that was just written
         now = known(found, mark)
         self.seen[rel] = now
         was = (self.base or {}).get(rel)
