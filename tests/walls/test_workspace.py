@@ -329,6 +329,18 @@ def test_rw_no_delete_brings_new_and_changed_files(tmp_path: Path, state: Path) 
     assert git(top, "status", "--porcelain") == ""
 
 
+def test_rw_no_delete_names_what_a_folder_that_was_made_anew_lacks(tmp_path: Path, state: Path) -> None:
+    top = tmp_path / "w"
+    (top / "d/sub").mkdir(parents=True)
+    for name in ("d/x", "d/sub/y", "d/same"):
+        (top / name).write_text("x")
+    session = Session(top, state, policy=Workspace(mode="rw-no-delete"))
+    session.inside("rm -r d; mkdir -p d/sub; echo x > d/new; printf x > d/same")
+    event = session.end()["workspace.merge"]
+    assert {row["path"]: row["change"] for row in event["rows"]} == {"d/x": "not deleted", "d/sub/y": "not deleted", "d/new": "created"}
+    assert tree(top) == {"d": "/", "d/sub": "/", "d/sub/y": "x", "d/x": "x", "d/new": "x\n", "d/same": "x"}
+
+
 def test_rw_no_delete_holds_back_what_git_would_execute(tmp_path: Path, state: Path) -> None:
     top, mark = repository(tmp_path / "w"), tmp_path / "mark"
     repository(top / "nested")

@@ -211,6 +211,14 @@ def alike(one: int, two: int) -> bool:
     return (os.fstat(one).st_mode ^ os.fstat(two).st_mode) & 0o777 == 0 and user_attributes(one) == user_attributes(two)
 
 
+def opaque(upper: Directory) -> bool:
+    """Whether a folder of an overlay's upper layer hides what lies below it, all the way down (Documentation/filesystems/overlayfs.rst)."""
+    try:
+        return os.getxattr(upper.fd, "user.overlay.opaque") == b"y"
+    except OSError:
+        return False
+
+
 def user_attributes(fd: int) -> dict[str, bytes]:
     """The extended attributes of an open file that a program without rights can set: `user.` and access lists (xattr(7), acl(5))."""
     return {name: os.getxattr(fd, name) for name in _xattrs(fd) if name.startswith(("user.", "system.posix_acl_"))}

@@ -12,7 +12,7 @@ import os
 import stat
 
 from stockade.walls.workspace import defuse, gitconfig
-from stockade.walls.workspace.beneath import Directory, alike, copy_attributes, copy_whole, same
+from stockade.walls.workspace.beneath import Directory, alike, copy_attributes, copy_whole, opaque, same
 from stockade.walls.workspace.names import PROTECTED
 from stockade.walls.workspace.report import shown
 
@@ -63,19 +63,22 @@ class _Merge:
         if len(self.rows) < ROWS:
             self.rows.append({"path": shown(rel), "change": change.replace("_", " ")})
 
-    def directory(self, upper: Directory, host: Directory, rel: str) -> None:
-        """Merge everything in `upper` into `host`, which is the same place."""
+    def directory(self, upper: Directory, host: Directory, rel: str, hides: bool = False) -> None:
+        """Merge everything in `upper` into `host`, which is the same place. `hides`: it lies in an opaque folder, so that what is on the host only was removed."""
+        hides = hides or (bool(rel) and opaque(upper))
+        for name in sorted(set(host.names()) - set(upper.names())) if hides else ():
+            self.say("not_deleted", f"{rel}/{name}")
         gitish = defuse.is_git_directory(host) and bool(rel)
         for name in upper.names():
             below = f"{rel}/{name}" if rel else name
             if below in self.skip:
                 continue
             try:
-                self.entry(upper, host, name, below, gitish)
+                self.entry(upper, host, name, below, gitish, hides)
             except OSError as error:
                 self.failed.append({"path": shown(below), "error": error.strerror or "failed"})
 
-    def entry(self, upper: Directory, host: Directory, name: str, rel: str, gitish: bool) -> None:
+    def entry(self, upper: Directory, host: Directory, name: str, rel: str, gitish: bool, hides: bool) -> None:
         found = upper.stat(name)
         if found is None:
             return
@@ -87,7 +90,7 @@ class _Merge:
         if rel in _GUARDED and host.kind(name):
             raise OSError(1, "protected: changes stay in the layer", rel)
         if stat.S_ISDIR(found.st_mode):
-            self.folder(upper, host, name, place, rel)
+            self.folder(upper, host, name, place, rel, hides)
         elif stat.S_ISREG(found.st_mode):
             self.file(upper, host, name, place, rel)
         elif stat.S_ISLNK(found.st_mode):
@@ -116,12 +119,12 @@ class _Merge:
         self.held.append({"path": shown(rel), "held": name + defuse.HELD, "why": why})
         return name + defuse.HELD
 
-    def folder(self, upper: Directory, host: Directory, name: str, place: str, rel: str) -> None:
+    def folder(self, upper: Directory, host: Directory, name: str, place: str, rel: str, hides: bool) -> None:
         with upper.down(name) as inner:
             kind = host.kind(place)
             if kind == stat.S_IFDIR:
                 with host.down(place) as there:
-                    self.directory(inner, there, rel)
+                    self.directory(inner, there, rel, hides)
                     if not alike(inner.fd, there.fd):
                         self.say("not_changed", rel)
                 return

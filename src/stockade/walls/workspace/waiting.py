@@ -13,7 +13,7 @@ import stat
 
 from stockade.core.frozen import frozen
 from stockade.walls.workspace import guarded, names
-from stockade.walls.workspace.beneath import DEEPEST, Directory, alike, same
+from stockade.walls.workspace.beneath import DEEPEST, Directory, alike, opaque, same
 from stockade.walls.workspace.nested import SLACK, load
 
 TYPE_CHECKING = False
@@ -126,7 +126,7 @@ class _Look:
         """Everything in a folder of the layer; `host` is the same place on the host, if that is a folder, too. `hides`: what is on the host only was removed,
         as in an opaque folder and all below it."""
         listed = upper.names()
-        hides = hides or (bool(rel) and _opaque(upper))
+        hides = hides or (bool(rel) and opaque(upper))
         for name in sorted(listed, key=os.fsencode):
             below = f"{rel}/{name}" if rel else name
             if below in self.skip:
@@ -282,13 +282,6 @@ def _digest_of(host: Directory, name: str) -> str:
         return digest(fd)
     finally:
         os.close(fd)
-
-
-def _opaque(upper: Directory) -> bool:
-    try:
-        return os.getxattr(upper.fd, "user.overlay.opaque") == b"y"
-    except OSError:
-        return False
 
 
 def _judged(top: str, change: Change, mode: int, link: str) -> tuple[str, str]:
