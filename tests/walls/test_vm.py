@@ -140,7 +140,8 @@ def test_another_root_changes_what_the_guest_is_told_and_not_its_snapshot() -> N
         ({"root": Root(path="/srv/root")}, "root.unprepared"),
         ({"root": Root(image="registry.example.com/a@sha256:" + "ab" * 32)}, "root.unprepared"),
         ({"root": Root(writable="disk")}, "root.wall"),
-        ({"sockets": ("/run/stockade/agent",)}, "vm.sockets"),
+        ({"sockets": ("/mnt/socket",), "mounts": (Mount("/srv/socket", "/mnt/socket", "rw"),)}, "vm.sockets"),
+        ({"sockets": ("/run/stockade/agent", "/run/stockade/another")}, "vm.sockets"),
         ({"mounts": (Mount("/etc", "/proc", "ro"),)}, "mount.target"),
     ],
 )
@@ -148,6 +149,12 @@ def test_what_cannot_be_held_is_refused(changes: dict[str, object], code: str) -
     with pytest.raises(CannotEnforce) as caught:
         wall.plan(replace(WANTED, **{"sockets": (), **changes}), HOST, stage="/state/stage")
     assert caught.value.code == code and caught.value.hint
+
+
+def test_a_socket_that_is_nobodys_is_made_in_the_guest() -> None:
+    with_one = wall.plan(replace(WANTED, sockets=("/run/stockade/agent",)), HOST, stage="/s")
+    without = wall.plan(replace(WANTED, sockets=()), HOST, stage="/s")
+    assert {*with_one.greeting} - {*without.greeting} == {"lent=/run/stockade/agent"} and with_one.origin == without.origin
 
 
 def test_a_snapshot_is_of_everything_that_it_was_made_from() -> None:

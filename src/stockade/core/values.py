@@ -135,7 +135,7 @@ class Confinement:
     `held` are paths inside, "rw:PATH" for one that can be neither renamed nor removed, "ro:PATH" for one in which nothing can be written either;
     absolute, without symbolic links, parents before children. They cost far less than mounts.
     `network` is "none" (a namespace with nothing listening) or "door" (listeners of the door, no route).
-    `sockets` are targets of mounts that are Unix sockets and have to answer inside; others may or may not. `lent` ("" = none) is the path of one whose connections are lent (Box.lend).
+    `sockets` are Unix sockets that have to answer inside: targets of mounts or, on walls that lend (`Box.lend`), paths of none. Others in mounts may or may not, as the wall says.
     `events` is the path of a socket on the host to which a sandbox's own kernel says what happens in it ("" = nowhere); nothing inside sees it.
     `image` is a directory on the host that holds a checkpoint ("" = none): the sandbox goes on from there instead of starting anew.
     Of a `root` with files of its own `tree` says how they are put together, its `target` where on the host (walls/root.py), and `layer` where one is that is writable on disk.
@@ -151,7 +151,6 @@ class Confinement:
     home: str = "/home/user"
     workspace: str = ""  # the target of the mount that is the workspace, "" = none
     sockets: tuple[str, ...] = ()
-    lent: str = ""
     events: str = ""
     image: str = ""
     root: Root = Root()

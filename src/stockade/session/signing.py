@@ -112,7 +112,7 @@ class Signer:
             _configure(environment, settings)
         variables = tuple(environment.items())
         if lends:
-            return replace(wanted, sockets=(), lent=AGENT, environment=variables)
+            return replace(wanted, environment=variables)
         mount = Mount(f"{self._session.directory}/{NAME}", AGENT, "ro", self._wanted.origin)
         return replace(wanted, mounts=(*wanted.mounts, mount), environment=variables)
 
@@ -132,7 +132,7 @@ class Signer:
         """Begin to answer."""
         self._loop, self._say = loop, say
         self._socket.serve(loop, self._answer)
-        if self._session.confinement.lent:
+        if self._session.wall.LENDS:
             self._socket.lend(self._session.box.lend)
 
     def revoke(self) -> bool:

@@ -78,7 +78,7 @@ if TYPE_CHECKING:
             """Send a signal to the command's whole process group, grandchildren too; nothing happens if it ended."""
 
         def lend(self, fd: int) -> None:
-            """For walls that lend (`LENDS`), no others: whoever inside connects next to `Confinement.lent` is at the other end of this connected stream socket.
+            """For walls that lend (`LENDS`), no others: whoever inside connects next to the one of `Confinement.sockets` is at the other end of this connected stream socket.
 
             It stays the caller's to close. Each serves for one connection, in any order; who finds none waits. Does not wait, and raises nothing for a box that is gone.
             """
@@ -134,7 +134,7 @@ if TYPE_CHECKING:
 
         @property
         def LENDS(self) -> bool:
-            """Whether no socket of the host's can be mounted to answer, and its boxes lend connections instead (`Confinement.lent`, `Box.lend`)."""
+            """Whether no socket of the host's can be mounted to answer, and its boxes lend connections to one that they make instead (`Box.lend`)."""
 
         @property
         def WIRE(self) -> str:

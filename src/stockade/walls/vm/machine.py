@@ -91,7 +91,7 @@ def greeting(wanted: Confinement, files: Iterable[tuple[str, str]], rlimits: Ite
     limits = wanted.limits
     words = [f"home={wanted.home}", f"late={GUEST_LATE}", f"mounts={MOUNT}", f"network={int(wanted.network == 'door')}", f"memory={room}"]
     words += [f"root={'ro' if wanted.root.writable == 'none' else 'rw'}"]
-    words += [f"lent={wanted.lent}"] if wanted.lent else []
+    words += [f"lent={path}" for path in wanted.sockets]
     words += [f"tree={ROOT_MOUNT}"] if wanted.tree is not None else []
     words += [f"layer={wanted.root.size}"] if wanted.root.writable != "none" and wanted.root.size else []
     words += [f"scratch={limits.scratch}"] if limits.scratch else []

@@ -105,7 +105,7 @@ def plan(wanted: Confinement, host: Host, *, stage: str = "") -> Plan:
         raise states.unable(NAME)
     root.refuse_disk(wanted.root, NAME)
     root.check_prepared(wanted)
-    if wanted.sockets:
+    if len(wanted.sockets) > 1 or {*wanted.sockets} & {mount.target for mount in wanted.mounts}:
         raise CannotEnforce(
             "a socket of the host's cannot be reached from a virtual machine by its path",
             code="vm.sockets",
