@@ -14,10 +14,39 @@ from stockade.core.frozen import replace
 from stockade.core.values import Confinement, Root
 from stockade.walls import late, root, system
 from stockade.walls.vm import image
-from stockade.walls.vm.wall import ADDRESS, NAME, OVERHEAD, OWN_KERNEL, REPORTS, USER, WIRE, Host, Plan, look, make_door, open_box, waits
+from stockade.walls.vm.wall import (
+    ADDRESS,
+    LENDS,
+    NAME,
+    OVERHEAD,
+    OWN_KERNEL,
+    REPORTS,
+    USER,
+    WIRE,
+    Host,
+    Plan,
+    look,
+    make_door,
+    open_box,
+    waits,
+)
 from stockade.walls.vm.wall import plan as usual
 
-__all__ = ["ADDRESS", "NAME", "OVERHEAD", "OWN_KERNEL", "REPORTS", "USER", "WIRE", "look", "make_door", "open_box", "plan", "waits"]
+__all__ = [
+    "ADDRESS",
+    "LENDS",
+    "NAME",
+    "OVERHEAD",
+    "OWN_KERNEL",
+    "REPORTS",
+    "USER",
+    "WIRE",
+    "look",
+    "make_door",
+    "open_box",
+    "plan",
+    "waits",
+]
 PLACE = "STOCKADE_ROOTED"
 
 
