@@ -239,8 +239,8 @@ def test_where_no_layer_can_be_made_nothing_runs_and_the_way_out_is_said(place: 
     """The state directory on an overlay: overlayfs takes none for an upper layer."""
     overlay_works(place.root / "probe")
     state = place.root / "state"
-    for part in ("l", "u", "w", "state"):
-        (place.root / part).mkdir()
+    for part in ("l", "u", "w", "state"):  # the last may be there: machines have their snapshots in it
+        (place.root / part).mkdir(exist_ok=True)
     mount = f"mount -t overlay o -o userxattr,lowerdir={place.root}/l,upperdir={place.root}/u,workdir={place.root}/w {state}"
     words = [sys.executable, "-m", "stockade", "run", "--mode", "review", "--json", "--", "/bin/sh", "-c", "echo x > f"]
     done = subprocess.run(
