@@ -20,6 +20,7 @@ from stockade.drills.runner import STOCKADE
 from stockade.drills.scenario import own_call
 from stockade.drills.yard import HOME, Result, Yard
 from stockade.session.agents import home
+from stockade.walls import gvisor
 from stockade.walls.vm import image
 from stockade.walls.vm import wall as vm
 from walls.boxes import require
@@ -162,10 +163,12 @@ open(sys.argv[1], "w").write("\\n".join(sorted(word.decode() for word in found))
 @pytest.mark.timeout(600)
 @pytest.mark.agents
 @pytest.mark.wall
-@pytest.mark.parametrize(("name", "wall"), [*((name, "bubblewrap") for name in WORDS), ("codex", "vm"), ("claude", "vm")])
+@pytest.mark.parametrize(
+    ("name", "wall"), [*((name, wall) for wall in ("bubblewrap", "gvisor") for name in WORDS), ("codex", "vm"), ("claude", "vm")]
+)
 def test_it_does_its_task_and_no_key_of_the_user_is_anywhere_inside(machine: Machine, name: str, wall: str) -> None:
-    if wall == "vm":
-        require(vm)
+    if wall != "bubblewrap":
+        require(vm if wall == "vm" else gvisor)
     case = machine.case
     (case.workspace / "search.py").write_text(SEARCH)
     (case.workspace / "data.txt").write_text("a-word-that-is-there\n")

@@ -3,6 +3,7 @@ own sandbox (M1, M27). Both ends run here without a machine between them, with t
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import random
@@ -24,19 +25,22 @@ from hypothesis import strategies as st
 
 from conftest import unavailable
 from stockade.walls import native
-from walls.boxes import scratch
+from walls.boxes import scratch, until
 
 WINDOW, NOTE = 256 << 10, native.NOTE_SIZE
-MESSAGE, SHUT, DATA, END, STOP, CREDIT = 3, 4, 5, 6, 7, 8  # native/tunnel.h
+MESSAGE, SHUT, DATA, END, STOP, CREDIT, TIME = 3, 4, 5, 6, 7, 8, 9  # native/tunnel.h
 HEAD, NO_BLOB = struct.Struct("=HHI"), -1
 MAIN = """
 #include "step.h"
 #include "tunnel.h"
+#include <time.h>
+int said_clock(clockid_t which, const struct timespec *to) { return dprintf(2, "clock %d %ld.%09ld\\n", which, to->tv_sec, to->tv_nsec) < 0; }
 int main(int argc, char **argv) {
     if (argc < 5) return 1;
     int sockets[2] = {atoi(argv[3]), atoi(argv[4])};
     notes = sockets[0];
     if (argc > 5) listening = atoi(argv[5]);
+    sets_clock = getenv("SETS_CLOCK") != NULL;
     tunnel(atoi(argv[2]), !strcmp(argv[1], "guest"), sockets);
     return 7;
 }
@@ -53,7 +57,8 @@ def program() -> str:
     (place / "main.c").write_text(MAIN)
     here = Path(native.STEP).parent
     sources = [str(path) for path in here.glob("*.c") if path.name != "step.c"]
-    checks = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{here}"]
+    # No test sets the clock of this machine: what would is another function here.
+    checks = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{here}", "-Dclock_settime=said_clock"]
     step = [compiler, *checks, "-Dmain=step_main", "-c", str(here / "step.c"), "-o", str(place / "step.o")]
     for command in (step, [compiler, *checks, "-o", str(place / "end"), str(place / "main.c"), str(place / "step.o"), *sources]):
         made = subprocess.run(command, capture_output=True, text=True)
@@ -339,6 +344,41 @@ def test_a_socket_that_is_shut_is_shut_at_the_other_end_and_no_other() -> None:
         guest.near.send(note("P", 0))
         host.near.settimeout(20)
         assert native.receive(host.near) == ("P", 0, 0, "", [])
+
+
+# ---- the clock ------------------------------------------------------------------------------------------------------------------------
+
+ADJ_SETOFFSET, ADJ_NANO = 0x0100, 0x2000  # adjtimex(2)
+
+
+@pytest.mark.root
+def test_when_the_hosts_clock_jumps_the_guest_is_told_the_time() -> None:
+    """As it does when the host has slept, of which a guest notices nothing. Here by a nanosecond, and back."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with one() as (_host, stream):
+        for nanoseconds in (1, 999_999_999):
+            wait = select.select([stream], [], [], 0.2)[0]
+            assert not wait  # it says nothing by itself
+            timex = struct.pack("=I4x 4q i4x 3q 2q", ADJ_SETOFFSET | ADJ_NANO, *[0] * 8, -(nanoseconds > 1), nanoseconds)
+            if libc.adjtimex(ctypes.create_string_buffer(timex, 256)) < 0:
+                unavailable("clock", os.strerror(ctypes.get_errno()))
+            kind, channel, size = HEAD.unpack(stream.recv(HEAD.size, socket.MSG_WAITALL))
+            seconds, fraction = struct.unpack("=qq", stream.recv(16, socket.MSG_WAITALL))
+            assert (kind, channel, size) == (TIME, 0, 16) and abs(seconds + fraction / 1e9 - time.time()) < 20
+
+
+def test_only_a_guest_lets_its_clock_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = HEAD.pack(TIME, 0, 16) + struct.pack("=qq", 1_900_000_000, 5)
+    for kind in ("host", "guest"):
+        with one(kind) as (end, stream):
+            stream.sendall(told)
+            assert end.process.wait(20) and "clock" not in end.words()
+    monkeypatch.setenv("SETS_CLOCK", "1")
+    with one("guest") as (end, stream):
+        stream.sendall(told)
+        until(lambda: "clock 0 1900000000.000000005\n" in end.words())
+        stream.sendall(HEAD.pack(TIME, 0, 8) + bytes(8))
+        assert end.process.wait(20)
 
 
 # ---- connections that the host has lent ---------------------------------------------------------------------------------------------

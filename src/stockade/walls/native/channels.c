@@ -5,7 +5,7 @@
 #include <poll.h>
 
 struct channel channels[CHANNELS];
-int highest, stream, in_guest, listening = -1;
+int highest, stream, in_guest, listening = -1, sets_clock;
 size_t queued, sent;
 static char *queue; /* for the stream: `queued` bytes from `sent` */
 static size_t room;

@@ -27,7 +27,7 @@
 
 enum { MOST_HELLO = 1 << 20, STREAM = 3 };
 struct moment {
-    int64_t seconds, nanoseconds; /* since the epoch */
+    struct timespec clock; /* since the epoch */
     unsigned char random[64];
 };
 
@@ -104,9 +104,7 @@ int machine(int argc, char **argv) {
         fail(note.text);
     }
     struct moment now;
-    struct timespec clock;
-    if (clock_gettime(CLOCK_REALTIME, &clock) || getrandom(now.random, sizeof now.random, 0) != sizeof now.random) fail("time and randomness");
-    now.seconds = clock.tv_sec, now.nanoseconds = clock.tv_nsec;
+    if (clock_gettime(CLOCK_REALTIME, &now.clock) || getrandom(now.random, sizeof now.random, 0) != sizeof now.random) fail("time and randomness");
     send_frame(pair[0], T_HELLO, &now, sizeof now);
     int sockets[2] = {notes, late};
     tunnel(pair[0], 0, sockets);
@@ -359,8 +357,7 @@ int guest(void) {
     all_of(port, &head, sizeof head);
     if (head.kind != T_HELLO || head.size != sizeof now) errno = EPROTO, unable("time");
     all_of(port, &now, sizeof now);
-    struct timespec clock = {.tv_sec = now.seconds, .tv_nsec = now.nanoseconds};
-    must(clock_settime(CLOCK_REALTIME, &clock), "clock");
+    must(clock_settime(CLOCK_REALTIME, &now.clock), "clock");
     struct {
         struct rand_pool_info info;
         unsigned char data[sizeof now.random];
@@ -383,6 +380,7 @@ int guest(void) {
     }
     close(control[1]), close(late[1]);
     int sockets[2] = {control[0], late[0]};
+    sets_clock = 1;
     tunnel(port, 1, sockets);
     off();
     return 0;

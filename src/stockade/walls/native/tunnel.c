@@ -18,6 +18,8 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/timerfd.h>
+#include <time.h>
 
 enum {
     HELD = 1024, /* notes that wait for what belongs before them */
@@ -289,6 +291,14 @@ static int from_near(int socket) {
     return 1;
 }
 
+/* A descriptor that says when the clock has jumped: it was set, or the host has slept, and a guest does not notice that (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET). */
+static int jumps(void) {
+    struct itimerspec never = {.it_value.tv_sec = 1LL << 33};
+    int fd = timerfd_create(CLOCK_REALTIME, TFD_CLOEXEC | TFD_NONBLOCK);
+    if (fd < 0 || timerfd_settime(fd, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &never, NULL)) broken("clock");
+    return fd;
+}
+
 static void understand(void) {
     size_t at = 0;
     stalled = -1;
@@ -300,10 +310,14 @@ static void understand(void) {
         const char *data = frames + at + sizeof head;
         struct channel *channel = head.kind == T_MESSAGE || head.kind == T_SHUT ? NULL : find(head.channel);
         uint32_t more;
+        struct timespec now;
         if (head.kind == T_MESSAGE) {
             if (!incoming(data, head.size)) break;
         } else if (head.kind == T_SHUT && in_guest && !head.size && head.channel < 2) {
             if (near[head.channel] >= 0) shutdown(near[head.channel], SHUT_WR);
+        } else if (head.kind == T_TIME && sets_clock && head.size == sizeof now) {
+            memcpy(&now, data, sizeof now);
+            clock_settime(CLOCK_REALTIME, &now); /* fails for what is no time */
         } else if (!head.channel || head.kind < T_DATA || head.kind > T_CREDIT || (head.kind != T_DATA && head.size != (head.kind == T_CREDIT) * sizeof more)) {
             broken("a frame");
         } else if (channel && head.kind == T_DATA) {
@@ -344,22 +358,24 @@ static void say(void) {
 }
 
 void tunnel(int over, int inside_guest, const int sockets[2]) {
-    static struct pollfd watched[4 + 2 * CHANNELS];
-    static struct channel *whose[4 + 2 * CHANNELS];
+    static struct pollfd watched[5 + 2 * CHANNELS];
+    static struct channel *whose[5 + 2 * CHANNELS];
     stream = over, in_guest = inside_guest, near[0] = sockets[0], near[1] = sockets[1];
     space = sizeof(struct frame) + (in_guest ? sizeof(struct message) + sizeof(struct note) + MAX_BLOB : WINDOW);
     frames = memory(NULL, space);
     fcntl(stream, F_SETFL, O_NONBLOCK);
+    int clock = in_guest ? -1 : jumps();
     signal(SIGPIPE, SIG_IGN); /* who does not read any more is seen by the error */
     for (;;) {
         release();
         say();
         flush();
-        int count = 4, full = queued - sent >= FULL;
+        int count = 5, full = queued - sent >= FULL;
         watched[0] = (struct pollfd){.fd = stream, .events = (short)((stalled < 0 && arrived < space ? POLLIN : 0) | (sent < queued ? POLLOUT : 0))};
         for (int i = 0; i < 2; i++)
             watched[1 + i] = (struct pollfd){.fd = shut[i] ? -1 : near[i], .events = (short)((full || holding == HELD ? 0 : POLLIN) | (stalled == i ? POLLOUT : 0))};
         watched[3] = (struct pollfd){.fd = lent() ? listening : -1, .events = POLLIN};
+        watched[4] = (struct pollfd){.fd = clock, .events = POLLIN};
         for (int i = 0; i < highest; i++) {
             struct channel *channel = &channels[i];
             if (!channel->number) continue;
@@ -368,7 +384,7 @@ void tunnel(int over, int inside_guest, const int sockets[2]) {
                 whose[count] = channel, watched[count++] = (struct pollfd){.fd = channel->out, .events = channel->size ? POLLOUT : 0};
         }
         if (poll(watched, (nfds_t)count, -1) < 0 && errno != EINTR) _exit(EXIT_STEP);
-        for (int i = 4; i < count; i++) {
+        for (int i = 5; i < count; i++) {
             struct channel *channel = whose[i];
             if (!watched[i].revents || !channel->number) continue;
             if (watched[i].events == POLLIN && channel->in == watched[i].fd) take_in(channel);
@@ -377,6 +393,9 @@ void tunnel(int over, int inside_guest, const int sockets[2]) {
             settle(channel);
         }
         if (watched[3].revents) welcome();
+        uint64_t times;
+        struct timespec now;
+        if (watched[4].revents && read(clock, &times, sizeof times) < 0 && !clock_gettime(CLOCK_REALTIME, &now)) frame(T_TIME, 0, &now, sizeof now);
         for (int i = 0; i < 2; i++)
             if (watched[1 + i].revents & (POLLIN | POLLHUP | POLLERR) && !from_near(i)) {
                 if (!i && !in_guest) _exit(0); /* our supervisor is gone; with us the kernel ends everything in this PID namespace */

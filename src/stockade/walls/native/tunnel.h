@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 /* One piece of the stream; byte order is the machine's, which is the same at both ends. HELLO and READY come before the tunnel is one (machine.c). */
-enum { T_HELLO = 1, T_READY, T_MESSAGE, T_SHUT, T_DATA, T_END, T_STOP, T_CREDIT };
+enum { T_HELLO = 1, T_READY, T_MESSAGE, T_SHUT, T_DATA, T_END, T_STOP, T_CREDIT, T_TIME };
 struct frame {
     uint16_t kind, channel; /* T_SHUT: which socket */
     uint32_t size;          /* of what follows */
@@ -43,6 +43,7 @@ extern struct channel channels[CHANNELS];
 extern int highest;         /* no channel in use is at it or above */
 extern int stream, in_guest;
 extern int listening;       /* in the guest: a socket whose connections become channels that the host has lent; -1 = none */
+extern int sets_clock;      /* in the guest: whether its clock is ours to set */
 extern size_t queued, sent; /* of the queue for the stream */
 
 void broken(const char *what) __attribute__((noreturn)); /* something is not as agreed: leave */
