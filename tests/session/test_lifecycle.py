@@ -484,7 +484,7 @@ def test_a_workspace_given_through_a_symlink_is_the_real_folder(place: Place) ->
 def test_a_full_disk_is_a_typed_error_and_nothing_runs(place: Place, free: int) -> None:
     """The state directory is a tiny file system that is full: no receipt, no effect."""
     state = place.root / "state"
-    state.mkdir()
+    state.mkdir(exist_ok=True)  # it may be there: machines have their snapshots in it
     script = f'mount -t tmpfs -o size=8k,nr_inodes={40 * free + 2} none "$0" && head -c 100000 /dev/zero > "$0/fill" 2>/dev/null; exec "$@"'
     done = subprocess.run(
         ["unshare", "-Urm", "/bin/sh", "-c", script, str(state), *command(Policy(), RAN)],
