@@ -35,7 +35,9 @@ class ToolRule:
 
 def wholesome(path: str) -> bool:
     """Whether a relative path stays below where it begins, and names nothing that git would obey, on whatever file system."""
-    return all(part not in ("", ".", "..") and part.lower().rstrip(" .") not in (".git", "git~1") for part in path.split("/"))
+    return all(
+        part not in ("", ".", "..") and part.lower().partition(":")[0].rstrip(" .") not in (".git", "git~1") for part in path.split("/")
+    )
 
 
 @frozen
