@@ -60,7 +60,7 @@ def bare(plan: wall.Plan, place: str) -> float:
         for word in machine.arguments(kind, saving=False, fds=(103, 104))
     ]
     late = tempfile.mkdtemp()
-    words = [word.replace(f"path={machine.LATE}", f"path={late}") for word in words]
+    words = [word.replace(f"path={machine.LATE}", f"path={late}").replace(f"path={machine.TREE}", f"path={late}") for word in words]
     orders = Path(late, "orders")
     orders.write_bytes(machine.orders().replace(machine.SNAPSHOT.encode() + b"/", place.encode() + b"/"))
     words = [word.replace(f"{place}/orders", str(orders)) for word in words]
