@@ -18,13 +18,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-_IN, _OUT, _BROKEN, _HALF, _EDGE = (
-    0x1,
-    0x4,
-    0x8 | 0x10,
-    0x2000,
-    1 << 31,
-)  # EPOLLIN, OUT, ERR | HUP, RDHUP, ET (epoll_ctl(2)); select.EPOLL* by name cost an import
+# EPOLLIN, OUT, ERR | HUP, RDHUP and ET (epoll_ctl(2)): select's own names would cost an import where they are looked at
+_IN, _OUT, _BROKEN, _HALF, _EDGE = 0x1, 0x4, 0x8 | 0x10, 0x2000, 1 << 31
 _CHUNK = 1 << 16  # a pipe's default capacity (pipe(7))
 _ROUNDS = 16  # chunks a connection may move before others get their turn
 _MOST_DISCARDED = 64 << 20  # bytes

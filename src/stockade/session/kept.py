@@ -145,8 +145,7 @@ def _record(*events: dict[str, Any]) -> None:
 
     ledger = Ledger(places.state("ledger"))
     try:
-        for event in events:
-            ledger.append(event)
+        ledger.extend(events)
     finally:
         ledger.close()
 

@@ -124,8 +124,8 @@ _ENDINGS: tuple[tuple[str, Risk, str], ...] = (
 )
 
 
-def judge(rel: str) -> tuple[Risk, str] | None:
-    """(risk, reason) when the file at the relative path `rel` is one that tools run or obey later, else None."""
+def judge(rel: str, mode: int = 0) -> tuple[Risk, str] | None:
+    """(risk, reason) when the file at the relative path `rel` is one that tools run or obey later, or by its `mode` (inode(7); 0 = not asked) a program, else None."""
     *folders, name = rel.split("/")
     found = _EXACT.get(name) or _CASELESS.get(name.lower())
     if found:
@@ -143,7 +143,7 @@ def judge(rel: str) -> tuple[Risk, str] | None:
     for ending, risk, why in _ENDINGS:
         if low.endswith(ending):
             return risk, why
-    return None
+    return EXECUTABLE if mode & 0o170000 == 0o100000 and mode & 0o111 else None
 
 
 EXECUTABLE: tuple[Risk, str] = ("low", "is executable")

@@ -288,9 +288,7 @@ def _look(after: Baseline, rows: Rows, here: Directory, rel: str, entry: os.DirE
     if status.st_ctime < started or _in_git(rel):
         return
     rows.changed += 1
-    judged = names.judge(rel)
-    if judged is None and stat.S_ISREG(status.st_mode) and status.st_mode & 0o111:
-        judged = names.EXECUTABLE
+    judged = names.judge(rel, status.st_mode)
     if judged is not None and stat.S_ISREG(status.st_mode):
         rows.add(rel, judged, here.read(entry.name, KEEP_FILE))
     elif judged is not None:

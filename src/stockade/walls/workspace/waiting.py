@@ -286,15 +286,13 @@ def _digest_of(host: Directory, name: str) -> str:
 
 def _judged(top: str, change: Change, mode: int, link: str) -> tuple[str, str]:
     """The risk of a change, and who executes it later or where it leads; ("", "") if nobody and nowhere."""
-    if change.kind == "folder" or (change.what == "removed" and not names.judge(change.rel)):
+    judged = names.judge(change.rel, mode)
+    if change.kind == "folder" or (change.what == "removed" and not judged):
         return "", ""
-    judged = names.judge(change.rel)
     if change.what == "removed":
         return "low", "was executed by tools"
     if judged is None and change.kind == "link":
         place = os.path.normpath(os.path.join(top, os.path.dirname(change.rel), link))
         if place != top and not place.startswith(f"{top}/"):
             return "medium", "leads out of the folder"
-    if judged is None and stat.S_ISREG(mode) and mode & 0o111:
-        judged = names.EXECUTABLE
     return judged or ("", "")
