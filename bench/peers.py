@@ -257,6 +257,7 @@ KINDS: dict[str, tuple[str, str]] = {  # kind: what it says, and how its numbers
     "download": ("download, MB/s", ".0f"),
     "upload": ("upload, MB/s", ".0f"),
 }
+COSTS = {"rate": "a small request", "fresh": "a new connection and its request", "download": "a megabyte down", "upload": "a megabyte up"}
 
 
 def bars(medians: dict[str, dict[str, float]], first: float) -> list[tuple[str, float, str, float, bool]]:
@@ -340,37 +341,40 @@ def main() -> int:
             return 0
         values: dict[str, dict[str, list[float]]] = {kind: {route.name: [] for route in found} for kind in KINDS}
         firsts: list[float] = []
-        costs: dict[str, dict[str, list[float]]] = {}  # by route and part: milliseconds of processor time for a request
+        costs: dict[str, dict[str, dict[str, list[float]]]] = {kind: {} for kind in COSTS}  # by route and part
         for _ in range(rounds):
             for kind in KINDS:
                 for route in random.sample(found, len(found)):
                     before = route.used()
                     value = route.measure(kind, arguments[kind])
                     values[kind][route.name].append(value)
-                    if kind == "rate":
+                    if kind in COSTS:
+                        count = value * given.seconds if kind in ("rate", "fresh") else SIZE / 1e6
                         for part, used in route.used().items():
-                            cost = (used - before.get(part, 0)) / (value * given.seconds) * 1000
-                            costs.setdefault(route.name, {}).setdefault(part, []).append(cost)
+                            taken = (used - before.get(part, 0)) / count * 1000
+                            costs[kind].setdefault(route.name, {}).setdefault(part, []).append(taken)
             firsts.append(cold(run, env, work, ports[0]))
         medians = {kind: {name: statistics.median(measured) for name, measured in row.items()} for kind, row in values.items()}
         first = statistics.median(firsts)
-        cost = {name: {part: statistics.median(each) for part, each in parts.items()} for name, parts in costs.items()}
+        cost = {
+            kind: {name: {part: statistics.median(each) for part, each in parts.items()} for name, parts in rows.items()}
+            for kind, rows in costs.items()
+        }
     held = bars(medians, first)
     if given.json:
         shown = [dict(zip(("what", "value", "comparison", "bar", "kept"), bar, strict=True)) for bar in held]
-        print(
-            json.dumps({"rounds": rounds, "medians": medians, "cpu_ms_a_request": cost, "first_request_ms": first, "bars": shown}, indent=2)
-        )
+        print(json.dumps({"rounds": rounds, "medians": medians, "cpu_ms": cost, "first_request_ms": first, "bars": shown}, indent=2))
     else:
         names = list(medians["rate"])
         width = max(len(text) for text, _ in KINDS.values())
         print(" " * width, *(f"{name:>22}" for name in names))
         for kind, (text, form) in KINDS.items():
             print(f"{text:{width}}", *(f"{medians[kind][name]:>22{form}}" for name in names))
-        print("\nprocessor time of a small request, ms:")
-        for name, parts in cost.items():
-            each = ", ".join(f"{part} {value:.3f}" for part, value in parts.items())
-            print(f"  {name:22} {sum(parts.values()):.3f}" + (f" ({each})" if len(parts) > 1 else ""))
+        for kind, what in COSTS.items():
+            print(f"\nprocessor time of {what}, ms:")
+            for name, parts in cost[kind].items():
+                each = ", ".join(f"{part} {value:.3f}" for part, value in parts.items())
+                print(f"  {name:22} {sum(parts.values()):.3f}" + (f" ({each})" if len(parts) > 1 else ""))
         print(f"\nmedians of {rounds} rounds; the bars:")
         for what, value, sign, limit, kept in held:
             print(f"  {'kept  ' if kept else 'MISSED'}  {value:8.2f} {sign} {limit:<4} {what}")

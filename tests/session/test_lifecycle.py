@@ -98,6 +98,26 @@ def test_a_command_that_lives_a_moment_is_looked_at_behind_the_start_and_after_i
     assert [row["path"] for row in events["workspace.report"]["rows"]] == ["Makefile"]
 
 
+def test_a_look_that_takes_longer_is_told_and_its_report_comes(place: Place) -> None:
+    told = """
+from stockade.cli.aftermath import tell
+run = foreground.run
+def foreground_run(*words, **named):
+    end = run(*words, **named)
+    tell(end.events)
+    return end
+foreground.run = foreground_run
+"""
+    late = "import stockade.walls.workspace as w; w.AT_MOST = 0.0"
+    for name, before in (("in-time", told), ("late", f"{late}{told}")):
+        done = place.run("/bin/sh", "-c", f"echo all: > {name}.mk; sleep 1", before=before)
+        assert (f"{name}.mk".encode() in done.stderr) is (name == "in-time"), done.stderr
+        assert (b"still being looked at" in done.stderr) is (name == "late"), done.stderr
+    assert until(lambda: os.listdir(place.sessions) == [], 20)
+    reports = [event for event in place.ledger() if event["kind"] == "workspace.report"]
+    assert ["late.mk"] in [[row["path"] for row in report["rows"]] for report in reports]
+
+
 def test_many_short_commands_of_one_workspace_share_one_look(place: Place) -> None:
     (place.work / "d").mkdir()
     for number in range(1600):  # more than are looked at before the prompt returns

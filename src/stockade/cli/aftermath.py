@@ -31,6 +31,8 @@ def lines(events: Iterable[dict[str, Any]], *, colour: bool) -> list[str]:
             said.append(f"{bold}made harmless:{off} {item['path']} {dim}({item['why']}; kept as {item['held']}){off}")
         for item in event.get("not_defused", ())[:SHOWN]:
             said.append(f"{bold}NOT made harmless:{off} {item['path'] if isinstance(item, dict) else item}")
+        if event.get("pending"):
+            said.append(f"{bold}workspace:{off} still being looked at {dim}(in a moment: stockade log show --kind workspace.report){off}")
         if event["kind"] == "workspace.review":
             said.append(f"{bold}review:{off} {event['said']} {dim}(stockade changes show {event['session']}; then apply or discard){off}")
         if event["kind"] == "workspace.merge":

@@ -81,14 +81,19 @@ ALL = (
         "runs-later", ("B5",), "workspace report", "Files that the host runs later are changed: they must be protected, or reported after the run",
         (_FOR_LATER, f"{_FOR_LATER}; sleep 1"),  # quicker than the first look, and there when it comes
         lambda seen: bool(_unreported(seen)), policy=PLAIN, twin="echo text > notes.txt", runs=2,
+        # A busy machine may be told later, in the ledger: when nothing is left of the session, everything is there.
+        after="for i in $(seq 40); do ls ~/.local/state/stockade/sessions 2>/dev/null | grep -q . || break; sleep 0.5; done; "
+        "cat ~/.local/state/stockade/ledger/*.jsonl 2>/dev/null; true",
     ),
 )  # fmt: skip
 
+_PENDING = "still being looked at"  # what the user is told then (cli/aftermath.py)
 _LATER_FILES = (
     ".envrc", "Makefile", "package.json", ".vscode/tasks.json", ".claude/settings.json", ".husky/pre-commit", "conftest.py", ".github/workflows/ci.yml",
 )  # fmt: skip
 
 
 def _unreported(seen: Evidence) -> list[str]:
-    """Files that are there now and that nobody mentioned."""
-    return [name for name in _LATER_FILES if (seen.workspace / name).exists() and name not in seen.stderr]
+    """Files that are there now and that nobody mentioned. In the ledger only a report counts: the command itself names them, too."""
+    later = [line for line in seen.after.splitlines() if '"workspace.report"' in line] if _PENDING in seen.stderr else []
+    return [name for name in _LATER_FILES if (seen.workspace / name).exists() and name not in "\n".join([seen.stderr, *later])]

@@ -361,8 +361,8 @@ class Session:
         try:
             poll = select.poll()
             poll.register(process, select.POLLIN)
-            if not poll.poll(patience(time.time() - self.started) * 1000):
-                return None
+            if not poll.poll(patience(self.view.facts, time.time() - self.started) * 1000):
+                return self.view.pending()
             os.waitpid(pid, 0)
             return after.report_of(self.directory)
         finally:

@@ -9,7 +9,7 @@ tree, behind the start and never in its way. The order in which a session uses t
     scan.run(facts, ...)           # in a process of its own, once the command has lived a moment; not for mode "ro"
     ...                            # the command ends; the box is closed, every process in it is dead
     events = view.finish(confined)
-    either: tell the scan, wait for its report for at most patience(lasted) seconds, then let it go on by itself
+    either: tell the scan, wait for its report for at most patience(facts, lasted) seconds, then let it go on by itself
     or, without a scan: report = view.look(lasted); if None, have `scan.compare` done behind the end
     cleanup.discard(session)       # unless an event says that something is kept there ("error", "failed", "kept_in")
 
@@ -111,9 +111,14 @@ class View:
 
         return {**scan.compare(facts, scan.Baseline()), "session": facts["name"]}
 
+    def pending(self) -> dict[str, Any]:
+        """What the user is told where the scan goes on alone; the ledger gets what it finds."""
+        return {"kind": "workspace.report", "session": self.facts["name"], "complete": False, "pending": True}
+
 
 UNTOUCHED = ("ro", "review")  # modes in which a run writes nothing to the host's folder
 SMALL = 1500  # files that are looked at in a few milliseconds
+AT_MOST = 5.0  # seconds that the end of a session waits for a look
 
 
 def prepare(workspace: Workspace, source: str, target: str, session: str, name: str, asked: tuple[str, ...] = ()) -> View:
@@ -210,9 +215,12 @@ def resume(session: str) -> View:
     return View(mounts, tuple(Overlay(*paths) for paths in facts["overlays"]), tuple(facts["held"]), (), facts)
 
 
-def patience(lasted: float) -> float:
-    """Seconds that a session which lasted `lasted` seconds waits for the scan at its end: a tenth of it, at most 5; then the scan goes on alone."""
-    return min(5.0, 0.1 * lasted) if lasted > 0.25 else 0.0
+def patience(facts: dict[str, Any], lasted: float) -> float:
+    """Seconds that a session which lasted `lasted` seconds waits for the scan at its end; then the scan goes on alone. A small workspace is looked at in a moment,
+    which a busy machine may take its time for; for a large one it is a tenth of what the session took.
+    """
+    small = 0 <= facts["files"] <= SMALL
+    return AT_MOST if small else min(AT_MOST, 0.1 * lasted)
 
 
 def _looked(facts: dict[str, Any], scan: str) -> tuple[list[str], list[Enforced]]:
