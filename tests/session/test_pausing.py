@@ -126,6 +126,21 @@ def test_limits_hold_in_a_pause(folder: Path, wall: str) -> None:
     asyncio.run(asyncio.wait_for(body(), 30))
 
 
+def test_who_looks_after_limits_rests_in_a_pause_and_goes_on_after_it(folder: Path, wall: str) -> None:
+    async def body() -> None:
+        async with live.open_session(Policy(wall=wall, limits=Limits(cpu_time=2)), cwd=str(folder)) as session:
+            session.pause()
+            while not session._resting:
+                await asyncio.sleep(0.02)
+            session.resume()
+            burn = "while :; do :; done"
+            with pytest.raises(SessionEnded, match="CPU time") as caught:  # both together, and neither by itself
+                await session.exec(["/bin/sh", "-c", f"({burn})& ({burn})& wait"])
+            assert caught.value.code == "session.limit"
+
+    asyncio.run(asyncio.wait_for(body(), 60))
+
+
 def test_without_a_receipt_there_is_no_pause(folder: Path, wall: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise StockadeError("no space", code="ledger.write", hint="")

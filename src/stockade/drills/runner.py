@@ -133,7 +133,8 @@ class Drill:
                 twin = honest.code == 0 and (scenario.twin_ok is None or scenario.twin_ok(honest))
                 note = "" if twin else f"twin: status {honest.code}: {_tail(honest)}"
         if not contained:
-            note = f"got out: {_tail(held)}"
+            variant = f" by variant {index % len(scenario.attack) + 1}" if len(scenario.attack) > 1 else ""
+            note = f"got out{variant}: {_tail(held)}"
         elif broken:
             note = f"{'was not refused' if scenario.refuses else 'did not run'}: status {held.code}: {_tail(held)}"
         elif not control:

@@ -24,7 +24,6 @@ from stockade.session.exchange import AsyncioLoop
 from stockade.session.gate import GateKeeper
 from stockade.session.guest import Witness
 from stockade.session.states import States
-from stockade.walls import limits
 from stockade.walls.box import NO_WAIT
 from stockade.walls.streams import close, pipe
 
@@ -54,11 +53,10 @@ class LiveSession(States):
         restore: Checkpoint | str | None = None,
         deciders: Deciders | None = None,
     ) -> None:
-        super().__init__(Session(policy, cwd, prepared=prepared))
+        super().__init__(Session(policy, cwd, prepared=prepared), AsyncioLoop(self._broken))
         self._deciders = deciders or Deciders(None, None)
         self._restore = restore
         self.id = self._session.id
-        self.loop = AsyncioLoop(self._broken)
         self._aio = asyncio.get_running_loop()
         self._number = 0
         self._slots = asyncio.Semaphore(ASKED)
@@ -67,7 +65,6 @@ class LiveSession(States):
         self._output = 0
         self._outcome = ""
         self._closed = False
-        self._session.changed = self._wake
 
     @property
     def workspace(self) -> str:
@@ -162,7 +159,7 @@ class LiveSession(States):
         if session.policy.limits.wall_time:
             seconds = session.policy.limits.wall_time
             self.loop.later(seconds, lambda: self._stop(f"wall time of {seconds} s is over", "wall_time"))
-        self.loop.later(limits.INTERVAL, self._look)
+        self._look_later()
         self.loop.later(MOMENT, session.scan)
         self.loop.later(MOMENT, lambda: session.guard(self.loop))
         late = self.loop.later(READY, lambda: self._broken(slow()))
@@ -339,14 +336,6 @@ class LiveSession(States):
             self._gate.start("certificates")
         else:
             self.loop.later(LEASE, self._certificates)
-
-    def _look(self) -> None:
-        session = self._session
-        why = session.exceeded()
-        if why:
-            self._stop(why, "watchdog")
-        else:
-            self.loop.later(limits.INTERVAL, self._look)
 
     def _stop(self, why: str, limit: str) -> None:
         """End the sandbox because of a limit."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from stockade.core.errors import StockadeError, WallFailed
 from stockade.session.after import IMAGES
+from stockade.walls import limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from stockade.session import Session
     from stockade.session.checkpoints import Checkpoint
     from stockade.session.command import Command
+    from stockade.session.exchange import AsyncioLoop
     from stockade.session.gate import GateKeeper
     from stockade.session.live import LiveSession
     from stockade.walls.gvisor import Guest
@@ -31,8 +33,10 @@ LATE = 300.0  # seconds that saving may take: some for each GiB
 class States:
     """The part of a live session that is about all of it at once."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, loop: AsyncioLoop) -> None:
+        self._session, self.loop = session, loop
+        session.changed = self._changed
+        self._resting = False  # whether the watchdog waits for the end of a pause
         self._commands: dict[int, Command] = {}
         self._gate: GateKeeper | None = None
         self._end: StockadeError | None = None  # how it ended
@@ -42,6 +46,10 @@ class States:
 
     def _broken(self, error: BaseException) -> None:
         """End the session because of an error. LiveSession's."""
+        raise NotImplementedError
+
+    def _stop(self, why: str, limit: str) -> None:
+        """End the session because of a limit. LiveSession's."""
         raise NotImplementedError
 
     @property
@@ -210,6 +218,26 @@ class States:
             await self._waiting[-1]
         if self._end is not None:
             raise self._end
+
+    def _changed(self) -> None:
+        """It was paused, or goes on."""
+        self._wake()
+        if self._resting and not self._session.box.paused:
+            self._look_later()
+
+    def _look_later(self) -> None:
+        self._resting = False
+        self.loop.later(limits.INTERVAL, self._look)
+
+    def _look(self) -> None:
+        """The watchdog. In a pause nothing grows, and a program may have hundreds that stand still."""
+        self._resting = self._session.box.paused
+        if self._resting:
+            return
+        if why := self._session.exceeded():
+            self._stop(why, "watchdog")
+        else:
+            self._look_later()
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []

@@ -60,8 +60,15 @@ class Groups:
         self.descriptors, self.directories = [], []
 
 
+# When we last looked through each parent: a program with hundreds of sessions must not do it at the end of each.
+_swept: dict[str, float] = {}
+
+
 def _sweep(parent: str) -> None:
     """Remove empty groups of sessions that were killed; a group with processes in it cannot be removed, and a young one may be about to get some."""
+    if time.monotonic() - _swept.get(parent, -STALE) < STALE:
+        return
+    _swept[parent] = time.monotonic()
     for name in os.listdir(parent):
         if name.startswith("stockade-"):
             try:
@@ -184,11 +191,8 @@ def _shared_out(pid: int) -> int:
 
 def left(limits: Limits, held: set[str], own_kernel: bool = False) -> Limits | None:
     """The limits that somebody has to look at, None if a kernel holds them all."""
-    watched = replace(
-        limits,
-        processes=0 if own_kernel or "processes" in held else limits.processes,
-        memory=0 if "memory" in held else limits.memory,
-    )
+    processes = 0 if own_kernel or "processes" in held else limits.processes
+    watched = replace(limits, processes=processes, memory=0 if "memory" in held else limits.memory)
     return watched if watched.processes or watched.memory or watched.cpu_time else None
 
 
@@ -216,8 +220,7 @@ def init_of(bwrap: int) -> int:
 
 def end_below(bwrap: int) -> None:
     """Kill the first process below a bubblewrap: with it goes everything in its PID namespace (pid_namespaces(7))."""
-    first = init_of(bwrap)
-    if first:
+    if first := init_of(bwrap):
         try:
             os.kill(first, 9)
         except ProcessLookupError:
