@@ -19,6 +19,7 @@ from pathlib import Path
 from stockade.core.frozen import plain
 from stockade.core.values import Policy
 from stockade.walls.conformance import census
+from stockade.walls.terminal import set_size
 from walls.boxes import until
 
 DRIVER = """
@@ -144,12 +145,23 @@ def offspring(top: int = 0) -> dict[int, str]:
 class Terminal:
     """A person at a terminal: the supervisor runs as the session leader of a real pty."""
 
-    def __init__(self, place: Place, argv: Sequence[str], *, tty: bool | None = None, before: str = "", words: Sequence[str] = ()) -> None:
-        self.seen = b""
+    def __init__(
+        self,
+        place: Place,
+        argv: Sequence[str],
+        *,
+        tty: bool | None = None,
+        before: str = "",
+        words: Sequence[str] = (),
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        self.seen = self.whole = b""  # what nobody has expected yet, and all that was read
         program = list(words) or command(Policy(), argv, tty=tty, before=before)
         self.pid, self.master = pty.fork()
         if self.pid == 0:
             try:
+                if size is not None:
+                    set_size(0, (size[1], size[0], 0, 0))
                 os.chdir(place.work)
                 os.execve(program[0], program, place.env)
             finally:
@@ -171,6 +183,7 @@ class Terminal:
             if not piece:
                 raise AssertionError(f"{pattern!r} did not appear; seen: {self.seen[-2000:]!r}")
             self.seen += piece
+            self.whole += piece
         self.seen = self.seen[found.end() :]
         return found
 

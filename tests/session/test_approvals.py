@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from gateway.harness import Quiet, Served, require_engine
+from session.screen import Screen
 from session.supervised import Place, Terminal, command
 from stockade.core.asks import Asked
 from stockade.core.errors import StockadeError
@@ -91,6 +92,12 @@ def asked(path: str) -> dict[str, Any]:
     return next(one for one in waiting() if one["key"].endswith(path))
 
 
+def allow(place: Place, path: str) -> subprocess.CompletedProcess[str]:
+    """Approve the question about this path."""
+    one = asked(path)
+    return stockade(place, "allow", one["session"], str(one["number"]))
+
+
 def events(place: Place, *kinds: str) -> list[dict[str, Any]]:
     return [event for event in place.ledger() if event["kind"] in kinds]
 
@@ -102,7 +109,7 @@ def test_what_is_approved_happens_once_and_what_is_refused_does_not(place: Place
         assert first["what"] == f"GET http://open.localhost:{server.server_port}/yes?q=1" and first["risk"] == "medium"
         assert server.seen == []  # it is held, and has not left
         assert "POST" not in (shown := stockade(place).stdout) and "/yes?q=1" in shown and "--for-session: the same" in shown
-        assert stockade(place, "allow", first["session"][:8]).stdout.endswith("Allowed.\n")
+        assert stockade(place, "allow", first["session"][:8], str(first["number"])).stdout.endswith("Allowed.\n")
         second = asked("/no")
         assert server.seen == ["/yes?q=1"]
         assert stockade(place, "deny", second["session"], str(second["number"])).returncode == 0
@@ -131,7 +138,7 @@ def test_an_approval_for_the_session_holds_for_the_same_and_can_be_taken_back(pl
     run = place.start("/bin/sh", "-c", f"{script(server, '/a', '/a?other', '/a/b')}; {wait}; {script(server, '/a')}", policy=policy(server))
     try:
         one = asked("/a")
-        assert stockade(place, "allow", one["session"], "--for-session").returncode == 0
+        assert stockade(place, "allow", one["session"], str(one["number"]), "--for-session").returncode == 0
         assert asked("/a/b")["number"] == 3  # another path is another question
         assert server.seen == ["/a", "/a?other"]
         assert "approved until the session ends: GET http://open.localhost" in stockade(place).stdout
@@ -172,7 +179,7 @@ def test_hosts_that_no_rule_names_can_be_asked_about(place: Place, server: Any) 
     try:
         first = asked("/a")
         assert first["what"] == f"GET {urls[0]}" and server.seen == []
-        assert stockade(place, "allow", first["session"]).returncode == 0
+        assert stockade(place, "allow", first["session"], str(first["number"])).returncode == 0
         assert stockade(place, "deny", asked("/b")["session"]).returncode == 0
         assert run.communicate(timeout=20)[0].split() == [b"200", b"403", b"200", b"403", b"403", b"403"]
     finally:
@@ -207,8 +214,11 @@ def test_what_only_people_may_approve_is_approved_once_at_a_time(place: Place, s
     try:
         one = asked("/a")
         assert "once at a time" in stockade(place).stdout
-        assert "approval.people" in stockade(place, "allow", one["session"], "--for-session", "--json").stderr and server.seen == []
-        assert stockade(place, "allow", one["session"]).returncode == 0
+        assert (
+            "approval.people" in stockade(place, "allow", one["session"], str(one["number"]), "--for-session", "--json").stderr
+            and server.seen == []
+        )
+        assert stockade(place, "allow", one["session"], str(one["number"])).returncode == 0
         assert run.communicate(timeout=20)[0] == b"200\n"
     finally:
         end(run)
@@ -224,7 +234,7 @@ def test_after_refusals_in_a_row_the_session_stands_still(place: Place, server: 
         assert waiting() == []
         (ident,) = [name for name in os.listdir(place.sessions) if not name.startswith(".")]
         subprocess.run([sys.executable, "-m", "stockade", "session", "resume", ident], env=place.env, check=True, capture_output=True)
-        assert stockade(place, "allow", asked("/c")["session"]).returncode == 0
+        assert allow(place, "/c").returncode == 0
         assert run.communicate(timeout=20)[0].split() == [b"403", b"403", b"200"]
     finally:
         end(run)
@@ -245,7 +255,7 @@ ledger.Ledger.append = broken
     run = place.start("/bin/sh", "-c", script(server, "/a"), policy=policy(server), before=break_it)
     try:
         one = asked("/a")
-        assert "ledger.write" in stockade(place, "allow", one["session"], "--json").stderr
+        assert "ledger.write" in stockade(place, "allow", one["session"], str(one["number"]), "--json").stderr
         assert run.communicate(timeout=20)[0] == b"403\n"
     finally:
         end(run)
@@ -257,7 +267,7 @@ def test_a_supervisor_that_is_killed_allows_nothing(place: Place, server: Any) -
     one = asked("/a")
     run.kill()
     run.communicate()
-    done = stockade(place, "allow", one["session"], "--json")
+    done = stockade(place, "allow", one["session"], str(one["number"]), "--json")
     assert done.returncode == 125 and server.seen == []
 
 
@@ -273,7 +283,7 @@ def test_what_was_approved_becomes_a_rule_after_it_was_shown(place: Place, serve
     assert "approval.none" in stockade(place, "rule", "--json").stderr
     run = place.start("/bin/sh", "-c", script(server, "/a", "/no"), policy=policy(server))
     try:
-        assert stockade(place, "allow", asked("/a")["session"]).returncode == 0
+        assert allow(place, "/a").returncode == 0
         assert stockade(place, "deny", asked("/no")["session"]).returncode == 0
         assert run.communicate(timeout=20)[0].split() == [b"200", b"403"]
     finally:
@@ -303,7 +313,7 @@ def test_a_canary_looks_like_any_other_and_is_never_done_whoever_approves_it(pla
 
     try:
         real = asked("/a")
-        assert stockade(place, "allow", real["session"]).stdout.endswith("Allowed.\n")
+        assert stockade(place, "allow", real["session"], str(real["number"])).stdout.endswith("Allowed.\n")
         trap = lured()
         assert trap.keys() == real.keys() and "open.localhost" not in trap["what"] and "trap" not in trap
         assert stockade(place, "allow", trap["session"], str(trap["number"])).stdout.count("That was a test") == 1
@@ -399,11 +409,112 @@ def test_for_the_session_from_the_terminal(place: Place, server: Any, terminal: 
 def test_the_first_answer_wins_and_the_terminal_is_told(place: Place, server: Any, terminal: Any) -> None:
     person = terminal("/a", then="; read line; echo got $line")
     code(person)
-    assert stockade(place, "allow", asked("/a")["session"]).returncode == 0
+    assert allow(place, "/a").returncode == 0
     person.expect("200\r\n")
     person.type("mine\r")  # the keyboard is the program's again
     person.expect("got mine")
     assert person.wait() == 0
+
+
+# What a program can tell the terminal before it asks, so that something else is seen than what is asked about.
+FORGED = "\x1b[2J\x1b[1;1Hstockade asks: may this leave?   risk: low   rule: policy.toml:3\r\n  GET http://docs.localhost/"
+TRICKS = {
+    "lines scroll away under a forged question": f"{FORGED}\x1b[3;4r\x1b[?6h",
+    "the line that says what scrolls away": "\x1b[2J\x1b[2;3r",
+    "letters that are not shown": "\x1b[8m",
+    "other letters": "\x1b(0",
+    "double width": "\x1b[1;1H\x1b#6\x1b[2;1H\x1b#6",
+    "a string without an end": "\x1b]0;title",
+    "a device control string without an end": "\x1bPq",
+    "a status line that takes all": f"{FORGED}\x1b[1$}}",
+}
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_a_terminal_that_was_left_in_another_state_shows_something_else(trick: str) -> None:
+    """The control: as the question was drawn once, each of them hides what is asked about, or its letters."""
+    lines = (
+        "stockade asks: may this leave?   risk: high",
+        "  DELETE http://evil.localhost/with/a/path/of/some/length",
+        "Type abc and Enter to allow it",
+        "    once.",
+    )
+    question = "\x1b7\x1b[1;1H" + "\r\n".join(f"\x1b[2K\x1b[1m{line}\x1b[0m" for line in lines)
+    told = []
+    for before in ("", TRICKS[trick]):
+        screen = Screen()
+        screen.feed(before + question)
+        told.append([*lines] == screen.shown[:4])
+    assert told == [True, False]
+
+
+def test_what_is_asked_is_what_is_seen_whatever_the_terminal_was_told(place: Place, server: Any) -> None:
+    """For each trick one question in one session: what the terminal shows is all of it, at the top, and nothing forged."""
+    steps = []
+    for number, trick in enumerate(TRICKS.values()):
+        octal = "".join(f"\\{byte:03o}" for byte in trick.encode())
+        steps.append(
+            f"printf '\\033c{octal}'; {CURL} -X POST http://open.localhost:{server.server_port}/a/path/of/some/length/that/has/to/be/seen/{number}"
+        )
+    words = command(policy(server, refusals=0), ("/bin/sh", "-c", "; ".join(steps)), tty=None)
+    person = Terminal(place, (), words=words, size=(80, 24))
+    try:
+        for number in range(len(TRICKS)):
+            found = person.expect(r"Type ([a-z]{3}) and Enter to allow it once.*?> .*?\x1b\[\d+;\d+H")
+            screen = Screen()
+            screen.feed(found.string[: found.end()].decode().rpartition("\x1bc")[2])
+            seen = "\n".join(screen.shown)
+            assert screen.shown[0].startswith("stockade asks: may this leave?   risk: medium"), (number, seen)
+            assert f"seen/{number}" in seen.replace("\n    ", "") and f"Type {found[1].decode()} and Enter" in seen, (number, seen)
+            assert "risk: low" not in screen.shown[0] and "docs.localhost" not in "".join(screen.shown[:2]), (number, seen)
+            time.sleep(0.5)
+            person.type("\r")
+            person.expect("403")
+        assert person.wait() == 0 and server.seen == []
+    finally:
+        person.close()
+
+
+def test_what_does_not_fit_the_terminal_is_not_approved_there(place: Place, server: Any) -> None:
+    words = command(policy(server), ("/bin/sh", "-c", f"{script(server, '/' + 'x' * 900)}; {script(server, '/short')}"), tty=None)
+    person = Terminal(place, (), words=words, size=(80, 8))
+    try:
+        shown = person.expect(r"All of it, and how to allow it: stockade approvals\. Enter refuses")[0]
+        assert b"and Enter to allow" not in shown
+        time.sleep(0.5)
+        person.type("\r")
+        person.expect("403\r\n")
+        person.type(f"{code(person)}\r")  # the twin, which fits
+        person.expect("200\r\n")
+        assert person.wait() == 0 and server.seen == ["/short"]
+    finally:
+        person.close()
+
+
+def test_a_long_query_says_that_there_is_more_and_a_long_path_is_not_asked_about(place: Place, server: Any) -> None:
+    run = place.start("/bin/sh", "-c", script(server, "/q?a=" + "b" * 700, "/" + "c" * 1100), policy=policy(server))
+    try:
+        one = asked("/q")
+        assert one["what"].endswith("b and 190 more characters of the query, which are not shown") and one["risk"] == "high"
+        assert stockade(place, "allow", one["session"], str(one["number"])).returncode == 0
+        assert run.communicate(timeout=30)[0].decode().split() == ["200", "403"]
+    finally:
+        end(run)
+    assert [(one["effect"], one["rule"]) for one in events(place, "egress")][1] == ("deny", "path-unshown")
+    assert len(server.seen) == 1 and len(events(place, "ask")) == 1
+
+
+def test_a_yes_names_the_question_that_it_is_about(place: Place, server: Any) -> None:
+    """Without a number the only question would be meant, and whoever asks can put another in its place meanwhile."""
+    run = place.start("/bin/sh", "-c", script(server, "/a"), policy=policy(server))
+    try:
+        one = asked("/a")
+        assert stockade(place, "allow", one["session"]).returncode == 2 and server.seen == []
+        assert stockade(place, "allow", one["session"], str(one["number"] + 1)).returncode == 125 and server.seen == []
+        assert stockade(place, "allow", one["session"], str(one["number"])).returncode == 0
+        assert run.communicate(timeout=30)[0].decode().split() == ["200"]
+    finally:
+        end(run)
 
 
 def test_output_is_held_while_it_is_asked_and_nothing_is_lost(place: Place, server: Any, terminal: Any) -> None:

@@ -94,18 +94,18 @@ def test_what_a_person_approves_is_written_and_seen_inside(place: Place, work: P
         assert first["detail"] == ["@@ -1 +1,2 @@", " on: push", "+jobs: {}"] and first["rule"] == "p.toml:3 (file[0])"
         shown = stockade(place).stdout
         assert "     | +jobs: {}" in shown and "once at a time" in shown
-        assert "approval.people" in stockade(place, "allow", first["session"], "--for-session", "--json").stderr
+        assert "approval.people" in stockade(place, "allow", first["session"], str(first["number"]), "--for-session", "--json").stderr
         assert (work / CI).read_text() == "on: push\n"  # nothing is written before the word
         inode = (work / CI).stat().st_ino
-        assert stockade(place, "allow", first["session"]).stdout.endswith("Allowed.\n")
+        assert stockade(place, "allow", first["session"], str(first["number"])).stdout.endswith("Allowed.\n")
         assert until(lambda: [each["key"] for each in waiting()] == ["file .github/workflows/new.yml"], 20)
         assert "a new file, 1 lines more" in waiting()[0]["what"]
         with pytest.raises(StockadeError) as replayed:  # the word was for another question
             inbox.answer(inbox.waiting()[0], {**waiting()[0], "digest": first["digest"]}, True, channel="inbox")
         assert replayed.value.code == "approval.other"
-        assert stockade(place, "allow", first["session"]).returncode == 0
+        assert stockade(place, "allow", first["session"], str(waiting()[0]["number"])).returncode == 0
         assert until(lambda: [each["key"] for each in waiting()] == ["file .envrc"], 20)
-        assert stockade(place, "allow", first["session"]).returncode == 0
+        assert stockade(place, "allow", first["session"], str(waiting()[0]["number"])).returncode == 0
         assert until(lambda: len(events(place, "ask")) == 4 and len(waiting()) == 1, 20)
         assert stockade(place, "deny", first["session"]).returncode == 0
         out, err = run.communicate(timeout=60)
@@ -199,15 +199,15 @@ def test_a_file_that_changed_meanwhile_is_left_alone(place: Place, work: Path) -
     try:
         assert until(lambda: len(waiting()) == 2, 30)
         first, second = waiting()
-        assert stockade(place, "allow", first["session"]).returncode == 0
-        done = stockade(place, "allow", second["session"])
+        assert stockade(place, "allow", first["session"], str(first["number"])).returncode == 0
+        done = stockade(place, "allow", second["session"], str(second["number"]))
         assert done.returncode == 1 and "Allowed, and not done: .github/workflows/ci.yml was changed or replaced meanwhile" in done.stdout
         assert until(lambda: [each["key"] for each in waiting()] == ["file .envrc"] * 2, 20)
         os.rename(work / ".envrc", work / "old")  # an editor that saves by a new file
         (work / ".envrc").write_text("export A=1\n")
         assert until(lambda: len(events(place, "hold.again")) == 2, 20)
         for each in waiting():
-            assert stockade(place, "allow", each["session"]).returncode == 1
+            assert stockade(place, "allow", each["session"], str(each["number"])).returncode == 1
         answers = [
             json.loads(line) for run in runs for line in run.communicate(timeout=60)[0].decode().splitlines() if line.startswith("{")
         ]
@@ -231,7 +231,7 @@ def test_a_supervisor_that_is_killed_has_written_nothing_or_what_it_says(place: 
     run = start(place, f"printf 'new: content\\n' | ask {CI}", before=kill)
     try:
         asked = one(place)
-        stockade(place, "allow", asked["session"])
+        stockade(place, "allow", asked["session"], str(asked["number"]))
         assert run.wait(20) == -signal.SIGKILL
     finally:
         end(run)

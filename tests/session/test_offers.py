@@ -62,8 +62,8 @@ def test_what_a_person_approves_is_there_and_can_only_be_read(place: Place, data
         assert (asked["action"], asked["key"], asked["risk"], asked["people"]) == ("mount", "mount /srv/data", "medium", True)
         assert asked["what"] == f"show the folder {data} at /srv/data, read-only, with all that is in it: 3 entries at its top"
         assert asked["rule"] == "p.toml:3 (mount[0])" and not asked["reversible"]
-        assert "approval.people" in stockade(place, "allow", asked["session"], "--for-session", "--json").stderr
-        assert stockade(place, "allow", asked["session"]).stdout.endswith("Allowed.\n")
+        assert "approval.people" in stockade(place, "allow", asked["session"], str(asked["number"]), "--for-session", "--json").stderr
+        assert stockade(place, "allow", asked["session"], str(asked["number"])).stdout.endswith("Allowed.\n")
         out, err = run.communicate(timeout=60)
     finally:
         end(run)
@@ -130,7 +130,11 @@ def test_what_is_refused_is_not_there_and_other_sessions_see_nothing(place: Plac
     try:
         assert until(lambda: len(waiting()) == 2, 30)
         first, second = waiting()
-        assert stockade(place, "allow", first["session"]).returncode == stockade(place, "deny", second["session"]).returncode == 0
+        assert (
+            stockade(place, "allow", first["session"], str(first["number"])).returncode
+            == stockade(place, "deny", second["session"]).returncode
+            == 0
+        )
         assert until(lambda: (place.work / "done1").exists() and (place.work / "done2").exists(), 20)
         (place.work / "go").touch()
         outs = sorted(run.communicate(timeout=60)[0].decode().count("file\n") for run in runs)

@@ -196,7 +196,7 @@ def test_whatever_is_wrong_with_the_reviewer_a_person_is_asked(place: Place, ser
         wanted = {"slow": "slow", "gone": "status-503", "no key": "credential-unavailable"}.get(how)
         assert review.get("error") == wanted and (wanted or review["said"] == "allow"), review
         one = asked("/a")
-        assert stockade(place, "allow", one["session"]).returncode == 0
+        assert stockade(place, "allow", one["session"], str(one["number"])).returncode == 0
         assert run.communicate(timeout=30)[0] == b"200\n"
     finally:
         hold.set()

@@ -63,17 +63,22 @@ def test_a_call_waits_for_a_word_and_is_approved_as_it_was_shown(place: Place, s
         (one,) = waiting()
         assert (one["action"], one["what"]) == ("tool", 'the tool Bash with {"command":"git push"}') and one["rule"] == "p.toml:3 (tool[0])"
         assert 'git push"}' in stockade(place).stdout
-        assert stockade(place, "allow", one["session"], "--for-session").returncode == 0
+        assert stockade(place, "allow", one["session"], str(one["number"]), "--for-session").returncode == 0
         assert until(lambda: [two["number"] for two in waiting()] == [3], 20)  # the same again needs nobody, other arguments do
         (other,) = waiting()
         with pytest.raises(StockadeError):  # what was shown and approved before says nothing about it
             inbox.answer(inbox.waiting()[0], {**other, "digest": one["digest"]}, True, channel="inbox")
         assert stockade(place, "deny", other["session"]).returncode == 0
         egress = asked("/a")  # no approval of a call lets a request out
-        assert egress["action"] == "egress" and server.seen == [] and stockade(place, "allow", egress["session"]).returncode == 0
+        assert (
+            egress["action"] == "egress"
+            and server.seen == []
+            and stockade(place, "allow", egress["session"], str(egress["number"])).returncode == 0
+        )
         assert until(lambda: [two["people"] for two in waiting()] == [True], 20)
-        assert "approval.people" in stockade(place, "allow", one["session"], "--for-session", "--json").stderr
-        assert stockade(place, "allow", one["session"]).returncode == 0
+        (one,) = waiting()
+        assert "approval.people" in stockade(place, "allow", one["session"], str(one["number"]), "--for-session", "--json").stderr
+        assert stockade(place, "allow", one["session"], str(one["number"])).returncode == 0
         assert run.communicate(timeout=20)[0].split() == [b"allow", b"deny", b"allow", b"allow", b"deny", b"200", b"allow"]
     finally:
         end(run)

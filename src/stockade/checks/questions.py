@@ -25,11 +25,13 @@ def question(number: int, event: Mapping[str, object], grant: Grant, *, tainted:
     INVARIANT: after something secret was opened no reviewer may approve anything.
     """
     method, host, query = str(event.get("method", "")), str(event.get("host", "")), str(event.get("asks", ""))
-    length = int(str(event.get("length", -1)))
+    length, hidden = int(str(event.get("length", -1))), int(str(event.get("hidden", 0)))
     raw = event.get("scheme") == "tcp"
     place = key(event)
     sends = raw or grant.websocket or grant.grpc or length != 0
     what = place + (f"?{query}" if query else "?..." if event.get("query") else "")
+    if hidden:
+        what += f" and {hidden} more characters of the query, which are not shown"
     if grant.credential:
         what += f", with your credential {grant.credential}"
     if raw or grant.websocket:
@@ -50,7 +52,7 @@ def question(number: int, event: Mapping[str, object], grant: Grant, *, tainted:
         place,
         also,
         str(grant.origin),
-        _risk(method, sends, length, bool(query), tainted),
+        "high" if hidden else _risk(method, sends, length, bool(query), tainted),
         quiet,
         tainted,
         grant.people,

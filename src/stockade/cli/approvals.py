@@ -37,8 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (("allow", "Let what is asked happen, once."), ("deny", "Refuse it.")):
         one = command(name, text)
         one.add_argument("id", metavar="ID", help="the session's id, or the beginning of it")
-        one.add_argument("ask", metavar="N", type=int, nargs="?", default=0, help="which question (default: the only one)")
-        if name == "allow":
+        if name == "deny":
+            one.add_argument("ask", metavar="N", type=int, nargs="?", default=0, help="which question (default: the only one)")
+        else:  # by its number, which no other gets: the only one could be another than a moment ago
+            one.add_argument("ask", metavar="N", type=int, help="which question, as the list shows it")
             one.add_argument("--for-session", action="store_true", help="and every repetition until the session ends")
     revoke = command("revoke", "Take back what was approved for a session.")
     revoke.add_argument("id", metavar="ID", help="the session's id, or the beginning of it")

@@ -360,8 +360,9 @@ def _shown(outcome: Outcome, asked: Asked | None) -> dict[str, object]:
         return {**said, "place": inside.place}
     if asked is None:
         return {}
-    query, body = asked.target.partition("?")[2], asked.body[:_BEGINS].decode("latin-1")
-    return {"asks": ascii(query)[1:-1][:_BEGINS], "begins": ascii(body)[1:-1][:_BEGINS]}
+    query, body = ascii(asked.target.partition("?")[2])[1:-1], asked.body[:_BEGINS].decode("latin-1")
+    hidden = {"hidden": len(query) - _BEGINS} if len(query) > _BEGINS else {}
+    return {"asks": query[:_BEGINS], **hidden, "begins": ascii(body)[1:-1][:_BEGINS]}
 
 
 def _changed(outcome: Outcome, rule: str, reason: str) -> Outcome:

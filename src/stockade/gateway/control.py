@@ -37,8 +37,9 @@ _FIELDS = {
 _SHOWN = (
     "place",
     "asks",
+    "hidden",
     "begins",
-)  # of what a person is asked: the place of the grant in the configuration, the query, and how the body begins
+)  # of what a person is asked: the place of the grant in the configuration, the query and how many characters more it has, and how the body begins
 _LONGEST_VALUE = 2048
 _CONTENT = "content"  # of a file that is asked about, in base64: longer than any other field
 _LONGEST_CONTENT = ((32 << 10) + 2) // 3 * 4  # what gateway/hooks.py takes

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from stockade.core.frozen import frozen
-from stockade.core.values import ALLOW, DENY, GATE, Grant, Verdict
+from stockade.core.values import ALLOW, ASK, DENY, GATE, Grant, Verdict
 from stockade.gateway.config import FACTS, SHOWN_FIRST, UPSTREAM
 from stockade.gateway.hooks import CALL, FILE, LONGEST, MOUNT, Call, Change, Showing, about
 from stockade.gateway.meter import PASSED
@@ -289,6 +289,11 @@ class Flow:
             if (reads or wanted) and (reason := self._unreadable(headers, asked.body, length) or self._judge.body(host, path, asked.body)):
                 verdict, grant = Verdict(DENY, "server-side-action", (f"{reason}.",)), None
                 event = {**event, "effect": DENY, "rule": verdict.rule}
+        # INVARIANT: what a person approves they could see, and what they approve for the session is this path, not all paths that begin so.
+        if verdict.effect == ASK and len(ascii(path)) - 2 > _SHOWN:
+            reason = f"its path is longer than {_SHOWN} characters, and nobody is asked about what cannot be shown whole."
+            verdict = Verdict(DENY, "path-unshown", (reason,))
+            event = {**event, "effect": DENY, "rule": verdict.rule}
         if verdict.effect == DENY:
             grant = None
         if grant and grant.secret:

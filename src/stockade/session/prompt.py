@@ -1,8 +1,8 @@
 """A question in the user's terminal while a program runs inside on a terminal of its own. Imported when there is a first question.
 
 The program's output is held while the question stands, in the top lines, and its input is ours; afterwards the cursor is where it was and the program is told to
-draw again. INVARIANT: a question is approved only by three letters that were drawn for it. A habit of pressing "y", keys that were typed before it was shown, and
-what a terminal answers to sequences that the program has sent (its title, where the cursor is) say no, or nothing.
+draw again. INVARIANT: a question is approved only by three letters that were drawn for it, where all of it was in sight. A habit of pressing "y", keys that were
+typed before it was shown, and what a terminal answers to sequences that the program has sent (its title, where the cursor is) say no, or nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ LETTERS = "abcdefghjkmnpqrtuvwxyz"  # no i, l, o: and no s, which stands for the
 DEAF = 0.4  # seconds in which nobody can have read a question yet
 _TRIES = 3
 _MAY = {"egress": "this leave", "tool": "this tool be called", "file": "this file be changed", "mount": "this be shown inside"}
-_SAVE, _RESTORE, _HOME, _CLEAR, _BOLD, _PLAIN = "\x1b7", "\x1b8", "\x1b[1;1H", "\x1b[2K", "\x1b[1m", "\x1b[0m"
+_SAVE, _RESTORE, _HOME, _PLAIN, _BOLD = "\x1b7", "\x1b8", "\x1b[1;1H", "\x1b[0m", "\x1b[0;1m"
+_CLEAR = "\x1b#5\x1b[0m\x1b[2K"  # in single width: of a line in double width half is cut off
+# What the program has left the terminal in may show something else than what is written: half a sequence (CAN and ST end it), a status line that takes all
+# text (DECSASD), margins in which the question scrolls away under a forged one (DECSTBM, DECLRMM, DECOM), text that is pushed aside and not replaced (IRM), cells
+# that are not cleared (DECSCA), other letters (SCS, SI), a screen that is not drawn (2026), and pictures that lie on top (kitty's graphics protocol).
+# Sources: DEC VT510, Programmer Information; Xterm Control Sequences. What a terminal does not know it ignores.
+_BEGIN = f'\x18\x1b\\{_SAVE}\x1b[0$}}\x1b[r\x1b[?69l\x1b[?6l\x1b[4l\x1b[0"q\x1b(B\x0f\x1b[?2026l{_HOME}\x1b_Ga=d\x1b\\'
 
 
 def _wrapped(line: str, columns: int) -> list[str]:
@@ -77,7 +83,7 @@ class Prompt:
             pass  # it is gone; so is whoever could have answered
         self._since = time.monotonic()
         self._loop.watch(0, READ, self._key)
-        self._write(_SAVE)
+        self._write(_BEGIN)
         self._draw()
 
     def _draw(self) -> None:
@@ -97,8 +103,8 @@ class Prompt:
             f"Type {self._code} and Enter to allow it once{session}. Enter alone refuses. {left // 60}:{left % 60:02}  > {self._typed}",
         ]
         lines = [part for line in text for part in _wrapped(line, columns)]
-        self._whole = len(lines) <= rows - 1 or not asked.detail
-        if not self._whole:  # a difference is approved only where all of it was in sight
+        self._whole = len(lines) <= rows - 1
+        if not self._whole:  # nothing is approved of which something was not in sight: the program chooses what stands in the middle
             hint = f"All of it, and how to allow it: stockade approvals. Enter refuses. {left // 60}:{left % 60:02}  > {self._typed}"
             lines = [part for line in (*text[:-1], hint) for part in _wrapped(line, columns)]
         if len(lines) > rows - 1:  # never without how to answer, and never as if that were all
@@ -152,7 +158,7 @@ class Prompt:
         typed, self._typed = self._typed.strip(), ""
         if typed == self._code and self._whole:
             self._say(asked, True, "once")
-        elif typed == f"{self._code}s" and not asked.people:
+        elif typed == f"{self._code}s" and self._whole and not asked.people:
             self._say(asked, True, "session")
         elif not typed or self._tries <= 1:
             self._say(asked, False, "once")
