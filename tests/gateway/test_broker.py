@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -46,6 +47,19 @@ def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "empty command" in failure("command:")
     monkeypatch.setattr(broker, "_COMMAND_TIMEOUT", 0.1)
     assert "within" in failure("command:sleep 5")
+
+
+def test_a_command_does_not_obey_what_lies_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many programs do: `python -m` imports what lies where it is started, git reads its settings. Nothing of a project runs before anybody trusts it (M16)."""
+    for name in ("json.py", "here"):
+        (tmp_path / name).write_text("#!/bin/sh\nprint = None; open('taken', 'w')\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    asks = "import json; print(len(json.dumps([])))"
+    subprocess.run([sys.executable, "-c", asks], capture_output=True, check=False)
+    (tmp_path / "taken").unlink()  # the control: it is run
+    assert resolve(f"command:{sys.executable} -c '{asks}'") == "2"
+    assert "not there" in failure("command:./here") and not (tmp_path / "taken").exists()
 
 
 @pytest.mark.parametrize("value", ["", "\n", "a\nb", "a\r\nx-evil: 1", "a\x00b", "a\tb", " a", "a ", "a\n\n", "x" * 16385, "é"])

@@ -197,9 +197,8 @@ def _run(credential: Credential, argv: list[str], stdin: int) -> str:
     import subprocess
 
     try:
-        done = subprocess.run(
-            argv, stdin=stdin, stdout=subprocess.PIPE, timeout=_COMMAND_TIMEOUT, check=False
-        )  # its errors go to our stderr
+        # Not in the project: many programs obey what lies where they are started (`python -m` imports it, git reads its settings). Its errors go to our stderr.
+        done = subprocess.run(argv, stdin=stdin, stdout=subprocess.PIPE, timeout=_COMMAND_TIMEOUT, check=False, cwd="/")
     except FileNotFoundError:
         raise _failed(credential, f"needs the program {argv[0]}, which is not there", "Install it, or write its full path.") from None
     except subprocess.TimeoutExpired:
