@@ -182,6 +182,8 @@ def test_files_are_written_read_and_changed(shared: Piped) -> None:
     assert shared.good("read", path="new/folder/-odd name.txt", offset=9999) == "note: the file has no line 9999"
     (shared.place.work / "raw").write_bytes(b"a\xff\0b" + b"x" * (1 << 20))
     assert "cut after 262144 bytes" in shared.good("read", path="raw")
+    failed, why = shared.call("edit", path="raw", old="x", new="y" * 200_000, all=True)  # of 200 GB on the host
+    assert failed and "would have 209715200004 bytes" in why
     shared.good("edit", path="raw", old="b", new="c")
     assert (shared.place.work / "raw").read_bytes()[:5] == b"a\xff\0cx"
     cut_short = natively(shared, tools.WRITE, "./empty", "5", stdin=b"four")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SHOWN = 64 << 10  # bytes of each stream that are shown: the first half and the last
 PAGE = 256 << 10  # bytes that `read` shows at once
-EDITED = 4 << 20  # bytes of a file that `edit` takes
+EDITED = 4 << 20  # bytes of a file that `edit` takes, and of what it makes of one
 ARGUMENT = 100_000  # bytes of one argument of a program: Linux takes 128 KiB (execve(2), MAX_ARG_STRLEN)
 WAIT, LONGEST = 120, 3600  # seconds that a command may take
 PATIENCE = 60.0  # seconds for tools that only look at files
@@ -191,6 +191,9 @@ async def edit(session: LiveSession, *, path: str, old: str, new: str, all: bool
         return Answer((f"old does not occur in {path}; nothing was changed. Read the file and copy the text exactly.",), True)
     if count > 1 and not all:
         return Answer((f"old occurs {count} times in {path}; nothing was changed. Give more of the text around it, or all=true.",), True)
+    size = len(before) + count * (len(new.encode()) - len(old.encode()))
+    if size > EDITED:  # before there is any of it: it would be the host's memory
+        return Answer((f"{path} would have {size} bytes, more than {EDITED}; nothing was changed. Change it with a command.",), True)
     done = await _write(session, path, before.replace(old.encode(), new.encode()))
     return done if done.failed else Answer((f"{count} replaced; {done.blocks[0]}",))
 
