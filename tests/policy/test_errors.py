@@ -69,6 +69,10 @@ def test_all_errors_of_a_file_come_together() -> None:
         (b"", 0, "version is missing"),
         (b"version = true", 1, "version: must be a whole number"),
         (b"a = " + b"[" * 5000, 0, "nested too deeply"),
+        (b"version = 1\n" + b".".join([b"a"] * 20000) + b" = 1", 2, "more than 500 dots"),  # a minute of tomllib's
+        (b"[" + b".".join([b"a"] * 20000) + b"]", 1, "more than 500 dots"),
+        (b"version = 1\n" + b"\n".join(b".".join([b"%c" % letter] * 500) + b" = 1" for letter in b"abcdefgh"), 2, "unknown key"),
+        (b"[" + b".".join([b"a"] * 500) + b"]\n" + b".".join([b"a"] * 250) + b" = {" + b".".join([b"a"] * 250) + b" = 1}", 0, "too deeply"),
         (b"version = 1\na = 1\na = 2", 3, "not valid TOML"),
         (b"a = " + b"9" * 5000, 0, "not valid TOML"),
     ],
@@ -95,6 +99,7 @@ def test_a_byte_order_mark_and_crlf_are_read() -> None:
         ('[[mount]]\npath = "~/.config/stockade"', "policy.forbidden-path", 3, "stockade's own"),
         ('[[mount]]\npath = "~/.config"', "policy.forbidden-path", 3, "stockade's own"),
         ('[[mount]]\npath = "~/.local/state/stockade/ledger"', "policy.forbidden-path", 3, "stockade's own"),
+        ('[[mount]]\npath = "/var/lib/stockade/vm"', "policy.forbidden-path", 3, "stockade's own"),
         ('[[mount]]\npath = "~/.ssh"', "policy.forbidden-path", 3, "holds credentials"),
         ('[[mount]]\npath = "~/.local/share"', "policy.forbidden-path", 3, "keyrings holds credentials"),
         ('[[mount]]\npath = "/proc/self"', "policy.forbidden-path", 3, "belongs to the kernel"),

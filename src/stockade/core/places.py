@@ -53,6 +53,7 @@ def cache(name: str = "") -> str:
 
 
 MANAGED_POLICY = "/etc/stockade/policy.toml"
+SHARED = "/var/lib/stockade"  # what all users of the machine start from
 PINNED_KEY = "/etc/stockade/policy.vkey"  # by which a managed policy is known that was fetched
 
 

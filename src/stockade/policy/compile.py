@@ -260,7 +260,10 @@ class _Merge:
         """Resolve and judge a host path. What is judged is what gets mounted: the resolved path."""
         path = paths.expand(written, self.cwd)
         self.watch.note("real", path)
-        real = os.path.realpath(path)
+        try:
+            real = os.path.realpath(path)
+        except OSError:  # a link that we may not read, such as another process's root
+            real = path
         try:
             paths.judge(real, what=what, mode=mode, origin=holder.origin(*key), named=path if written == "." else written)
         except PolicyError as error:

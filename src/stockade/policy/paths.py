@@ -36,7 +36,7 @@ def within(path: str, root: str) -> bool:
 
 def own_directories() -> tuple[str, ...]:
     """Where stockade's own policy, records and cache lie: the boundary itself, which nothing inside may see or change."""
-    own = [places.config(), places.state(), places.cache(), os.path.dirname(places.MANAGED_POLICY)]
+    own = [places.config(), places.state(), places.cache(), os.path.dirname(places.MANAGED_POLICY), places.SHARED]
     return tuple(os.path.realpath(path) for path in own)
 
 

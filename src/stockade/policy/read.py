@@ -18,6 +18,7 @@ from stockade.policy.problems import dotted, explain, raise_all
 if TYPE_CHECKING:
     from stockade.policy.lines import Key
 
+_MOST_DOTS = 500
 _POSITION = re.compile(r" ?\(at (?:line ([0-9]+), column ([0-9]+)|end of document)\)")
 
 
@@ -42,13 +43,16 @@ class Document:
 def parse(data: bytes, *, layer: str, name: str) -> Document:
     """Validate one file. Raises PolicyError, with all errors of the file at once if there are several."""
     text = _decode(data, name)
+    _bound(text, name)
     try:
         values = tomllib.loads(text)
+        return validate(values, layer=layer, name=name, lines=locate(text))
     except RecursionError:
         raise PolicyError("the file is nested too deeply", code="policy.syntax", file=name) from None
-    except ValueError as error:
+    except tomllib.TOMLDecodeError as error:
         raise _syntax(str(error), text, name) from None
-    return validate(values, layer=layer, name=name, lines=locate(text))
+    except ValueError as error:  # a number without end
+        raise _syntax(str(error).partition(";")[0], text, name) from None
 
 
 def validate(values: dict[str, Any], *, layer: str, name: str, lines: dict[Key, int]) -> Document:
@@ -70,6 +74,14 @@ def _decode(data: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise PolicyError("the file is not UTF-8 text", code="policy.syntax", file=name, line=line, hint="Save it as UTF-8.") from None
+
+
+def _bound(text: str, name: str) -> None:
+    """Raises PolicyError for a line that `tomllib` would take minutes for: a key with so many dots, whose time grows with their square."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > _MOST_DOTS:
+            message = f"a line with more than {_MOST_DOTS} dots"
+            raise PolicyError(message, code="policy.syntax", file=name, line=number, hint="Write a long list on several lines.")
 
 
 def _syntax(message: str, text: str, name: str) -> PolicyError:

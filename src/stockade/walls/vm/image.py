@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 FORMAT = 1  # of images; another one is another machine
 KERNEL, INITRD, ROOT = FILES = ("kernel", "initrd", "root.erofs")
 MANIFEST, SIGNATURE, CURRENT, KEY = "manifest.json", "manifest.sig", "current", "vm.vkey"
-SYSTEM = "/var/lib/stockade/vm"
+SYSTEM = f"{places.SHARED}/vm"
 BUILD = "stockade vm build"
 _MOST = 4 << 20  # bytes of a manifest
 _DIGITS = frozenset("0123456789abcdef")
