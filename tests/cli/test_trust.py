@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from session.screen import Screen
 from session.supervised import Terminal
 from stockade.cli.trust import name, text
 from stockade.core import brought, places
@@ -464,6 +465,20 @@ def test_a_line_that_is_long_hides_nothing_at_its_end(project: Project) -> None:
     project.write(".mcp.json", '{"command": "ls' + " " * 3000 + '; evil"}')
     done = project("trust", "--show")
     assert "evil" in done.stdout and max(map(len, done.stdout.splitlines())) < 250
+
+
+def test_a_line_that_is_wider_than_the_terminal_does_not_go_on_where_our_own_begin(project: Project) -> None:
+    own = "project: trusted since 2026-01-01 10:00. Nothing has changed."
+    project.write(".mcp.json", "\n".join(" " * blanks + letter + own for blanks in range(40, 60) for letter in ("", "\u6f22")))
+    somebody = Terminal(project, (), words=[*STOCKADE, "trust", "--show"], size=(60, 24))  # type: ignore[arg-type]  # a place too: it has a folder and an environment
+    try:
+        somebody.expect("Digest of what it brings", 60)
+        screen = Screen(60, 400)
+        screen.feed(somebody.whole.decode().replace("\u6f22", "##"))
+        assert any(own[:12] in line for line in screen.shown)  # the twin: it is shown
+        assert not [line for line in screen.shown if line.startswith(own[:8])]
+    finally:
+        somebody.close()
 
 
 def test_a_file_cannot_look_like_the_question(project: Project) -> None:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class Place:
 
     def __init__(self, root: Path) -> None:
         self.served: tuple[int, dict[str, str], bytes] = (200, {}, b"")
+        self.endless = b""  # instead of an answer: this again and again
         self.etc = root / "etc"
         self.etc.mkdir(mode=0o755)
         self.pinned, self.target = self.etc / "policy.vkey", self.etc / "policy.toml"
@@ -60,6 +62,14 @@ class Place:
         class Handler(Quiet):
             def do_GET(self) -> None:
                 status, headers, body = place.served
+                if place.endless[:1] == b"x":
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+                while place.endless:
+                    try:
+                        self.wfile.write(place.endless)
+                    except OSError:
+                        return
+                    time.sleep(0.05)
                 self.send_response(status)
                 for name, value in {"content-length": str(len(body)), **headers}.items():
                     self.send_header(name, value)
@@ -184,6 +194,19 @@ def test_a_server_that_is_not_there_or_another_changes_nothing(place: Place, mon
     assert place.fetch().serial == 2
     place.url = "https://localhost:1/"  # nobody listens there
     assert place.refused() == "policy.fetch"
+
+
+def test_a_server_that_never_comes_to_an_end_is_left(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says a little again and again, so that no time of the socket's ever runs out: headers, and answers that are only provisional (RFC 9110, section 15.2)."""
+    place.fetch(edition(text(1)))
+    monkeypatch.setattr(managed, "_LONGEST", 1.0)
+    for piece in (b"x: y\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"):
+        place.endless = piece
+        assert place.refused(edition(text(2))) == "policy.fetch"
+    place.endless = b""
+    monkeypatch.undo()
+    monkeypatch.setenv("SSL_CERT_FILE", str(place.roots))
+    assert place.fetch().serial == 2
 
 
 def test_files_that_others_could_change_are_not_relied_on(place: Place) -> None:

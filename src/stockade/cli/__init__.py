@@ -84,11 +84,14 @@ def complain(error: StockadeError, *, as_json: bool = False) -> None:
     else:
         colour = os.isatty(2) and not os.environ.get("NO_COLOR")
         red, dim, off = ("\x1b[31m", "\x1b[2m", "\x1b[0m") if colour else ("", "", "")
-        # What a sandbox or a file said may be quoted in a message: no control characters reach the terminal.
-        message = "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in error.message)
+        # What a sandbox or a file said may be quoted: no control characters reach the terminal.
+        message, hint = (
+            "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in said)
+            for said in (error.message, error.hint)
+        )
         text = f"{red}stockade: {message}{off}"
-        if error.hint:
-            text += f"\n{dim}  {error.hint}{off}"
+        if hint:
+            text += f"\n{dim}  {hint}{off}"
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 

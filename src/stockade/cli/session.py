@@ -73,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     from stockade.session import kept
+    from stockade.walls.workspace.report import shown
 
     found = kept.sessions()
     if options.json:
@@ -82,9 +83,9 @@ def _list(options: argparse.Namespace) -> int:
         print("No session runs, and none that is over holds anything.")
     for left in found:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(left.started)) if left.started else "-"
-        print(f"{left.id}  {left.state:<8}{when}  {left.workspace}")
-        for line in left.what:
-            print(f"    {line}")
+        print(f"{left.id}  {left.state:<8}{when}  {shown(left.workspace)}")
+        for line in left.what:  # may name what the session has made
+            print(f"    {shown(line)}")
     return 0
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 import tomllib
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 _SILENCE, _LONGEST = 30.0, 120.0  # seconds: without a byte, and in all
 _MOST = files.MAX_BYTES + 4096  # bytes of an edition: the largest policy and some signatures
+_STAYS = "What is in force stays. Try again later; `curl -v` to this address says more."
 
 
 @frozen
@@ -203,7 +203,32 @@ def _install(target: str, text: bytes, directory: int) -> None:
 
 
 def _download(url: str) -> bytes:
-    """What stands at an HTTPS URL. Follows no redirect, and goes through the proxy that the environment names. Raises StockadeError `policy.fetch`."""
+    """What stands at an HTTPS URL. Follows no redirect, and goes through the proxy that the environment names. Raises StockadeError `policy.fetch`.
+
+    In a thread that nobody waits for longer: each byte starts the socket's own time anew, and a server that says "100 Continue" without end has no other.
+    """
+    import threading
+
+    said: list[bytes | Exception] = []
+
+    def transfer() -> None:
+        try:
+            said.append(_transfer(url))
+        except Exception as error:
+            said.append(error)
+
+    thread = threading.Thread(target=transfer, daemon=True)
+    thread.start()
+    thread.join(_LONGEST)
+    if not said:
+        raise StockadeError(f"cannot fetch {url}: it takes longer than {_LONGEST:g} s", code="policy.fetch", hint=_STAYS)
+    found = said[0]
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _transfer(url: str) -> bytes:
     import http.client
     import urllib.error
     import urllib.request
@@ -214,24 +239,20 @@ def _download(url: str) -> bytes:
         ) -> None:
             return None
 
-    hint = "What is in force stays. Try again later; `curl -v` to this address says more."
     if not url.startswith("https://"):
         raise StockadeError(f"{url} is not an https:// address", code="policy.fetch", hint="Editions are fetched over HTTPS only.")
-    deadline = time.monotonic() + _LONGEST
     try:
         request = urllib.request.Request(url, headers={"accept": "text/plain, */*"})  # noqa: S310  # it is https, as was looked at above
         with urllib.request.build_opener(Straight).open(request, timeout=_SILENCE) as answer:
             data = b""
             while len(data) <= _MOST and (piece := answer.read1(_MOST)):
                 data += piece
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"it takes longer than {_LONGEST:.0f} s")
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-        raise StockadeError(f"cannot fetch {url}: {error}", code="policy.fetch", hint=hint) from error
+        raise StockadeError(f"cannot fetch {url}: {error}", code="policy.fetch", hint=_STAYS) from error
     if len(data) > _MOST:
-        raise StockadeError(f"what {url} serves is larger than any policy", code="policy.fetch", hint=hint)
+        raise StockadeError(f"what {url} serves is larger than any policy", code="policy.fetch", hint=_STAYS)
     return data
 
 
