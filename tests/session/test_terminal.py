@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from session.screen import Screen
 from session.supervised import Place, Terminal, adopting, offspring
+from stockade.session.plainly import PLAINLY
 from walls.boxes import until
 
 pytestmark = pytest.mark.wall
@@ -160,3 +163,26 @@ def test_the_users_terminal_is_not_to_be_found_inside(terminal: Open) -> None:
     person = terminal("/bin/sh", "-c", "ls /dev/pts | tr '\\n' ' '; ls -l /proc/*/fd 2>/dev/null | grep -c /dev/pts/[1-9]; echo done")
     person.expect("0 ptmx 0\r\ndone")
     assert person.wait() == 0
+
+
+@pytest.mark.parametrize("trick", ["\x1b(0", "\x1bPq", "\x1b[2J\x1b[1$}", "\x1b[2J\x1b[2;3r\x1b[?6h\x1b[2;1H"])
+def test_what_a_program_leaves_the_terminal_in_does_not_hide_the_report(place: Place, trick: str) -> None:
+    octal = "".join(f"\\{byte:03o}" for byte in trick.encode())
+    argv = ("/bin/sh", "-c", f"for name in .envrc Makefile package.json conftest.py; do echo x >$name; done; printf '{octal}'")
+    person = Terminal(place, (), words=[sys.executable, "-P", "-m", "stockade", "run", "--", *argv], size=(80, 24))
+    try:
+        assert person.wait(60) == 0
+    finally:
+        person.close()
+    said = (person.whole + person.seen).decode()
+    told = []
+    for bytes_seen in (said, said.replace(PLAINLY, "")):
+        screen = Screen()
+        screen.feed(bytes_seen)
+        told.append(
+            all(
+                any(line.startswith("    ") and name in line for line in screen.shown[:-1])
+                for name in (".envrc", "Makefile", "package.json")
+            )
+        )
+    assert PLAINLY in said and told == [True, False], screen.shown  # without it nobody would see the report

@@ -146,7 +146,6 @@ class Foreground:
 
         self.loop.later(MOMENT, session.scan)
         self.loop.later(MOMENT, lambda: session.guard(self.loop))
-
         self.loop.later(INTERVAL, self._look)
 
     def _question(self, asked: Asked | None, answered: Answered | None) -> None:
@@ -269,8 +268,7 @@ class Foreground:
 
         session = self.session
         if session.box.ready:
-            why = session.exceeded()
-            if why:
+            if why := session.exceeded():
                 self._stop(why, "watchdog")
                 return
         self.loop.later(limits.INTERVAL, self._look)
@@ -316,7 +314,10 @@ class Foreground:
 
         if self._raw is not None:
             self._raw.restore()
-            self._raw = None
+        if self.output:  # and nothing of it hides what we say from now on: errors, and the report
+            from stockade.session.plainly import plainly
+
+            plainly(2)
         signal.set_wakeup_fd(-1)
         for number, handler in self._old_signals.items():
             signal.signal(number, handler)

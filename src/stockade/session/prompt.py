@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from stockade.core.errors import StockadeError
 from stockade.core.loop import READ
+from stockade.session.plainly import LEGIBLE, UNBOUND
 from stockade.walls import terminal
 
 if TYPE_CHECKING:
@@ -27,13 +28,9 @@ LETTERS = "abcdefghjkmnpqrtuvwxyz"  # no i, l, o: and no s, which stands for the
 DEAF = 0.4  # seconds in which nobody can have read a question yet
 _TRIES = 3
 _MAY = {"egress": "this leave", "tool": "this tool be called", "file": "this file be changed", "mount": "this be shown inside"}
-_SAVE, _RESTORE, _HOME, _PLAIN, _BOLD = "\x1b7", "\x1b8", "\x1b[1;1H", "\x1b[0m", "\x1b[0;1m"
+_RESTORE, _HOME, _PLAIN, _BOLD = "\x1b8", "\x1b[1;1H", "\x1b[0m", "\x1b[0;1m"
 _CLEAR = "\x1b#5\x1b[0m\x1b[2K"  # in single width: of a line in double width half is cut off
-# What the program has left the terminal in may show something else than what is written: half a sequence (CAN and ST end it), a status line that takes all
-# text (DECSASD), margins in which the question scrolls away under a forged one (DECSTBM, DECLRMM, DECOM), text that is pushed aside and not replaced (IRM), cells
-# that are not cleared (DECSCA), other letters (SCS, SI), a screen that is not drawn (2026), and pictures that lie on top (kitty's graphics protocol).
-# Sources: DEC VT510, Programmer Information; Xterm Control Sequences. What a terminal does not know it ignores.
-_BEGIN = f'\x18\x1b\\{_SAVE}\x1b[0$}}\x1b[r\x1b[?69l\x1b[?6l\x1b[4l\x1b[0"q\x1b(B\x0f\x1b[?2026l{_HOME}\x1b_Ga=d\x1b\\'
+_BEGIN = f"{UNBOUND}\x1b[?6l{LEGIBLE}{_HOME}"
 
 
 def _wrapped(line: str, columns: int) -> list[str]:
