@@ -175,3 +175,15 @@ def test_warnings(places: Places) -> None:
         ("policy.unused-credential", 2), ("policy.private", 4), ("policy.writable", 0),
     }  # fmt: skip
     assert found.policy.credentials == ()
+
+
+def test_where_a_login_lies_is_not_shown_and_a_folder_without_one_is(places: Places) -> None:
+    for name in (".claude", ".codex", ".cargo", ".config/BraveSoftware"):
+        (places.home / name).mkdir(parents=True, exist_ok=True)
+    policy = "".join(f'[[mount]]\npath = "~/{name}"\n' for name in (".claude", ".codex", ".cargo"))
+    assert len(places.write(project=policy).compile().policy.mounts) == 3
+    for name in (".claude/.credentials.json", ".codex/auth.json", ".cargo/credentials.toml"):
+        (places.home / name).write_text("{}")
+    with pytest.raises(PolicyError) as caught:
+        places.write(project=policy + '[[mount]]\npath = "~/.config/BraveSoftware"\n').compile()
+    assert [error.code for error in each(caught.value)] == ["policy.forbidden-path"] * 4

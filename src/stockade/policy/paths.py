@@ -19,6 +19,8 @@ _RUNTIME = ("/run/user", "/run/dbus", "/run/systemd", "/run/containerd", "/run/d
 CREDENTIAL_STORES = (
     ".aws", ".azure", ".config/gcloud", ".config/gh", ".config/google-chrome", ".config/chromium", ".docker", ".git-credentials", ".gnupg",
     ".kube", ".local/share/keyrings", ".mozilla", ".netrc", ".npmrc", ".password-store", ".pypirc", ".ssh", ".vault-token",
+    ".config/BraveSoftware", ".config/microsoft-edge", ".config/opera", ".config/vivaldi", ".thunderbird", "snap/chromium", "snap/firefox",
+    ".claude/.credentials.json", ".codex/auth.json", ".gemini/oauth_creds.json", ".cargo/credentials.toml", ".config/op", ".config/rclone",
 )  # fmt: skip
 
 
