@@ -496,6 +496,13 @@ def test_a_long_query_says_that_there_is_more_and_a_long_path_is_not_asked_about
     try:
         one = asked("/q")
         assert one["what"].endswith("b and 190 more characters of the query, which are not shown") and one["risk"] == "high"
+        looking = Terminal(place, (), words=[sys.executable, "-P", "-m", "stockade", "approvals", "list"], size=(60, 24))
+        assert looking.wait() == 0
+        looking.close()
+        screen = Screen(60)
+        screen.feed((looking.whole + looking.seen).decode())
+        long = [line for line in screen.shown if "bbbb" in line]
+        assert len(long) > 6 and all(line.startswith("      ") for line in long[1:])  # no line of the client's begins where ours do
         assert stockade(place, "allow", one["session"], str(one["number"])).returncode == 0
         assert run.communicate(timeout=30)[0].decode().split() == ["200", "403"]
     finally:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stockade.cli import approvals_stats
 from stockade.cli.commands import commands
-from stockade.cli.paint import Paint
+from stockade.cli.paint import Paint, pieces, room
 from stockade.core.asks import lesson, safe
 from stockade.core.errors import StockadeError
 from stockade.core.frozen import plain
@@ -138,11 +138,11 @@ def _list(options: argparse.Namespace) -> int:
 
 def shown(asked: dict[str, Any], paint: Paint) -> list[str]:
     """A question as a person reads it."""
-    left = max(0, round(asked["expires"] - time.time()))
-    lines = [
-        f"{asked['number']:>3}  {paint(asked['risk'], COLOURS[asked['risk']])}  {left // 60}:{left % 60:02} left  {safe(asked['what'])}"
-    ]
-    lines += [f"     | {safe(line)}" for line in asked["detail"]]
+    left, columns = max(0, round(asked["expires"] - time.time())), room(1 << 20)
+    what, *more = pieces(safe(asked["what"]), max(20, columns - 24))
+    lines = [f"{asked['number']:>3}  {paint(asked['risk'], COLOURS[asked['risk']])}  {left // 60}:{left % 60:02} left  {what}"]
+    lines += [f"       {piece}" for piece in more]
+    lines += [f"     | {piece}" for line in asked["detail"] for piece in pieces(safe(line), max(20, columns - 3))]
     facts = [f"asked by {safe(asked['rule'])}"]
     if asked["tainted"]:
         facts.append("something secret was read")

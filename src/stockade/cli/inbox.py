@@ -28,10 +28,10 @@ type Row = tuple[Waiting, dict[str, Any] | None, str]  # a question, or the key 
 
 
 class Confirm(ModalScreen[bool]):
-    """Says again what would be allowed; only `y` allows it."""
+    """Says again what would be allowed, all of it; only `y` allows it, and only once its end was in sight."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y", "dismiss(True)", "allow"),
+        Binding("y", "allow", "allow"),
         Binding("n,escape,enter", "dismiss(False)", "leave it"),
     ]
     CSS = "Confirm { align: center middle; } #asked { width: 80%; height: auto; border: heavy $warning; padding: 1 2; background: $panel; }"
@@ -42,6 +42,14 @@ class Confirm(ModalScreen[bool]):
 
     def compose(self) -> ComposeResult:
         yield Static(self._text, id="asked")
+
+    def action_allow(self) -> None:
+        """Yes; or show more of it first."""
+        laid_out = self.query_one("#asked").size.height > 0  # before that it has no end that could be in sight
+        if laid_out and self.scroll_offset.y >= self.max_scroll_y:
+            self.dismiss(True)
+        else:
+            self.scroll_page_down(animate=False)
 
 
 def difference(asked: dict[str, Any]) -> Text:
@@ -157,7 +165,8 @@ class Inbox(App[None]):
             return
         one, asked = question
         extra = "" if scope == "once" else f"\n\nfor {safe(asked['also'])}"
-        text = Text.assemble(("Allow this?\n\n", "bold"), safe(asked["what"]), extra, ("\n\ny allows it, Enter leaves it", "dim"))
+        whole = (safe(asked["what"]), "\n\n" if asked["detail"] else "", difference(asked))
+        text = Text.assemble(("Allow this?\n\n", "bold"), *whole, extra, ("\n\ny allows it, Enter leaves it", "dim"))
 
         def sure(yes: bool | None) -> None:
             if yes:

@@ -10,7 +10,7 @@ import time
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
-from stockade.cli.paint import Paint
+from stockade.cli.paint import Paint, pieces, room
 from stockade.core import brought
 from stockade.core.errors import StockadeError
 
@@ -247,27 +247,7 @@ def _lines(content: bytes) -> Iterator[str]:
         return
     for line in content.split(b"\n") if not content.endswith(b"\n") else content[:-1].split(b"\n"):
         spelled = text(line.decode("utf-8", "backslashreplace"))
-        yield from _cut(spelled, _room())
-
-
-def _room() -> int:
-    """How many columns of a line are shown at once. A terminal goes on in the first column of the next one, where what is ours begins."""
-    try:
-        return max(20, min(WIDTH, (os.get_terminal_size(1).columns or 80) - 6))
-    except OSError:
-        return WIDTH
-
-
-def _cut(spelled: str, room: int) -> Iterator[str]:
-    """A line in pieces of so many columns (Unicode Standard Annex 11: wide letters take two)."""
-    piece, used = "", 0
-    for letter in spelled:
-        columns = 1 if letter.isascii() or unicodedata.east_asian_width(letter) not in "WFA" else 2
-        if used + columns > room:
-            yield piece
-            piece, used = "", 0
-        piece, used = piece + letter, used + columns
-    yield piece
+        yield from pieces(spelled, room(WIDTH))
 
 
 def _diff(before: bytes, after: bytes) -> Iterator[str]:
