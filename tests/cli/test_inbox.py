@@ -12,6 +12,16 @@ from stockade.cli import inbox
 from stockade.core.frozen import plain, replace
 
 
+async def choose(app: inbox.Inbox, pilot: Any) -> None:
+    """The first question, once it is there."""
+    for _ in range(200):
+        await pilot.pause(0.05)
+        if app.rows:
+            break
+    await pilot.press("down")
+    await pilot.pause()
+
+
 def test_a_change_to_a_file_is_shown_with_every_line_and_what_failed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     questions = Questions()
     lines = ("@@ -1 +1 @@", "-old", "+new \\x1b[2J")
@@ -30,12 +40,7 @@ def test_a_change_to_a_file_is_shown_with_every_line_and_what_failed_is_said(mon
         said: list[str] = []
         async with app.run_test(size=(120, 40)) as pilot:
             monkeypatch.setattr(app, "notify", lambda text, **_: said.append(text))
-            for _ in range(200):
-                await pilot.pause(0.05)
-                if app.rows:
-                    break
-            await pilot.press("down")
-            await pilot.pause()
+            await choose(app, pilot)
             shown = str(app._all(next(iter(app.rows.values()))))
             assert all(line in shown for line in lines) and "no: once at a time" in shown
             await pilot.press("a")
@@ -59,12 +64,7 @@ def test_what_is_longer_than_the_screen_is_allowed_once_its_end_was_in_sight(mon
     async def whole() -> None:
         app = inbox.Inbox()
         async with app.run_test(size=(80, 24)) as pilot:
-            for _ in range(200):
-                await pilot.pause(0.05)
-                if app.rows:
-                    break
-            await pilot.press("down")
-            await pilot.pause()
+            await choose(app, pilot)
             await pilot.press("a")
             pages = 0
             while isinstance(app.screen, inbox.Confirm) and pages < 50:

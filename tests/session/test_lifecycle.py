@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Literal
@@ -518,3 +519,18 @@ def test_a_full_disk_is_a_typed_error_and_nothing_runs(place: Place, free: int) 
     said = error_of(done)
     assert said["hint"] and said["error"] != "bug"
     assert not (place.work / "ran").exists()
+
+
+def test_files_without_end_do_not_hide_one_from_the_report(place: Place) -> None:
+    """What is too much to be listed is counted, where a hundred others are shown in its place; what could not be looked at is named."""
+    noise = (
+        "i=0; while [ $i -lt 600 ]; do mkdir $i; echo x >$i/conftest.py; i=$((i+1)); done; mkdir zz; echo x >zz/conftest.py; echo x >.envrc"
+    )
+    deep = "i=0; while [ $i -lt 140 ]; do mkdir d; cd d; i=$((i+1)); done; echo x >.envrc"
+    run = [sys.executable, "-P", "-m", "stockade", "run", "--", "/bin/sh", "-c", f"{noise}; {deep}"]
+    done = subprocess.run(run, cwd=place.work, env=place.env, capture_output=True, text=True, timeout=120)
+    said = done.stderr if done.returncode == 0 else f"{done.returncode} {done.stderr}"
+    (report,) = (event for event in place.ledger() if event["kind"] == "workspace.report" and "rows" in event)
+    assert not any(row["path"] == "zz/conftest.py" for row in report["rows"]) and report["left_out"] == 102
+    assert "602 files that other programs will execute later" in said and "102 of them are listed nowhere" in said, said
+    assert said.index(".envrc") < said.index("conftest.py") and "NOT looked at: d/d/d/" in said

@@ -38,12 +38,19 @@ def lines(events: Iterable[dict[str, Any]], *, colour: bool) -> list[str]:
         if event["kind"] == "workspace.merge":
             said += [f"{bold}{row['change']}:{off} {row['path']}" for row in event.get("rows", ())[:SHOWN]]
             continue
-        rows = sorted(event.get("rows", ()), key=lambda row: (_RISK.get(row["risk"], 3), row["path"]))
+        rows = sorted(event.get("rows", ()), key=lambda row: (_RISK.get(row["risk"], 3), row["path"].count("/"), row["path"]))
+        unlisted, unread = event.get("left_out", 0), event.get("not_looked_at", ()) if event["kind"] == "workspace.report" else ()
         if rows:
-            said.append(f"{bold}{len(rows)} file{'s' * (len(rows) != 1)} that other programs will execute later:{off}")
+            count = len(rows) + unlisted
+            said.append(f"{bold}{count} file{'s' * (count != 1)} that other programs will execute later:{off}")
             said += [f"  {row['risk']:<7}{row['path']}  {dim}{row['why']}{off}" for row in rows[:SHOWN]]
             if len(rows) > SHOWN:
                 said.append(f"  {dim}and {len(rows) - SHOWN} more: stockade log show --kind workspace.report{off}")
+        if unlisted:
+            said.append(
+                f"{bold}{unlisted} of them are listed nowhere:{off} they are too many. Look through the folder before anything runs in it."
+            )
+        said += [f"{bold}NOT looked at:{off} {rel}" for rel in unread[:SHOWN]]
     return said
 
 

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 ROWS, DIFF_LINES, DIFF_BYTES, DIFFS_BYTES = 500, 60, 8 << 10, 256 << 10
+HELD = 16 * DIFFS_BYTES  # characters of differences that are kept while it is looked: a sandbox can write any number of files
 
 
 def shown(text: str) -> str:
@@ -35,6 +36,12 @@ class Rows:
         self.changed = 0
         self.rows: list[dict[str, str]] = []
         self._seen: set[str] = set()
+        self._held = 0
+
+    @property
+    def left_out(self) -> int:
+        """How many rows `plain` does not give. INVARIANT: what is not listed is counted; otherwise files without end would hide one."""
+        return max(0, len(self.rows) - ROWS)
 
     def add(self, rel: str, judged: tuple[str, str], content: bytes | None) -> None:
         """One file that was created or changed; no row if it holds what it held before."""
@@ -43,7 +50,9 @@ class Rows:
         old = self.before.get(rel)
         if known and old is not None and content == old:
             return
-        if content is None:
+        if self._held > HELD:
+            text = "(the report is long enough)"
+        elif content is None:
             text = "(too large to show)"
         elif known and old is None:
             text = "(no content from before)"
@@ -51,6 +60,7 @@ class Rows:
             text = ""
         else:
             text = diff(old or b"", content)
+        self._held += len(text)
         self.rows.append(
             {"path": shown(rel), "change": "changed" if known else "written", "risk": judged[0], "why": judged[1], "diff": text}
         )
@@ -62,9 +72,9 @@ class Rows:
                 self.rows.append({"path": shown(rel), "change": "removed", "risk": "low", "why": "was executed by tools", "diff": ""})
 
     def plain(self) -> list[dict[str, str]]:
-        """The rows, most dangerous first, at most `ROWS`."""
+        """The rows, most dangerous first and then those nearest to the top, at most `ROWS`."""
         order = {"high": 0, "medium": 1, "low": 2}
-        left, chosen = DIFFS_BYTES, sorted(self.rows, key=lambda row: (order[row["risk"]], row["path"]))[:ROWS]
+        left, chosen = DIFFS_BYTES, sorted(self.rows, key=lambda row: (order[row["risk"]], row["path"].count("/"), row["path"]))[:ROWS]
         for row in chosen:
             left -= len(row["diff"])
             if left < 0:

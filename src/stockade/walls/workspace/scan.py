@@ -248,6 +248,7 @@ def compare(facts: Facts, before: Baseline) -> dict[str, Any]:
         "files": after.count,
         "changed": rows.changed,
         "rows": rows.plain(),
+        **({"left_out": rows.left_out} if rows.left_out else {}),
         "held": [{key: shown(value) for key, value in row.items()} for row in held],
         "not_defused": errors,
         "links": links[:500],
