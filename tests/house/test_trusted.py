@@ -13,8 +13,8 @@ from house.tree import ROOT, text
 PAGE, SOURCES = ROOT / "docs/trusted-code.md", ROOT / "src/stockade"
 # Lines of code that each row may grow to, by the first module in it. To raise one is a decision: could a tested primitive do it instead?
 BOUNDS = {
-    "walls/native/inside.c": 640,
-    "walls/native/launch.c": 320,
+    "walls/native/inside.c": 700,
+    "walls/native/launch.c": 350,
     "walls/gvisor.py": 550,
     "walls/root.py": 180,
     "walls/images.py": 650,
@@ -24,9 +24,9 @@ BOUNDS = {
     "walls/bubblewrap.py": 1050,
     "walls/events.py": 350,
     "walls/watch.py": 250,
-    "walls/box.py": 350,
+    "walls/box.py": 360,
     "walls/states.py": 200,
-    "walls/git.py": 2800,
+    "walls/git.py": 3010,
     "walls/workspace/waiting.py": 1080,
     "gateway/config.py": 700,
     "gateway/doorman.py": 700,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import random
 import signal
@@ -99,6 +100,14 @@ def test_a_command_that_lives_a_moment_is_looked_at_behind_the_start_and_after_i
     assert [row["path"] for row in events["workspace.report"]["rows"]] == ["Makefile"]
 
 
+def test_what_was_not_looked_at_is_told_and_on_record_also_when_nothing_else_is(place: Place) -> None:
+    told = "from stockade.cli.aftermath import tell; run = foreground.run; ends = []\nforeground.run = lambda *words, **named: (end := run(*words, **named), tell(end.events))[0]"
+    script = "i=0; while [ $i -lt 130 ]; do mkdir d; cd d; i=$((i+1)); done; echo all: > Makefile"
+    done = place.run("/bin/sh", "-c", script, before=told)
+    assert b"NOT looked at: d/d/d/" in done.stderr, done.stderr
+    assert until(lambda: [event for event in place.ledger() if event["kind"] == "workspace.report" and event["not_looked_at"]], 20)
+
+
 def test_a_look_that_takes_longer_is_told_and_its_report_comes(place: Place) -> None:
     told = """
 from stockade.cli.aftermath import tell
@@ -117,6 +126,35 @@ foreground.run = foreground_run
     assert until(lambda: os.listdir(place.sessions) == [], 20)
     reports = [event for event in place.ledger() if event["kind"] == "workspace.report"]
     assert ["late.mk"] in [[row["path"] for row in report["rows"]] for report in reports]
+
+
+def test_a_session_that_cannot_be_finished_keeps_no_other_from_it(place: Place) -> None:
+    """One directory that the sweeper fails at must not be the end of every sweep, and with it of the ledger's signatures."""
+    assert place.run("true").returncode == 0
+    assert until(lambda: os.listdir(place.sessions) == [], 20)
+    for name, top in (("s1", place.root / "gone"), ("s2", place.work)):
+        (place.sessions / name).mkdir(mode=0o700)
+        facts = {
+            "name": name,
+            "top": str(top),
+            "started": 1.0,
+            "mode": "rw",
+            "layer": "",
+            "common": "",
+            "skip": [],
+            "git": None,
+            "nested": [],
+            "session": "",
+        }
+        (place.sessions / name / "facts").write_bytes(marshal.dumps(facts))
+    assert place.run("true").returncode == 0
+    assert until(lambda: os.listdir(place.sessions) == ["s1"] and (place.sessions / "s1/keep").exists(), 20), os.listdir(place.sessions)
+    assert "FileNotFoundError" in (place.sessions / "s1/keep").read_text()
+    kept = [event["session"] for event in place.ledger() if event["kind"] == "workspace.kept"]
+    assert kept == ["s1"]
+    assert place.run("true").returncode == 0
+    assert until(lambda: os.listdir(place.sessions) == ["s1"], 20)
+    assert [event["session"] for event in place.ledger() if event["kind"] == "workspace.kept"] == ["s1"]  # said once
 
 
 def test_many_short_commands_of_one_workspace_share_one_look(place: Place) -> None:
@@ -530,7 +568,8 @@ def test_files_without_end_do_not_hide_one_from_the_report(place: Place) -> None
     run = [sys.executable, "-P", "-m", "stockade", "run", "--", "/bin/sh", "-c", f"{noise}; {deep}"]
     done = subprocess.run(run, cwd=place.work, env=place.env, capture_output=True, text=True, timeout=120)
     said = done.stderr if done.returncode == 0 else f"{done.returncode} {done.stderr}"
-    (report,) = (event for event in place.ledger() if event["kind"] == "workspace.report" and "rows" in event)
-    assert not any(row["path"] == "zz/conftest.py" for row in report["rows"]) and report["left_out"] == 102
+    parts = [event for event in place.ledger() if event["kind"] == "workspace.report" and "rows" in event]
+    rows = [row["path"] for part in parts for row in part["rows"]]
+    assert len(rows) == 500 and "zz/conftest.py" not in rows and parts[0]["left_out"] == 102 and not any("cut" in part for part in parts)
     assert "602 files that other programs will execute later" in said and "102 of them are listed nowhere" in said, said
     assert said.index(".envrc") < said.index("conftest.py") and "NOT looked at: d/d/d/" in said

@@ -6,8 +6,10 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -18,10 +20,12 @@ import pytest
 from conftest import unavailable
 from stockade.core.errors import CannotEnforce, StockadeError, WallFailed
 from stockade.core.values import PLACEHOLDER, Credential, Grant, Limits, Mount, Policy, Root, Workspace
+from stockade.session import command as begun
 from stockade.session import live
 from stockade.session.command import SessionEnded
 from stockade.session.exchange import AsyncioLoop
 from stockade.walls import limits, probe
+from walls.boxes import until
 
 pytestmark = pytest.mark.wall
 
@@ -151,6 +155,77 @@ def test_a_timeout_ends_the_whole_process_group(folder: Path) -> None:
         assert await gone(session, b"4711")
 
     within(folder, body)
+
+
+STOPPER = """
+import os, signal
+if os.fork():
+    os._exit(0)
+os.setsid()
+while True:
+    try:
+        os.kill(-1, signal.SIGSTOP)  # everybody, whoever is about to become a command among them
+    except OSError:
+        pass
+"""
+STUCK = """
+import asyncio, sys
+from stockade.core.values import Policy
+from stockade.session import live
+
+async def main():
+    async with live.open_session(Policy(), cwd=sys.argv[1]) as session:
+        await session.exec(["python3", "-c", sys.argv[2]])
+        while True:
+            task = asyncio.create_task(session.exec(["true", sys.argv[3]], timeout=0.5))
+            await asyncio.wait([task], timeout=3)
+            if not task.done() and any(not command.begun for command in session._commands.values()):
+                break
+        print("stuck", flush=True)
+        await asyncio.sleep(300)
+
+asyncio.run(main())
+"""
+
+
+def test_whoever_stops_all_that_begins_stops_neither_a_timeout_nor_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGSTOP cannot be blocked, and comes from anybody of the same user. What holds the session up is over within a limit, and said."""
+    monkeypatch.setattr(begun, "ANSWER", 2.0)
+
+    def late(*_: object) -> None:
+        raise AssertionError("the program waits for what runs inside")
+
+    async def body(session: live.LiveSession) -> str:
+        await session.exec(["python3", "-c", STOPPER])
+        for _ in range(300):
+            try:
+                if (await session.exec(["true"], timeout=0.5)).timed_out:
+                    return "stopped"
+            except WallFailed as error:
+                return error.code
+        return "never stopped"
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(50)
+    try:
+        assert within(folder, body) in ("stopped", "wall.silent")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_command_that_was_stopped_before_it_began_outlives_nobody(folder: Path) -> None:
+    """Its init may not wait for it: it would not notice that the supervisor was killed."""
+    mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
+    driver = subprocess.Popen([sys.executable, "-c", STUCK, str(folder), STOPPER, mark], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    try:
+        assert driver.stdout.readline() == "stuck\n"
+        assert host_processes(str(folder))
+    finally:
+        driver.kill()
+        driver.communicate()
+    assert until(lambda: not host_processes(str(folder)), 20), host_processes(str(folder))
 
 
 def test_cancelling_the_await_kills_the_command(folder: Path) -> None:
@@ -429,6 +504,29 @@ def test_what_cannot_be_opened_leaves_nothing(folder: Path, tmp_path: Path) -> N
         assert caught.value.hint
     with pytest.raises(CannotEnforce):
         asyncio.run(whole(Policy(root=Root(writable="memory"))))
+
+
+@pytest.mark.parametrize("mode", ["rw", "review"])
+def test_a_link_where_a_mount_belongs_leads_nowhere(mode: Any, folder: Path, tmp_path: Path) -> None:
+    """The place of a mount is made from outside, by a program that follows links: also to the host's own files, which it still has at /oldroot then."""
+    for name in ("victim", "data"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data/here").write_text("")
+    policy = Policy(mounts=(Mount(str(tmp_path / "data"), f"{folder}/link/x/y", "ro"),), workspace=Workspace(mode=mode))
+
+    async def listed(session: live.LiveSession) -> bytes:
+        return (await session.exec(["ls", "link/x/y"])).stdout
+
+    assert within(folder, listed, policy) == b"here\n"
+    if mode == "rw":
+        shutil.rmtree(folder / "link")  # the places that were made for it
+    for number, link in enumerate((f"/oldroot{tmp_path}/victim", f"{'../' * (len(folder.parts) - 1)}oldroot{tmp_path}/victim", "inside")):
+        (folder / "link").unlink(missing_ok=True)
+        within(folder, lambda session: session.exec(["ln", "-s", link, "link"]))  # noqa: B023 - it is called at once
+        with pytest.raises(CannotEnforce) as caught:
+            within(folder, listed, policy)
+        assert caught.value.code == "mount.target" and f"{folder}/link is a symbolic link" in caught.value.message, number
+        assert os.listdir(tmp_path / "victim") == []
 
 
 def test_a_forked_child_does_not_hold_the_sandbox_open(folder: Path) -> None:

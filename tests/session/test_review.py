@@ -17,7 +17,7 @@ from session.test_kept import killed, listed, stockade
 from stockade.core.values import Limits, Mount, Policy, Workspace
 from stockade.walls import bubblewrap, gvisor
 from stockade.walls.vm import wall as vm
-from walls.boxes import require, scratch
+from walls.boxes import require, scratch, until
 from walls.test_waiting import tree
 from walls.workspace_box import git, overlay_works, repository
 
@@ -184,6 +184,19 @@ def test_what_a_mount_needs_is_no_change(place: Place) -> None:
     mount = Mount(str(place.root / "data"), str(place.work / "data"), "ro")
     place.run("/bin/sh", "-c", "ls data; echo x > f", policy=policy("review", "bubblewrap", mount))
     assert [row["path"] for row in changes(place, "show")[0]["changes"]] == ["f"]
+
+
+def test_what_stays_is_told_by_the_exit_code_and_a_mode_that_is_open_to_everybody_is_named(place: Place) -> None:
+    overlay_works(place.root / "probe")
+    deep = "i=0; while [ $i -lt 200 ]; do mkdir a; cd a; i=$((i+1)); done"
+    place.run("/bin/sh", "-c", f"umask 0; echo x > f; umask 22; echo x > g; {deep}", policy=policy("review", "bubblewrap"))
+    shown = stockade(place, "changes", "show", "--stat").stdout
+    assert "added file: f (mode 666: everybody can write to it)" in shown and "added file: g  " in shown
+    done = stockade(place, "changes", "apply")
+    assert done.returncode == 1 and "NOT looked at: a/a/a/" in done.stdout and (place.work / "g").exists()
+    (left,) = listed(place)
+    assert stockade(place, "changes", "discard", left["id"]).returncode == 0
+    assert until(lambda: listed(place) == [] and os.listdir(place.sessions) == [], 20)
 
 
 def test_changes_of_a_killed_session_wait(place: Place) -> None:

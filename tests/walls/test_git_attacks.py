@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +72,17 @@ ATTACKS = {
         'git init -q --bare b; git -C b config core.bare false; git -C b config core.worktree .; git -C b config core.fsmonitor "touch $MARK; false"',
         "b",
     ),
+    "working tree of what is no repository": (
+        "mkdir -p evil/objects evil/refs foo/worktrees/x n; printf '[core]\\n\\trepositoryformatversion = 0\\n\\tfsmonitor = touch %s; false\\n' $MARK > evil/config; "
+        "echo 'ref: refs/heads/main' > foo/worktrees/x/HEAD; echo ../../../evil > foo/worktrees/x/commondir; echo 'gitdir: ../foo/worktrees/x' > n/.git",
+        "n",
+    ),
+    "names under which it would be held are taken": (
+        'git init -q n; git -C n config core.fsmonitor "touch $MARK; false"; cd n/.git; touch config.stockade-held; '
+        "for i in $(seq 1 1001); do touch config.stockade-held.$i; done",
+        "n",
+    ),
+    "closed to writing": ('git init -q n; git -C n config core.fsmonitor "touch $MARK; false"; touch n/x; chmod 555 n/.git', "n"),
 }
 
 
@@ -212,6 +224,97 @@ def test_benign_commits_in_a_nested_repository_with_hooks_of_its_own(tmp_path: P
     assert git(top / "nested", "log", "--format=%s").split() == ["inside", "first"]
 
 
+MAKE = {"top": "git init -q .; mkdir d; ln .git/config d/cfg", "nested": "git init -q n; mkdir d; ln n/.git/config d/cfg"}
+REWRITE = "printf '[core]\\n\\trepositoryformatversion = 0\\n\\tfsmonitor = touch %s; false\\n' $MARK > d/cfg"
+
+
+@pytest.mark.parametrize("where", MAKE)
+def test_control_a_second_name_of_its_config_is_enough(where: str, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    (tmp_path / "w").mkdir()
+    for script in (MAKE[where], REWRITE):
+        subprocess.run(["sh", "-ec", script], cwd=tmp_path / "w", env={**IDENTITY, "MARK": str(mark)}, check=True, capture_output=True)
+    git(tmp_path / "w" / ("n" if where == "nested" else "."), "status", check=False)
+    assert mark.exists()
+
+
+@pytest.mark.parametrize(("where", "looked"), [("top", True), ("top", False), ("nested", True)])
+def test_a_second_name_of_its_config_is_of_no_use_in_the_next_run(where: str, looked: bool, tmp_path: Path, state: Path) -> None:
+    """A repository is held in the run after the one that made it; what has a name outside of it as well would be held by one of its names only."""
+    top, mark = tmp_path / "w", tmp_path / "mark"
+    top.mkdir()
+    first = Session(top, state)
+    first.inside(MAKE[where])
+    first.end()
+    if looked:
+        first.report()
+    second = Session(top, state, "s2", remember=False)
+    second.inside(f"export MARK={mark}; {REWRITE}")
+    folder = top / ("n" if where == "nested" else ".")
+    git(folder, "status")
+    assert not mark.exists() and "fsmonitor" in (top / "d/cfg").read_text()
+    second.end()
+    second.report()
+    git(folder, "status")
+    git(folder, "config", "user.name", "me")  # and it is as good as ever
+    assert not mark.exists() and "name = me" in (folder / ".git/config").read_text()
+
+
+def test_what_would_be_executed_once_somebody_makes_a_repository_of_it(tmp_path: Path, state: Path) -> None:
+    script = "mkdir -p n/.git/hooks; printf '#!/bin/sh\\ntouch $MARK\\n' > n/.git/hooks/post-commit; chmod +x n/.git/hooks/post-commit"
+
+    def made(top: Path) -> None:
+        git(top / "n", "init", "-q")
+        git(top / "n", "commit", "-q", "--allow-empty", "-m", "n")
+
+    top, mark, loose = tmp_path / "w", tmp_path / "mark", tmp_path / "loose"
+    top.mkdir(), loose.mkdir()
+    script = script.replace("$MARK", str(mark))
+    subprocess.run(["sh", "-ec", script], cwd=loose, env=IDENTITY, check=True)
+    made(loose)
+    assert mark.exists()
+    mark.unlink()
+    session = Session(top, state)
+    session.inside(script)
+    session.end()
+    assert [row["path"] for row in session.report()["held"]] == ["n/.git/hooks"]
+    made(top)
+    assert not mark.exists()
+
+
+POINTERS = {"NUL": b"gitdir: x\0y", "long": b"gitdir: ../../outside" + 5000 * b"\n", "out": b"gitdir: ../../outside\n"}
+
+
+@pytest.mark.parametrize("mode", ["rw", "rw-no-delete"])
+@pytest.mark.parametrize("name", POINTERS)
+def test_a_pointer_that_leads_out_in_any_spelling(name: str, mode: Any, tmp_path: Path, state: Path) -> None:
+    top = tmp_path / "w"
+    (top / "n").mkdir(parents=True)
+    (top / "m").mkdir()
+    session = Session(top, state, policy=Workspace(mode=mode))
+    (tmp_path / "pointer").write_bytes(POINTERS[name])
+    session.inside(f"cat {tmp_path}/pointer > n/.git; echo 'gitdir: ../real' > m/.git; git init -q --bare real")
+    events = session.end()
+    if mode == "rw-no-delete":  # before it was there at all
+        assert [row["path"] for row in events["workspace.merge"]["held"]] == ["n/.git"]
+    else:
+        assert [row["path"] for row in session.report()["held"]] == ["n/.git"]
+    assert not (top / "n/.git").exists() and (top / "n/.git.stockade-held").read_bytes() == POINTERS[name]
+    assert (top / "m/.git").read_text() == "gitdir: ../real\n"
+
+
+def test_a_pointer_that_holds_a_nul_does_not_stop_the_next_run(tmp_path: Path, state: Path) -> None:
+    top = tmp_path / "w"
+    top.mkdir()
+    session = Session(top, state)
+    session.inside("printf 'gitdir: x\\0y' > .git")
+    session.end()
+    session.report()
+    (top / ".git").write_bytes(POINTERS["NUL"])  # in a project that somebody has unpacked
+    assert private.find(str(top)) == (None, f".git names {top}/x, which is not a repository of yours")
+    Session(top, state, "s2").inside("true")
+
+
 @pytest.mark.parametrize("form", ["worktree", "commondir", "plain", "submodule"])
 def test_a_forged_git_file_makes_no_other_repository_visible(form: str, tmp_path: Path, state: Path) -> None:
     private_one = repository(tmp_path / "private", {"secret.txt": "secret\n"})
@@ -313,6 +416,50 @@ def test_names_that_are_no_ref_names(tmp_path: Path, state: Path) -> None:
     assert refs(event)["refs/heads/good"] == "created"
     assert git(top, "for-each-ref", "--format=%(refname)").split() == ["refs/heads/good", "refs/heads/main"]
     assert (top / ".git" / "config").read_bytes() == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can look into everything")
+def test_what_a_run_has_closed_is_a_typed_error_or_told(tmp_path: Path, state: Path) -> None:
+    for number, closed in enumerate((".git/modules/x", ".git/objects")):
+        top = tmp_path / f"w{number}"
+        top.mkdir()
+        session = Session(top, state, f"s{number}")
+        session.inside(f"git init -q .; mkdir -p {closed}; git config core.fsmonitor evil; chmod 000 {closed}")
+        event = session.end()["workspace.report"]
+        assert "fsmonitor" not in (top / ".git/config").read_text()
+        if closed == ".git/objects":
+            assert event["not_defused"] == [{"path": ".git", "error": "Permission denied"}]
+        else:
+            with pytest.raises(CannotEnforce) as caught:
+                Session(top, state, f"again{number}")
+            assert caught.value.code == "workspace.git-closed"
+        (top / closed).chmod(0o755)
+        Session(top, state, f"then{number}").inside("git status")
+
+
+def test_names_that_git_takes_for_something_else_of_the_host(tmp_path: Path, state: Path) -> None:
+    top = repository(tmp_path / "w")
+    for ref in ("refs/remotes/origin/main", "refs/tags/v1", "refs/heads/side"):
+        git(top, "update-ref", ref, "HEAD")
+    short = git(top, "rev-parse", "--short", "HEAD").strip()
+    mine = git(top, "rev-parse", "HEAD")
+    session = Session(top, state)
+    session.inside(
+        "git commit -q --allow-empty -m evil; git branch topic; git branch origin/other; git tag v2; "
+        f"for ref in heads/origin/main heads/{short} tags/origin/main tags/main tags/side; do git update-ref refs/$ref HEAD; done"
+    )
+    done = refs(session.end()["git.import"])
+    assert {ref for ref, result in done.items() if result == "kept aside"} == {
+        "refs/tags/main",
+        "refs/tags/side",
+        "refs/heads/origin/main",
+        "refs/tags/origin/main",
+        f"refs/heads/{short}",
+    }
+    assert {ref for ref, result in done.items() if result == "created"} == {"refs/tags/v2", "refs/heads/topic", "refs/heads/origin/other"}
+    for name in ("side", "origin/main", short):
+        assert git(top, "rev-parse", name) == mine, name
+    assert git(top, "rev-parse", "main") != mine  # it is the branch, which went on
 
 
 def test_a_repository_broken_inside_changes_nothing_outside(tmp_path: Path, state: Path) -> None:

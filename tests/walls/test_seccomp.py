@@ -129,12 +129,12 @@ def test_arguments_decide_about_namespaces_and_socket_families(programs: tuple[b
 
 
 @native_only
-def test_terminal_injection_is_refused_however_the_number_is_written(programs: tuple[bytes, bytes]) -> None:
+def test_requests_of_ioctl_are_refused_however_the_number_is_written(programs: tuple[bytes, bytes]) -> None:
     ioctl = numbers("ioctl")["ioctl"]
-    for request in (0x5412, 0x541C):
+    for request in (0x5412, 0x541C, *seccomp.BEYOND):
         for high in (0, 1 << 32, 0xFFFFFFFF << 32):  # the kernel looks at 32 bits only
             assert evaluate(programs[1], NATIVE, ioctl, 0, request | high) == EPERM
-    for request in (0x5401, 0x5413, 0x541B):  # TCGETS, TIOCGWINSZ, FIONREAD
+    for request in (0x5401, 0x5413, 0x541B, 0x40049409, 0x80086601):  # TCGETS, TIOCGWINSZ, FIONREAD, FICLONE, FS_IOC_GETFLAGS
         assert evaluate(programs[1], NATIVE, ioctl, 0, request) == ALLOW
 
 

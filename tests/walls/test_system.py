@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from conftest import unavailable
 from stockade.core.errors import StockadeError, WallFailed
 from stockade.core.frozen import replace
 from stockade.core.values import Mount
@@ -30,6 +31,36 @@ def box() -> Iterator[Inside]:
     require()
     with inside() as made:
         yield made
+
+
+# ---- what a user has only so much of ------------------------------------------------------------------------------------------------
+
+TAKE = {
+    "inotify": "while n < most and libc.inotify_init1(0) >= 0: n += 1",
+    "timers": "ident = ctypes.c_void_p()\nwhile n < most and libc.timer_create(1, None, ctypes.byref(ident)) == 0: n += 1",
+}
+
+
+@walls
+@pytest.mark.parametrize("what", TAKE)
+def test_a_sandbox_leaves_most_of_what_a_user_has_to_programs_outside(what: str) -> None:
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_SIGPENDING)[0]
+    if what == "inotify":
+        with open("/proc/sys/user/max_inotify_instances") as file:
+            limit = int(file.read())
+        if os.statvfs("/proc/sys").f_flag & os.ST_RDONLY:
+            unavailable("limits of a namespace", "/proc/sys is read-only")
+    if not 0 < limit < 1 << 20:
+        unavailable("limits of a user", f"{what}: there is no limit here")
+    code = f"import ctypes, sys\nlibc, n, most = ctypes.CDLL(None), 0, int(sys.argv[1])\n{TAKE[what]}\nprint(n)"
+    most = str(limit // 2)
+    assert int(unconfined_python(code, most).text) == limit // 2
+    require()
+    with inside(network="door") as box:
+        taken = int(box.python(code, most).text)
+    assert limit // 8 <= taken <= limit // 4
 
 
 # ---- the private /etc and the layout ----------------------------------------------------------------------------------------------

@@ -221,7 +221,9 @@ def test_what_changed_here_meanwhile_stays(name: str, when: str, tmp_path: Path)
     mine = tree(place.top)
     found = {key for key, one in place.look().items() if one.conflict}
     if when == "afterwards":
-        assert found == expected
+        assert (
+            found - ({"removed:e"} if name == "the folder is another" else set()) == expected
+        )  # which it is to us only if its inode is not the old one again
     elif name != "removed":  # what was gone before the session's end may as well have been gone before its start
         assert found >= expected
     came = place.apply()

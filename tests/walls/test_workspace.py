@@ -12,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from stockade.cli import aftermath
 from stockade.core.errors import CannotEnforce, StockadeError
 from stockade.core.values import Enforced, Workspace
+from stockade.record import lines
 from stockade.walls import workspace
-from stockade.walls.workspace import cleanup, defuse, merge, scan
+from stockade.walls.workspace import cleanup, defuse, merge, names, scan
 from stockade.walls.workspace.beneath import Directory
+from stockade.walls.workspace.report import Rows
+from stockade.walls.workspace.report import parts as parts_of
 from walls.workspace_box import Session, git, overlay_works, repository
 
 pytestmark = pytest.mark.wall
@@ -58,6 +62,38 @@ def test_protected_files_cannot_be_written_replaced_or_moved_away(tmp_path: Path
         assert complaint in session.inside(script, check=False), script
     (top / "y").unlink()
     assert tree(top) == before
+
+
+@pytest.mark.parametrize("asked", [(), ("held.txt", "folder/*")], ids=["protected", "asked"])
+def test_what_is_held_has_no_other_name_to_be_written_by(asked: tuple[str, ...], tmp_path: Path, state: Path) -> None:
+    top = tmp_path / "w"
+    (top / "folder").mkdir(parents=True)
+    held = [top / name for name in (("held.txt", "folder/x") if asked else (".envrc",))]
+    for number, path in enumerate(held):
+        path.write_text("mine")
+        os.link(path, top / f"other{number}")
+    os.link(held[0], tmp_path / "control")
+    (tmp_path / "control").write_text("evil")
+    assert held[0].read_text() == "evil"  # so it is, by the other name
+    held[0].write_text("mine")
+    view = workspace.prepare(Workspace(), str(top), str(top), str(state), "s0", asked)
+    for number, path in enumerate(held):
+        (top / f"other{number}").write_text("evil")
+        assert path.read_text() == "mine" and path.stat().st_nlink == 1
+    assert any(mount.target == str(held[0]) and mount.mode == "ro" for mount in view.mounts) or f"ro:{held[0]}" in view.held
+
+
+def test_a_protected_file_that_was_made_with_two_names_has_one_in_the_next_run(tmp_path: Path, state: Path) -> None:
+    top = tmp_path / "w"
+    top.mkdir()
+    session = Session(top, state)
+    session.inside("mkdir .husky d; echo one > .husky/pre-commit; ln .husky/pre-commit d/x; echo two > d/y; ln d/y d/z")
+    session.end()
+    report = session.report()
+    assert [row["path"] for row in report["links"]] == ["d/x"] and os.path.samefile(top / "d/y", top / "d/z")
+    session = Session(top, state, "s2", remember=False)
+    session.inside("echo evil > d/x")
+    assert (top / ".husky/pre-commit").read_text() == "one\n"
 
 
 def test_absent_protected_files_leave_nothing_behind_and_are_reported(tmp_path: Path, state: Path) -> None:
@@ -105,6 +141,87 @@ def test_the_report_names_what_changed_with_a_diff(tmp_path: Path, state: Path) 
     assert report["complete"] and report["changed"] >= 6
     assert "-\techo".replace("\t", "\\t") in report["rows"][2]["diff"] or any("curl evil" in row["diff"] for row in report["rows"])
     assert "\x1b" not in json.dumps(report, ensure_ascii=False)
+
+
+ROUNDABOUT = {  # what tools obey, without a file of such a name being written: (script, path of the row)
+    "a folder moved into place": ("mv fixtures/.vscode .vscode", ".vscode/tasks.json"),
+    "a folder above moved into place": ("mv fixtures/deep pkg", "pkg/a/conftest.py"),
+    "a link for a folder": ("mkdir cfg; echo evil > cfg/tasks.json; ln -s cfg .vscode", ".vscode"),
+    "what is behind a new link": ("mkdir cfg; echo evil > cfg/tasks.json; ln -s cfg .vscode", "cfg/tasks.json"),
+    "what is behind a link that is there": ("echo evil > behind/hooks.json", "behind/hooks.json"),
+    "a file behind a link that is there": ("echo evil > rules.txt", "rules.txt"),
+    "a link for the workflows": ("mkdir wf; ln -s ../wf .github/workflows", ".github/workflows"),
+}
+
+
+@pytest.mark.parametrize("quick", [False, True], ids=["with a first look", "too quick for one"])
+@pytest.mark.parametrize("name", ROUNDABOUT)
+def test_roundabout_ways_are_reported_too(name: str, quick: bool, tmp_path: Path, state: Path) -> None:
+    top = tmp_path / "w"
+    for path in (
+        "fixtures/.vscode/tasks.json",
+        "fixtures/deep/a/conftest.py",
+        "behind/hooks.json",
+        ".github/x",
+        "src/conftest.py",
+        "rules.txt",
+    ):
+        (top / path).parent.mkdir(parents=True, exist_ok=True)
+        (top / path).write_text("{}")
+    (top / ".cursor").symlink_to("behind")
+    (top / "Makefile").symlink_to("rules.txt")
+    session = Session(top, state, remember=not quick)
+    script, row = ROUNDABOUT[name]
+    session.inside(f"echo x > src/new.txt; {script}")
+    session.end()
+    report = session.report()
+    found = {each["path"]: each["change"] for each in report["rows"]}
+    assert found.pop(row) == "written"
+    # And nothing else but what belongs to it: to add a file to a folder tells of no other file in it.
+    assert all(change == "removed" or path.startswith((".vscode", "cfg", "pkg")) for path, change in found.items()), found
+
+
+@pytest.mark.parametrize(
+    ("rel", "judged"),
+    [
+        (".hg/hgrc", "high"),
+        ("a/.pdbrc", "high"),
+        (".mvn/jvm.config", "high"),
+        ("Cargo.toml", "medium"),
+        ("vite.config.ts", "medium"),
+        ("src/config.ts", None),
+        ("BUILD.md", None),
+        ("hg/hgrc", None),
+    ],
+)
+def test_what_is_run_by_itself(rel: str, judged: str | None) -> None:
+    found = names.judge(rel)
+    assert (found[0] if found else None) == judged
+
+
+def test_many_rows_hide_none(tmp_path: Path, state: Path) -> None:
+    """The ledger shortens what does not fit into a line, so a report comes in parts; and what is beyond the report's own bound is counted."""
+    top = tmp_path / "w"
+    top.mkdir()
+    session = Session(top, state)
+    session.inside("for i in $(seq 100 150); do mkdir $i; seq 1000000000000 1000000003000 > $i/.envrc; done; mkdir z; echo evil > z/.envrc")
+    session.end()
+    report = session.report()
+    parts = [json.loads(lines.encode(1, 1.0, part)) for part in parts_of(report)]
+    assert len(parts) > 1 and not any("cut" in part for part in parts)
+    assert [row for part in parts for row in part.get("rows", [])] == report["rows"] and report["rows"][-1]["path"] == "z/.envrc"
+    assert {part["kind"] for part in parts} == {"workspace.report"} and "left_out" not in report
+    assert list(parts_of({"kind": "x", "rows": [], "n": 1})) == [{"kind": "x", "rows": [], "n": 1}]
+    rows = Rows({})
+    for number in range(503):
+        rows.add(f"{number}/.envrc", ("high", "x"), b"")
+    assert len(rows.plain()) == 500 and rows.left_out == 3
+    for number in range(5000):  # what is kept of them meanwhile is bounded, and the worst stays
+        rows.add(f"more/{number}/Makefile", ("medium", "x"), b"")
+        assert len(rows.rows) <= 2000
+    assert {row["risk"] for row in rows.plain()} == {"high"} and rows.left_out == 5003
+    told = aftermath.lines([{"kind": "workspace.report", "rows": rows.plain(), "left_out": 3}], colour=False)
+    assert told[-1].startswith("3 of them are listed nowhere")
 
 
 def test_what_was_done_before_the_first_look_is_no_less_reported(tmp_path: Path, state: Path) -> None:
@@ -382,6 +499,36 @@ def test_a_sessions_directory_can_be_removed(tmp_path: Path, state: Path) -> Non
     session.inside(f"mkdir x; ln -s {outside} x/l; chmod 000 x; rm a.txt; echo y > .git/y")
     cleanup.discard(str(session.directory))
     assert not session.directory.exists() and outside.exists()
+
+
+def deep(levels: int) -> str:
+    return f"for i in $(seq {levels}); do mkdir a; cd a; done; echo x > x"
+
+
+def test_folders_deeper_than_any_stack_are_removed_or_stay_in_the_layer(tmp_path: Path, state: Path) -> None:
+    top = tmp_path / "w"
+    top.mkdir()
+    session = Session(top, state, policy=Workspace(mode="rw-no-delete"))
+    session.inside(f"echo new > new.txt; {deep(2000)}")
+    event = session.end()["workspace.merge"]
+    assert (top / "new.txt").read_text() == "new\n"
+    assert [row["error"] for row in event["failed"]] == ["nested too deep"] and event["layer"]
+    assert not [name for name in os.listdir(top) if name.startswith(".stockade")]
+    cleanup.discard(str(session.directory))
+    assert not session.directory.exists()
+
+
+def test_rw_no_delete_holds_what_makes_a_repository_of_a_folder_before_it_is_one(tmp_path: Path, state: Path) -> None:
+    top = tmp_path / "w"
+    (top / "n").mkdir(parents=True)
+    (top / "n/there").write_text("x")
+    session = Session(top, state, policy=Workspace(mode="rw-no-delete"))
+    session.inside(
+        "git init -q --bare b; git -C b config core.fsmonitor evil; rm -r b/hooks; mkdir b/hooks; echo x > b/hooks/post-commit; cp -r b/* n; rm -r b"
+    )
+    event = session.end()["workspace.merge"]
+    assert {row["path"] for row in event["held"]} == {"n/config", "n/hooks"}
+    assert "fsmonitor" not in (top / "n/config").read_text() and not (top / "n/hooks").exists()
 
 
 def test_no_cost_grows_with_the_workspace(tmp_path: Path, state: Path) -> None:

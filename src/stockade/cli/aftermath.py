@@ -39,13 +39,13 @@ def lines(events: Iterable[dict[str, Any]], *, colour: bool) -> list[str]:
             said += [f"{bold}{row['change']}:{off} {row['path']}" for row in event.get("rows", ())[:SHOWN]]
             continue
         rows = sorted(event.get("rows", ()), key=lambda row: (_RISK.get(row["risk"], 3), row["path"].count("/"), row["path"]))
-        unlisted, unread = event.get("left_out", 0), event.get("not_looked_at", ()) if event["kind"] == "workspace.report" else ()
+        unlisted, unread = event.get("left_out", 0), event.get("not_looked_at", ())
         if rows:
             count = len(rows) + unlisted
             said.append(f"{bold}{count} file{'s' * (count != 1)} that other programs will execute later:{off}")
             said += [f"  {row['risk']:<7}{row['path']}  {dim}{row['why']}{off}" for row in rows[:SHOWN]]
             if len(rows) > SHOWN:
-                said.append(f"  {dim}and {len(rows) - SHOWN} more: stockade log show --kind workspace.report{off}")
+                said.append(f"  {dim}and {len(rows) - SHOWN} more: stockade log show --kind {event['kind']}{off}")
         if unlisted:
             said.append(
                 f"{bold}{unlisted} of them are listed nowhere:{off} they are too many. Look through the folder before anything runs in it."

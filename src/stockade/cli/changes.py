@@ -162,6 +162,8 @@ def _title(change: Change) -> str:
     if change.what == "changed" and change.before and change.after and change.kind != "link":
         old, new = (stat.S_IMODE(side[0]) for side in (change.before, change.after))
         modes = f" (mode {old:o} -> {new & 0o777:o})" if (old ^ new) & 0o777 else ""
+    elif change.what == "added" and change.after and change.kind in ("file", "folder") and change.after[0] & 0o002:
+        modes = f" (mode {stat.S_IMODE(change.after[0]):o}: everybody can write to it)"
     return f"{change.what} {change.kind}: {_safe(change.rel)}{modes}"
 
 
@@ -220,9 +222,10 @@ def _bring(options: argparse.Namespace) -> int:
     rows = events[0]["rows"]
     failed = [row for row in rows if row["result"] != "applied"]
     torn = any(event.get("error") for event in events)
+    stays = not paths and any(event["kind"] == "workspace.review" for event in events)  # what could not be looked at, for example
     if options.json:
         print(json.dumps(events, indent=2))
-        return 1 if failed or torn else 0
+        return 1 if failed or torn or stays else 0
     paint = Paint(sys.stdout)
     for row in rows:
         if row["result"] == "applied":
@@ -241,7 +244,7 @@ def _bring(options: argparse.Namespace) -> int:
         print("  What is never brought waits until you discard it.")
     if "protected" in kinds:
         print("  What is protected, or what git executes, takes --protected: look at it with stockade changes show first.")
-    return 1 if failed or torn else 0
+    return 1 if failed or torn or stays else 0
 
 
 def _discard(options: argparse.Namespace) -> int:

@@ -316,8 +316,7 @@ class Session:
         events = self.view.finish(again)
         # What could not be brought back stays in our directory until somebody looks after it (`stockade session`).
         self._keep = (*(after.left_by(events) if events else ()), *self.torn)
-        for event in events:
-            self._record_event(event)
+        self._record_events(*events)
         if self.view.overlays and not self._keep:  # else a kill before `close` would let it be removed
             os.close(os.open(f"{self.directory}/finished", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         pid, told = self._scan
@@ -328,10 +327,8 @@ class Session:
         else:
             report = self.view.look(lasted)
             self._looked = report is not None
-            if report is not None and any(report.get(part) for part in ("rows", "held", "not_defused", "links")):
-                self._record_event(report)
-            else:
-                report = None
+            report = report if report and any(map(report.get, ("rows", "held", "not_defused", "links", "not_looked_at"))) else None
+            self._record_events(*([report] if report else []))
         return [*events, *([report] if report else [])]
 
     def _unheard(self) -> tuple[Plan, Confinement]:
@@ -347,8 +344,11 @@ class Session:
         plan: Plan = self.wall.plan(wanted, self._host, stage=f"{self.directory}/stage")
         return plan, wanted
 
-    def _record_event(self, event: dict[str, Any]) -> None:
-        self.record(str(event["kind"]), **{name: value for name, value in event.items() if name not in ("kind", "session")})
+    def _record_events(self, *events: dict[str, Any]) -> None:
+        from stockade.walls.workspace.report import parts
+
+        for part in parts(*events):
+            self.record(str(part["kind"]), **{name: value for name, value in part.items() if name not in ("kind", "session")})
 
     def _wait_for_scan(self, pid: int) -> dict[str, Any] | None:
         """Give the scan a moment, so that its report can be shown before the prompt returns; otherwise it goes on alone."""

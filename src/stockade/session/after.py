@@ -155,7 +155,12 @@ def _sweeper(lock: int) -> None:
             facts = load(f"{path}/facts")
             by_workspace.setdefault(facts["top"] if facts else "", []).append(path)
         for paths in by_workspace.values():
-            _take(paths)
+            try:
+                _take(paths)
+            except (
+                Exception
+            ) as error:  # what one workspace holds must not keep others from being looked at, nor the ledger from being signed
+                _set_apart(paths, error)
         Ledger(places.state("ledger")).checkpoint()
         fcntl.flock(lock, fcntl.LOCK_UN)
         while not _over():
@@ -226,6 +231,7 @@ def _take(paths: list[str]) -> None:
     from stockade.record.ledger import Ledger
     from stockade.walls.workspace import UNTOUCHED
     from stockade.walls.workspace import scan as scanner
+    from stockade.walls.workspace.report import parts
 
     held = {path: fd for path in paths if (fd := hold(path)) >= 0}
     try:
@@ -235,7 +241,8 @@ def _take(paths: list[str]) -> None:
         if written := sorted(new, key=lambda facts: facts["started"]):
             report = scanner.compare(written[0], scanner.Baseline())
             names = [facts["name"] for facts in written]
-            ledger.append({"kind": report.pop("kind"), "session": names[0], **({"sessions": names} if names[1:] else {}), **report})
+            for part in parts({"kind": report.pop("kind"), "session": names[0], **({"sessions": names} if names[1:] else {}), **report}):
+                ledger.append(part)
         for path in held:
             discard(f"{path}/{IMAGES}")
             # INVARIANT: whatever was reported, work is removed only when the session itself has brought it back.
@@ -253,6 +260,19 @@ def _take(paths: list[str]) -> None:
     finally:
         for fd in held.values():
             os.close(fd)
+
+
+def _set_apart(paths: Iterable[str], error: Exception) -> None:
+    """Keep what cannot be finished, and say so; nobody tries again by himself."""
+    from stockade.record.ledger import Ledger
+
+    for path in paths:
+        if os.path.exists(path):
+            reason = f"could not be finished ({type(error).__name__}: {error!a})"
+            Ledger(places.state("ledger")).append(
+                {"kind": "workspace.kept", "session": os.path.basename(path), "kept_in": path, "reason": reason}
+            )
+            keep(path, [f"work that {reason}"])
 
 
 def _unfinished(facts: dict[str, Any]) -> bool:
@@ -283,6 +303,7 @@ def _scanner(directory: str) -> None:
 
     from stockade.record.ledger import Ledger
     from stockade.walls.workspace import scan as scanner
+    from stockade.walls.workspace.report import parts
 
     ledger = Ledger(places.state("ledger"))
     facts = load(f"{directory}/facts")
@@ -290,7 +311,8 @@ def _scanner(directory: str) -> None:
         return
 
     def emit(event: dict[str, Any]) -> None:
-        ledger.append({**event, "session": facts["name"]})
+        for part in parts({**event, "session": facts["name"]}):
+            ledger.append(part)
         if event["kind"] == "workspace.report":
             with open(f"{directory}/reported.new", "wb") as file:
                 marshal.dump(event, file)

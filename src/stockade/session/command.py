@@ -7,7 +7,7 @@ import signal
 from collections import deque
 from typing import TYPE_CHECKING, Literal
 
-from stockade.core.errors import StockadeError
+from stockade.core.errors import StockadeError, WallFailed
 from stockade.core.frozen import frozen
 from stockade.session.exchange import Inlet, Outlet
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stockade.session.live import LiveSession
     from stockade.walls.box import Child
 
+ANSWER = 60.0  # seconds in which a sandbox says that it has started a command, or cannot
 HELD = 256 << 10  # bytes a started command may be ahead of its reader
 type Stream = Literal["stdout", "stderr"]
 
@@ -209,9 +210,25 @@ class Command:
         """The wall's number of the command, 0 before it was asked for."""
         return self._child.ident if self._child is not None else 0
 
+    @property
+    def begun(self) -> bool:
+        """Whether the sandbox has answered that it was started, or cannot be."""
+        return self._asked.done()
+
     async def asked(self) -> None:
-        """Until the sandbox has started the command, or said that it cannot."""
-        await self._asked
+        """Until the sandbox has started the command, or said that it cannot. INVARIANT: one that says neither is ended, whatever in it could prevent that."""
+        late = self._session.loop.later(ANSWER, self._unanswered)
+        try:
+            await self._asked
+        finally:
+            self._session.loop.cancel(late)
+
+    def _unanswered(self) -> None:
+        if self._session.paused:
+            self._session.loop.later(ANSWER, self._unanswered)
+        elif not self.begun:
+            hint = "The sandbox was ended: something in it keeps its init from starting commands."
+            raise WallFailed(f"no command could be started for {ANSWER:g} s", code="wall.silent", hint=hint)
 
     async def result(self, timeout: float | None) -> Result:
         """Everything, at the end. A timeout or a cancellation kills the command."""

@@ -67,6 +67,7 @@ def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders
     view.facts["covered"] = [
         mount.target[len(workspace) + 1 :] for mount in below
     ]  # places for them are made, and nothing is written there
+    _straight(mounts, view)
     mounts = [*(one for one in view.mounts if not f"{one.target}/".startswith(covers)), *mounts, Mount(bundle, CA_BUNDLE, "ro")]
     overlays = tuple(one for one in view.overlays if not f"{one.target}/".startswith(covers))
     if policy.offers:
@@ -96,6 +97,26 @@ def confinement(policy: Policy, cwd: str, view: View, session: str, placeholders
         cwd=workspace,
         workspace=workspace,
     )
+
+
+def _straight(mounts: list[Mount], view: View) -> None:
+    """Raises CannotEnforce (`mount.target`) when the place of a mount lies behind a symbolic link in another one, which somebody inside may have put there: the place
+    is made from outside, and would be made where the link leads.
+    """
+    around = [*((one.target, one.lower) for one in view.overlays), *((one.target, one.source) for one in (*view.mounts, *mounts))]
+    for mount in mounts:
+        above = [(target, source) for target, source in around if mount.target.startswith(f"{target}/")]
+        if not above:
+            continue
+        target, path = max(above, key=lambda each: len(each[0]))
+        for name in mount.target[len(target) + 1 :].split("/"):
+            path = f"{path}/{name}"
+            if os.path.islink(path):
+                raise CannotEnforce(
+                    f"{mount.target} cannot be a mount: {path} is a symbolic link ({mount.origin})",
+                    code="mount.target",
+                    hint="Remove the link, or mount it somewhere else with `at`, for example /mnt/data.",
+                )
 
 
 def can_offer(policy: Policy, wall: Wall) -> None:

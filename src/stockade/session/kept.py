@@ -69,6 +69,7 @@ def recover(name: str) -> list[dict[str, Any]]:
     Raises StockadeError: `session.unknown`, `session.running`, and what the wall raises; everything then stays where it is.
     """
     from stockade.walls.workspace import UNTOUCHED, scan
+    from stockade.walls.workspace.report import parts
 
     left = find(name)
     with holding(left):
@@ -77,7 +78,7 @@ def recover(name: str) -> list[dict[str, Any]]:
             events = view.finish(inside)
         if view.facts["mode"] not in UNTOUCHED:
             events.append(scan.compare(view.facts, scan.Baseline()))
-        _record(*({**event, "session": left.id} for event in events))
+        _record(*(part for event in events for part in parts({**event, "session": left.id})))
         if reasons := after.left_by(events):
             after.keep(left.directory, reasons)
         else:

@@ -266,10 +266,14 @@ class Box:
             self._sock.shutdown(
                 2
             )  # SHUT_RDWR: a process that our program has forked may hold this socket too, and close() alone would wait for it
+            self._sock.close()  # its init sees the end of file and leaves; with it goes the PID namespace
             if self._process >= 0:
                 self._news.close()
+                if not _ended(
+                    self._process
+                ):  # INVARIANT: that it leaves is not up to what runs inside, which may have stopped a command of its before it was one
+                    limits.end_below(self.pid)
                 os.close(self._process)
-            self._sock.close()  # its init sees the end of file and leaves; with it goes the PID namespace
             if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT).si_code != os.CLD_EXITED:  # type: ignore[union-attr]  # it is our child
                 limits.end_orphans(self.pid)
             _, status = os.waitpid(self.pid, 0)
@@ -278,3 +282,10 @@ class Box:
             self._stderr = -1
             return status
         return 0
+
+
+def _ended(process: int) -> bool:
+    """Whether the process of this pidfd ends within the time that the kernel may take for it."""
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(limits.ENDING * 1000))

@@ -155,6 +155,14 @@ def prepare(top: str, target: str, mode: str, session: str, origin: Origin, *, w
     Cost: a handful of system calls, and one cached parse of the config for the repository and each submodule.
     Raises CannotEnforce when the layer cannot be made.
     """
+    try:
+        return _prepared(top, target, mode, session, origin, writable, pin)
+    except PermissionError as error:  # an earlier run may have closed it
+        hint = f"Make it readable: chmod -R u+rwX {top}/.git"
+        raise CannotEnforce(f"cannot look into {error.filename}: {error.strerror}", code="workspace.git-closed", hint=hint) from error
+
+
+def _prepared(top: str, target: str, mode: str, session: str, origin: Origin, writable: bool, pin: bool) -> GitView:
     repository, why = find(top)
     if repository is None:
         pinned = (Mount(f"{top}/.git", f"{target}/.git", "ro", origin),) if file_type(f"{top}/.git") == _REGULAR else ()
@@ -371,7 +379,7 @@ def _bytes(path: str, limit: int = 1 << 20, *, links: bool = False) -> bytes:
 
 
 def _text(path: str) -> str:
-    return os.fsdecode(_bytes(path))
+    return os.fsdecode(_bytes(path).partition(b"\0")[0])  # a repository could bring one, and a path cannot hold it
 
 
 def _write(path: str, text: str) -> None:

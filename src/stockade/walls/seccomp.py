@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 3  # of the lists below: part of the cache's key
+VERSION = 4  # of the lists below: part of the cache's key
 
 # Grouped by who needs them.
 ALLOWED: dict[str, str] = {
@@ -109,6 +109,10 @@ NEVER = (
 )
 ATTRIBUTES = ALLOWED["extended attributes"]
 TERMINAL_INJECTION = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX of ioctl_tty(2)
+# What reaches beyond the folder that it is asked of, by its file system, and needs no privilege: BTRFS_IOC_SNAP_CREATE and its second version (to older kernels of the
+# whole subvolume that a file of ours lies in, everything beside the workspace included), BTRFS_IOC_SUBVOL_CREATE and its second version; and of fscrypt, which goes by
+# the user (the kernel's filesystems/fscrypt.rst), FS_IOC_ADD_ENCRYPTION_KEY, FS_IOC_REMOVE_ENCRYPTION_KEY and FS_IOC_REMOVE_ENCRYPTION_KEY_ALL_USERS.
+BEYOND = (0x50009401, 0x50009417, 0x5000940E, 0x50009418, 0xC0506617, 0xC0406618, 0xC0406619)
 
 
 def filters() -> tuple[int, ...]:
@@ -187,7 +191,7 @@ def _calls(lib: Any) -> Any:
 def _arguments(lib: Any) -> Any:
     rules = _new(lib, lib.ALLOW)
     rules.set_attr(lib.Attr.CTL_OPTIMIZE, 2)
-    for request in TERMINAL_INJECTION:  # the kernel looks at the low 32 bits only, and so must we
+    for request in (*TERMINAL_INJECTION, *BEYOND):  # the kernel looks at the low 32 bits only, and so must we
         _rule(lib, rules, lib.ERRNO(1), "ioctl", lib.Arg(1, lib.MASKED_EQ, 0xFFFFFFFF, request))
     for bit in SET_ID:
         for name, place in MODES.items():

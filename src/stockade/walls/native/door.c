@@ -12,6 +12,43 @@
 #include <sched.h>
 #include <stdarg.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
+
+/* What a user has only so much of in all namespaces together: whoever uses it up in here would take it from every program outside. What is left to those below is this
+ * part of it: of the kernel's own limits by /proc/sys/user (as far as that can be written to; it is no wall), of resources by those of whoever makes the namespace. */
+static const struct {
+    const char *path;
+    long part;
+} shared[] = {{"/proc/sys/user/max_inotify_instances", 4}, {"/proc/sys/user/max_inotify_watches", 2}};
+enum { SHARED = sizeof shared / sizeof *shared };
+static const int resources[] = {RLIMIT_SIGPENDING, RLIMIT_MSGQUEUE};
+
+static void less(void) {
+    for (unsigned i = 0; i < sizeof resources / sizeof *resources; i++) {
+        struct rlimit limit;
+        if (getrlimit(resources[i], &limit)) fail("getrlimit");
+        if (limit.rlim_cur == RLIM_INFINITY) continue;
+        limit.rlim_cur = limit.rlim_max = limit.rlim_cur / 4;
+        if (setrlimit(resources[i], &limit)) fail("setrlimit");
+    }
+}
+
+static void look(long *found) {
+    for (int i = 0; i < SHARED; i++) {
+        FILE *file = fopen(shared[i].path, "re");
+        if (!file || fscanf(file, "%ld", &found[i]) != 1) found[i] = 0;
+        if (file) fclose(file);
+    }
+}
+
+static void share(const long *found) {
+    for (int i = 0; i < SHARED; i++) {
+        int fd = found[i] ? open(shared[i].path, O_WRONLY | O_CLOEXEC) : -1;
+        if (fd < 0) continue;
+        dprintf(fd, "%ld", found[i] / shared[i].part);
+        close(fd);
+    }
+}
 
 static void write_file(const char *path, const char *format, ...) {
     char text[64];
@@ -162,10 +199,14 @@ int door(int argc, char **argv) {
     int tapped = argc > 1 && !strcmp(argv[1], "tap"), wired = tapped || (argc > 1 && !strcmp(argv[1], "veth"));
     uid_t uid = geteuid();
     gid_t gid = getegid();
+    long found[SHARED];
+    look(found);
+    less();
     if (unshare(CLONE_NEWUSER | CLONE_NEWNET)) fail("unshare user and network namespace");
     write_file("/proc/self/setgroups", "deny"); /* user_namespaces(7): needed before an unprivileged gid_map */
     write_file("/proc/self/uid_map", "%u %u 1", wired ? 0 : uid, uid); /* a kernel of the guest's own wants to be root where it runs */
     write_file("/proc/self/gid_map", "%u %u 1", wired ? 0 : gid, gid);
+    share(found);
 
     int plain = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     struct ifreq lo = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_LOOPBACK | IFF_RUNNING};

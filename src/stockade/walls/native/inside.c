@@ -14,7 +14,10 @@ static struct {
     pid_t pid;
     uint32_t id;
     int terminal; /* the master of its terminal, if that stays here; else -1 */
+    int begins;   /* readable when it has begun, or could not; 0 when that was told */
+    int master;   /* of its terminal, until it is handed out; else -1 */
 } children[MAX_CHILDREN];
+static int own_kernel; /* the kernel is the guest's own */
 
 /* The blob: NUL-terminated strings cwd, argc, argv..., envc, environment... */
 static char *next(char **at, char *end) {
@@ -37,11 +40,11 @@ static char **list(char **at, char *end) {
 struct command {
     char *cwd, **arguments, **environment;
     const int *fds;
-    int count, terminal;
+    int count, terminal, failed; /* `failed`: where to write why it could not begin, -1 = nowhere */
 };
 
 /* Become it; gives what went wrong as in errno(3), negative when it was the working directory. In memory that is shared with our parent: system calls only. */
-static int become(const struct command *command) {
+static int become(struct command *command) {
     sigset_t none;
     sigemptyset(&none);
     setsid();
@@ -51,7 +54,9 @@ static int become(const struct command *command) {
             if (dup2(command->terminal, i) < 0) return errno;
     }
     /* First out of the way, then into place: a descriptor to be moved may sit where another belongs. Low numbers: RLIMIT_NOFILE may be small. */
-    int first = command->terminal >= 0 ? 3 : 0, moved[MAX_FDS], count = command->count;
+    int first = command->terminal >= 0 ? 3 : 0, moved[MAX_FDS], count = command->count, failed = -1;
+    if (command->failed >= 0 && (failed = fcntl(command->failed, F_DUPFD_CLOEXEC, first + count)) < 0) return errno;
+    command->failed = failed;
     for (int i = 0; i < count; i++)
         if ((moved[i] = fcntl(command->fds[i], F_DUPFD_CLOEXEC, first + count)) < 0) return errno;
     for (int i = 0; i < count; i++)
@@ -67,7 +72,7 @@ static int become(const struct command *command) {
 
 /* Start a command; gives its number, -1 and errno when there can be no process, and 0 and `error` when it could not be executed. vfork(2): a process whose memory
  * is copied first costs a guest's kernel as much again as the command itself. */
-static pid_t spawn(const struct command *command, volatile int *error) {
+static pid_t spawn_at_once(struct command *command, volatile int *error) {
     *error = 0;
     pid_t pid = vfork();
     if (pid == 0) {
@@ -79,6 +84,39 @@ static pid_t spawn(const struct command *command, volatile int *error) {
     if (pid < 0 || !*error) return pid;
     waitpid(pid, NULL, 0);
     return 0;
+}
+
+/* Start a command; gives its number, or -1 and errno. Whether it could be executed is told later, at `begins`. INVARIANT: we never wait for it. Whoever runs in here
+ * can stop it before it is a command (nobody can block SIGSTOP), and we would serve nobody, and not notice that our supervisor is gone. */
+static pid_t spawn(struct command *command, int *begins) {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC)) return -1;
+    command->failed = ends[1];
+    pid_t pid = fork();
+    if (pid == 0) {
+        int error = become(command);
+        if (write(command->failed, &error, sizeof error) < 0) _exit(EXIT_STEP);
+        _exit(EXIT_STEP);
+    }
+    int error = errno;
+    close(ends[1]);
+    if (pid < 0) close(ends[0]);
+    errno = error;
+    *begins = ends[0];
+    return pid;
+}
+
+/* Tell how the beginning of a command went. */
+static void begun(int slot) {
+    int error = 0;
+    if (read(children[slot].begins, &error, sizeof error) != sizeof error) error = 0;
+    close(children[slot].begins);
+    children[slot].begins = 0;
+    if (error) tell('F', children[slot].id, error, "", NULL, 0);
+    else tell('S', children[slot].id, children[slot].pid, "", &children[slot].master, children[slot].master >= 0);
+    if (children[slot].master >= 0) close(children[slot].master);
+    children[slot].master = -1;
+    if (error) children[slot].id = 0; /* of which nobody knows; its number is the kernel's until it is waited for */
 }
 
 /* Copy until either end is closed, in a process of its own: one for each direction, since each may wait for the other. */
@@ -110,7 +148,7 @@ static int slave(int master) {
 
 static void start(struct request request, int *fds, int count) {
     int stays = request.flags & 2;
-    int slot = 0, master = -1, terminal = -1, error = 0;
+    int slot = 0, master = -1, terminal = -1, error = 0, begins = 0;
     while (slot < MAX_CHILDREN && children[slot].pid) slot++;
     if (slot == MAX_CHILDREN || count < 1 || (stays && count < 2)) error = EAGAIN;
     if (!error && (request.flags & 1)) { /* a terminal of the sandbox's own devpts: pty(7) */
@@ -125,13 +163,17 @@ static void start(struct request request, int *fds, int count) {
     if (!error) {
         int given[MAX_FDS], used = 1 + !!stays, total = 0;
         for (int null; (null = total < 3 && request.value >> total & 1) || used < count; total++) given[total] = null ? 0 : fds[used++];
-        struct command command = {.fds = given, .count = total, .terminal = terminal};
+        struct command command = {.fds = given, .count = total, .terminal = terminal, .failed = -1};
         command.cwd = next(&at, end);
         command.arguments = list(&at, end);
         command.environment = list(&at, end);
-        volatile int failed;
-        pid = spawn(&command, &failed);
-        error = pid < 0 ? errno : failed;
+        if (own_kernel) {
+            volatile int failed;
+            pid = spawn_at_once(&command, &failed);
+            error = pid < 0 ? errno : failed;
+        } else {
+            error = (pid = spawn(&command, &begins)) < 0 ? errno : 0;
+        }
         free(command.arguments);
         free(command.environment);
     }
@@ -142,10 +184,13 @@ static void start(struct request request, int *fds, int count) {
         children[slot].pid = pid;
         children[slot].id = request.id;
         children[slot].terminal = stays ? fcntl(master, F_DUPFD_CLOEXEC, 3) : -1;
+        children[slot].begins = begins;
+        children[slot].master = -1;
         if (terminal >= 0) close(terminal);
         terminal = -1;
         if (stays) copy(fds[1], master), copy(master, fds[1]);
-        tell('S', request.id, pid, "", &master, master >= 0 && !stays);
+        if (begins) children[slot].master = master, master = -1;
+        else tell('S', request.id, pid, "", &master, master >= 0 && !stays);
     }
     if (terminal >= 0) close(terminal);
     if (master >= 0) close(master);
@@ -156,7 +201,8 @@ static void reap(void) {
     for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
         for (int i = 0; i < MAX_CHILDREN; i++)
             if (children[i].pid == pid) {
-                tell('Q', children[i].id, status, "", NULL, 0);
+                if (children[i].begins) begun(i);
+                if (children[i].id) tell('Q', children[i].id, status, "", NULL, 0);
                 children[i].pid = 0;
                 if (children[i].terminal >= 0) close(children[i].terminal);
                 children[i].terminal = -1;
@@ -175,6 +221,7 @@ int inside(int argc, char **argv) {
     if (argc < 3) _exit(EXIT_STEP);
     notes = (int)number(argv[0]);
     int wanted = (int)number(argv[1]), holding = (int)number(argv[2]), abi = landlock_abi(), guest = argc > 5 && !strcmp(argv[3], "guest");
+    own_kernel = guest;
     if (holding >= 0) await(holding);
     if (wanted && abi < wanted) {
         errno = EOPNOTSUPP;
@@ -204,9 +251,17 @@ int inside(int argc, char **argv) {
     if (signals < 0) fail("signalfd");
     if (guest) take(mounts, argv[5], argc > 6 && !strcmp(argv[6], "ro"));
     tell('R', 0, wanted ? abi : 0, "", NULL, 0);
-    struct pollfd watched[2] = {{.fd = notes, .events = POLLIN}, {.fd = signals, .events = POLLIN}};
+    static struct pollfd watched[2 + MAX_CHILDREN];
+    static int whose[2 + MAX_CHILDREN];
     for (;;) {
-        if (poll(watched, 2, -1) < 0 && errno != EINTR) _exit(EXIT_STEP);
+        nfds_t count_of = 2;
+        watched[0] = (struct pollfd){.fd = notes, .events = POLLIN};
+        watched[1] = (struct pollfd){.fd = signals, .events = POLLIN};
+        for (int i = 0; i < MAX_CHILDREN; i++)
+            if (children[i].pid && children[i].begins) whose[count_of] = i, watched[count_of++] = (struct pollfd){.fd = children[i].begins, .events = POLLIN};
+        if (poll(watched, count_of, -1) < 0 && errno != EINTR) _exit(EXIT_STEP);
+        for (nfds_t i = 2; i < count_of; i++)
+            if (watched[i].revents) begun(whose[i]);
         if (watched[1].revents) {
             struct signalfd_siginfo ignored;
             while (read(signals, &ignored, sizeof ignored) > 0) {}
@@ -238,7 +293,8 @@ int inside(int argc, char **argv) {
             resize(request.id, request.value);
         else if (request.kind == 'K')
             for (int i = 0; i < MAX_CHILDREN; i++)
-                if (children[i].pid && children[i].id == request.id) kill(-children[i].pid, request.value);
+                if (children[i].pid && children[i].id == request.id && kill(-children[i].pid, request.value) && errno == ESRCH)
+                    kill(children[i].pid, request.value); /* it leads no group yet */
         for (int i = 0; i < count; i++) close(fds[i]);
     }
 }

@@ -263,6 +263,10 @@ def _protect(source: str, target: str, workspace: Workspace) -> tuple[list[Mount
         if slash and parent not in pinned:  # else the folder could be renamed away, and the mount with it
             pinned.add(parent)
             mounts.append(Mount(f"{source}/{parent}", f"{target}/{parent}", "rw", workspace.origin))
+        if kind == _REGULAR and os.lstat(f"{source}/{rel}").st_nlink > 1:
+            from stockade.walls.workspace import before
+
+            before.own(source, rel)
         mounts.append(Mount(f"{source}/{rel}", f"{target}/{rel}", "ro", workspace.origin))
         notes.append(Enforced(rel, "read-only bind", why))
     return mounts, notes

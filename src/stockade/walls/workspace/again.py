@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stockade.core.values import Confinement
 
 _MASK = 0x80 | 0x100 | 0x1000000 | 0x2000000  # IN_MOVED_TO, IN_CREATE, IN_ONLYDIR, IN_DONT_FOLLOW
+READS = 16  # of 64 KiB of events in one turn
 _OVERFLOW = 0x4000  # IN_Q_OVERFLOW
 
 
@@ -72,7 +73,7 @@ class Keeper:
     def _news(self) -> set[str] | None:
         """The names that are new; None: any may be."""
         names: set[str] | None = set()
-        while True:
+        for _ in range(READS):
             try:
                 data = os.read(self._inotify, 1 << 16)
             except BlockingIOError:
@@ -85,6 +86,7 @@ class Keeper:
                 elif names is not None:
                     names.add(os.fsdecode(data[place + 16 : place + 16 + length].rstrip(b"\0")))
                 place += 16 + length
+        return None  # somebody makes names as fast as they are read; what is readable still is read in the next turn
 
     def close(self) -> None:
         """May be called twice."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from stockade.core.errors import CannotEnforce
 from stockade.core.values import Enforced
 from stockade.walls.workspace import known, scan
@@ -9,6 +11,19 @@ from stockade.walls.workspace import known, scan
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+
+def own(top: str, rel: str) -> None:
+    """Give a file that is going to be held no other name, by which it could be written to. Raises CannotEnforce (`workspace.hard-link`)."""
+    try:
+        if os.lstat(f"{top}/{rel}").st_nlink > 1:
+            scan.break_link(top, rel)
+    except OSError as error:
+        raise CannotEnforce(
+            f"{rel} has another name (a hard link), by which it could be written to, and cannot be replaced by a copy: {error.strerror}",
+            code="workspace.hard-link",
+            hint="Free some space or make its folder writable; or copy the file yourself.",
+        ) from error
 
 
 def look(facts: dict[str, Any], *, strict: bool) -> list[Enforced]:
@@ -33,5 +48,5 @@ def look(facts: dict[str, Any], *, strict: bool) -> list[Enforced]:
             code="workspace.hard-link",
             hint="Free some space or make its folder writable; or copy the file yourself.",
         )
-    known.save(top, found.count, scan.inside_links(found), found.nested())
+    known.save(top, found.count, scan.inside_links(found), found.nested(), found.folders)
     return [Enforced("hard links", "broken before the start", f"{len(scan.outside_links(found))} led outside")]

@@ -127,14 +127,24 @@ class Directory:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), new)
 
     def set_aside(self, name: str, suffix: str = ".stockade-held") -> str:
-        """Rename `name` to `name` + suffix (numbered when taken) and return the new name. Raises OSError."""
-        held = name + suffix
-        for number in range(1, 1000):
-            if self.stat(held) is None:
-                os.rename(_single(name), held, src_dir_fd=self.fd, dst_dir_fd=self.fd)
-                return held
-            held = f"{name}{suffix}.{number}"
-        raise OSError(17, "too many held copies", name)
+        """Rename `name` to `name` + suffix (numbered when taken) and return the new name. Raises OSError.
+
+        INVARIANT: whoever wrote here cannot prevent it, by having taken these names or by closing the folder to writing.
+        """
+        taken = (f"{name}{suffix}{more}" for more in ("", *(f".{number}" for number in range(1, 100)), f".{os.urandom(8).hex()}"))
+        held = next(each for each in taken if self.stat(each) is None)
+        try:
+            os.rename(_single(name), held, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        except PermissionError:
+            self.unlock()
+            os.rename(_single(name), held, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        return held
+
+    def unlock(self) -> None:
+        """Let its owner write in here, if whoever has the same rights has closed it. Raises OSError (EPERM) for somebody else's."""
+        mode = stat.S_IMODE(os.fstat(self.fd).st_mode)
+        if mode & stat.S_IRWXU != stat.S_IRWXU:
+            os.fchmod(self.fd, mode | stat.S_IRWXU)
 
 
 def _single(name: str) -> str:

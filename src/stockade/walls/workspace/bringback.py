@@ -14,7 +14,7 @@ import re
 from stockade.walls.git import stamp
 from stockade.walls.workspace import gitconfig, listing, nested
 from stockade.walls.workspace.beneath import Directory
-from stockade.walls.workspace.hostgit import GitFailed, HostGit, capture, is_oid
+from stockade.walls.workspace.hostgit import GitFailed, HostGit, capture, is_oid, mistaken
 from stockade.walls.workspace.report import shown
 from stockade.walls.workspace.touched import names
 
@@ -236,6 +236,8 @@ class _Import:
             return
         if ref == "refs/stash":
             return self.aside(ref, oid, "a stash of the session: git stash apply " + f"{self.aside_root}/stash")
+        if not old and ref.startswith(("refs/heads/", "refs/tags/")) and (other := mistaken(ref, current)):
+            return self.aside(ref, oid, f"git would take it for {other}")
         if ref.startswith("refs/tags/"):
             return self.put(ref, oid, "", "created") if not old else self.aside(ref, oid, "a tag that the host has with another value")
         if not ref.startswith("refs/heads/"):

@@ -57,6 +57,8 @@ def hold(facts: dict[str, Any], patterns: Iterable[str]) -> Hold:
         if wrong or kinds[-1] != wanted:
             message = f"{rel} in the workspace cannot be held: it has to be a {'folder' if '*' in name else 'file'}, and no symbolic link on the way"
             raise CannotEnforce(message, code="workspace.file", hint="Correct the rule [[file]], or leave it out.")
+        if facts["mode"] == "rw":
+            _owned(top, rel, wanted)
         found = os.lstat(f"{top}/{rel}")
         known[rel] = (found.st_dev, found.st_ino)
         modes = {**dict.fromkeys(above, "rw"), **modes, rel: "ro"}
@@ -64,6 +66,14 @@ def hold(facts: dict[str, Any], patterns: Iterable[str]) -> Hold:
     facts["asked"] = known
     held = [f"{mode}:{facts['target']}/{rel}" for rel, mode in modes.items()] if facts["mode"] == "rw" else []
     return Hold(tuple(held), tuple(notes))
+
+
+def _owned(top: str, rel: str, kind: int) -> None:
+    from stockade.walls.workspace import before
+
+    for one in [rel] if kind == stat.S_IFREG else [f"{rel}/{name}" for name in os.listdir(f"{top}/{rel}")]:
+        if _kind(f"{top}/{one}") == stat.S_IFREG:
+            before.own(top, one)
 
 
 def merged(*held: Iterable[str]) -> tuple[str, ...]:

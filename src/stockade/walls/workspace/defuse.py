@@ -7,10 +7,11 @@ Sources: gitrepository-layout(5), githooks(5), git-config(1), gitsubmodules(7).
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
-from stockade.walls.workspace.beneath import Directory
+from stockade.walls.workspace.beneath import Directory, copy_whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,17 +35,21 @@ def pointer(parent: Directory, rel: str, top: str, started: float, *, trusted: C
     found = parent.stat(".git")
     if found is None or found.st_ctime < started or stat.S_ISDIR(found.st_mode):
         return []
-    if stat.S_ISLNK(found.st_mode):
-        target = parent.link_text(".git")
-    else:
-        text = parent.read(".git", 4096) or b""
+    why = wayward(parent, ".git", rel, top, trusted)
+    return [_row(os.path.join(rel, ".git"), parent.set_aside(".git", HELD), why)] if why else []
+
+
+def wayward(parent: Directory, name: str, rel: str, top: str, trusted: Callable[[str], bool] | None) -> str:
+    """Why `name` in `parent` may not be the `.git` file or link of the folder `rel` of the workspace `top`; "" if it may, or git would not follow it."""
+    target = parent.link_text(name)
+    if not target and parent.kind(name) == stat.S_IFREG:
+        text = parent.read(name, 4096)
+        if (
+            text is None or b"\0" in text
+        ):  # git takes a file of up to a megabyte, and of that what stands before a NUL and the newlines at the end
+            return "leads somewhere, in a way that nobody means"
         target = os.fsdecode(text[8:]).rstrip("\r\n") if text.startswith(b"gitdir: ") else ""
-        if not target:
-            return []
-    if not leads_out(target, rel, top, trusted):
-        return []
-    held = parent.set_aside(".git", HELD)
-    return [_row(os.path.join(rel, ".git"), held, f"leads to {target}, outside the workspace")]
+    return f"leads to {target}, outside the workspace" if target and leads_out(target, rel, top, trusted) else ""
 
 
 def leads_out(target: str, rel: str, top: str, trusted: Callable[[str], bool] | None) -> bool:
@@ -65,12 +70,13 @@ def directory(here: Directory, rel: str, started: float, top: str) -> list[dict[
     """
     held: list[dict[str, str]] = []
     for name, why in (("commondir", "sends git to another config"), ("config.worktree", "a second config")):
-        if _new(here, name, started) and not (name == "commondir" and _is_admin(rel)):
+        if _new(here, name, started) and not (name == "commondir" and _is_admin(here, rel)):
             held.append(_row(f"{rel}/{name}", here.set_aside(name, HELD), why))
     if here.kind("hooks") and _hooks_changed(here, started):
         held.append(_row(f"{rel}/hooks", here.set_aside("hooks", HELD), "git runs these programs"))
     held += _config(here, rel, started)
     held += _alternates(here, rel, started, top)
+    _unlinked(here)
     return held
 
 
@@ -79,8 +85,41 @@ def _new(here: Directory, name: str, started: float) -> bool:
     return found is not None and found.st_ctime >= started
 
 
-def _is_admin(rel: str) -> bool:
-    return os.path.basename(os.path.dirname(rel)) == "worktrees"
+def _is_admin(here: Directory, rel: str) -> bool:
+    """Whether it is the part of a repository for a further working tree, which sends git to that repository: to one that git, and so we, take for a git directory.
+
+    Git itself needs no HEAD in what a `commondir` names, so that a folder which is looked at as no repository would do for it.
+    """
+    parts = rel.split("/")
+    if len(parts) < 3 or parts[-2] != "worktrees" or (here.read("commondir", 64) or b"").rstrip(b"\r\n") != b"../..":
+        return False
+    with here.walk_to("") as inner, Directory(os.open("../..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=inner.fd)) as common:
+        return is_git_directory(common)
+
+
+def _unlinked(here: Directory) -> None:
+    """Give what git obeys no other name: when the repository is held the next time, that one could be written to."""
+    for rel in ("", "info", "hooks", "objects/info"):
+        try:
+            folder = here.walk_to(rel)
+        except OSError:
+            continue
+        with folder:
+            for name in folder.names():
+                found = folder.stat(name)
+                if found is not None and stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+                    _copied(folder, name)
+
+
+def _copied(folder: Directory, name: str) -> None:
+    temporary = f".stockade-{os.getpid()}-{os.urandom(6).hex()}"
+    folder.unlock()
+    source = folder.open_file(name)
+    try:
+        copy_whole(source, folder, temporary)
+    finally:
+        os.close(source)
+    os.rename(temporary, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
 
 
 def _hooks_changed(here: Directory, started: float) -> bool:
@@ -101,12 +140,14 @@ def _hooks_changed(here: Directory, started: float) -> bool:
 def _config(here: Directory, rel: str, started: float) -> list[dict[str, str]]:
     if not _new(here, "config", started):
         return []
-    from stockade.walls.workspace import gitconfig  # imports subprocess: only when there is something to parse
+    import subprocess  # only when there is something to parse
+
+    from stockade.walls.workspace import gitconfig
 
     data = here.read("config")
     try:
         pairs = gitconfig.entries(data) if data is not None else None
-    except (ValueError, OSError):
+    except (ValueError, OSError, subprocess.SubprocessError):
         pairs = None
     if pairs is None:
         held = here.set_aside("config", HELD)
@@ -132,13 +173,15 @@ def _alternates(here: Directory, rel: str, started: float, top: str) -> list[dic
             text = os.fsdecode(info.read("alternates") or b"\n/")
             base = os.path.join(top, rel, "objects")
             places = [os.path.normpath(os.path.join(base, line)) for line in text.splitlines() if line and not line.startswith("#")]
-            if all(place.startswith(f"{top}/") for place in places):
+            if "\0" not in text and all(place.startswith(f"{top}/") for place in places):
                 return []
             return [
                 _row(f"{rel}/objects/info/alternates", info.set_aside("alternates", HELD), "borrows objects from outside the workspace")
             ]
-    except OSError:
-        return []
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return []
+        raise
 
 
 def _row(path: str, held: str, why: str) -> dict[str, str]:

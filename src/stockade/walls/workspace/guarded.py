@@ -88,7 +88,9 @@ def _by_name(facts: dict[str, Any], rel: str, kind: int, content: Callable[[], b
     if f"/{rel}".endswith("/objects/info/alternates"):
         return "borrows objects from elsewhere"
     if rel.rpartition("/")[2] == ".git" and not stat.S_ISDIR(kind):
-        text = content() or b"" if stat.S_ISREG(kind) else b""
+        text = content() if stat.S_ISREG(kind) else b""
+        if text is None or b"\0" in text:  # longer than one that git makes, or with an end that only git sees
+            return "leads git to another repository"
         target = os.fsdecode(text[8:]).rstrip("\r\n") if text.startswith(b"gitdir: ") else link
         above = rel.rpartition("/")[0]
         place = os.path.normpath(os.path.join(facts["top"], above, target))

@@ -22,6 +22,7 @@ QUIET = ("core.hooksPath=/dev/null", "core.fsmonitor=false", "gc.auto=0", "maint
 MEMORY = 3 << 30  # bytes of private memory that a host git may use while it reads what the sandbox made
 SECONDS = 600.0
 
+_ABBREVIATED = re.compile(r"[0-9a-f]{4,64}\Z")
 _OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
 
 
@@ -136,6 +137,16 @@ def capture(confined: Confined, argv: Sequence[str], path: str, limit: int, seco
         thread.join(30)
         os.close(file)
     return -1 if over or thread.is_alive() else status
+
+
+def mistaken(ref: str, known: Iterable[str]) -> str:
+    """What of the repository's own git would take a new branch or tag of this name for, or it for that: a short name is looked up among tags, then branches, then those of
+    remotes, and before it is taken for the beginning of an object id (gitrevisions(7)). "" = nothing."""
+    name = ref.split("/", 2)[2]
+    others = {f"refs/remotes/{name}", f"refs/tags/{name}", f"refs/heads/{name}"} - {ref}
+    if _ABBREVIATED.match(name):
+        return "an object id"
+    return next(iter(sorted(others & {*known})), "")
 
 
 def is_oid(text: str) -> bool:

@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+FOLDERS = 100_000  # folders of which it is remembered that they are there
 ENTRIES = 512  # entries of the top folder that are looked at before every start
 
 
@@ -23,7 +24,7 @@ def _place(top: str) -> str:
     from _sha2 import sha256  # type: ignore[import-not-found]  # built in, not in typeshed
 
     found = os.lstat(top)
-    return places.state(f"workspaces/{sha256(os.fsencode(f'2:{found.st_dev}:{found.st_ino}:{top}')).hexdigest()}")
+    return places.state(f"workspaces/{sha256(os.fsencode(f'3:{found.st_dev}:{found.st_ino}:{top}')).hexdigest()}")
 
 
 def load(top: str) -> dict[str, Any] | None:
@@ -39,15 +40,32 @@ def load(top: str) -> dict[str, Any] | None:
         return None
 
 
-def save(top: str, files: int, inside: list[tuple[int, int]], nested: list[str]) -> None:
-    """Remember a complete look. Raises OSError, StockadeError when the state directory is not ours or cannot be written."""
+def save(top: str, files: int, inside: list[tuple[int, int]], nested: list[str], folders: dict[str, int] | None = None) -> None:
+    """Remember a complete look; `folders` (path: inode) for the report only, so in a file of their own. Raises OSError, StockadeError when the state directory is not
+    ours or cannot be written."""
     path = _place(top)
     places.private(places.state())
     places.private(os.path.dirname(path))
+    _write(path, {"files": files, "inside": inside[:10_000], "nested": nested})
+    if folders is not None:
+        _write(f"{path}.folders", folders if len(folders) <= FOLDERS else {})
+
+
+def _write(path: str, data: dict[str, Any]) -> None:
     temporary = f"{path}.{os.getpid()}"
     with open(temporary, "wb") as file:
-        marshal.dump({"files": files, "inside": inside[:10_000], "nested": nested}, file)
+        marshal.dump(data, file)
     os.replace(temporary, path)
+
+
+def folders(top: str) -> dict[str, int] | None:
+    """The folders of the last complete look (path: inode), None if there was none or they were too many."""
+    try:
+        with open(f"{_place(top)}.folders", "rb") as file:
+            found: dict[str, int] = marshal.load(file)  # noqa: S302 - written by us, in a directory of ours
+            return found or None
+    except (OSError, EOFError, ValueError, TypeError):
+        return None
 
 
 def glance(top: str, known: dict[str, Any]) -> tuple[bool, list[str]]:

@@ -8,11 +8,13 @@ Source: the kernel's Documentation/filesystems/overlayfs.rst (whiteouts, opaque 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import subprocess
 
-from stockade.walls.workspace import defuse, gitconfig
-from stockade.walls.workspace.beneath import Directory, alike, copy_attributes, copy_whole, opaque, same
+from stockade.walls.workspace import defuse, gitconfig, guarded
+from stockade.walls.workspace.beneath import DEEPEST, Directory, alike, copy_attributes, copy_whole, opaque, same
 from stockade.walls.workspace.names import PROTECTED
 from stockade.walls.workspace.report import shown
 
@@ -52,6 +54,7 @@ class _Merge:
 
     def __init__(self, facts: dict[str, Any]) -> None:
         self.top: str = facts["top"]
+        self.common: str = facts["common"]
         self.skip = frozenset(facts["skip"])
         self.counts = {"created": 0, "changed": 0, "not_deleted": 0, "not_changed": 0}
         self.rows: list[dict[str, str]] = []
@@ -68,17 +71,16 @@ class _Merge:
         hides = hides or (bool(rel) and opaque(upper))
         for name in sorted(set(host.names()) - set(upper.names())) if hides else ():
             self.say("not_deleted", f"{rel}/{name}")
-        gitish = defuse.is_git_directory(host) and bool(rel)
         for name in upper.names():
             below = f"{rel}/{name}" if rel else name
             if below in self.skip:
                 continue
             try:
-                self.entry(upper, host, name, below, gitish, hides)
+                self.entry(upper, host, name, below, hides)
             except OSError as error:
                 self.failed.append({"path": shown(below), "error": error.strerror or "failed"})
 
-    def entry(self, upper: Directory, host: Directory, name: str, rel: str, gitish: bool, hides: bool) -> None:
+    def entry(self, upper: Directory, host: Directory, name: str, rel: str, hides: bool) -> None:
         found = upper.stat(name)
         if found is None:
             return
@@ -86,7 +88,11 @@ class _Merge:
             if host.kind(name):
                 self.say("not_deleted", rel)
             return
-        place = self.harmless_name(upper, host, name, rel, gitish, found)
+        if "/" in rel and guarded.becomes(
+            host, name
+        ):  # INVARIANT: before the folder is one that the host's git would take for a git directory
+            self.held += defuse.directory(host, rel.rpartition("/")[0], 0.0, self.top)
+        place = self.harmless_name(upper, host, name, rel, found)
         if rel in _GUARDED and host.kind(name):
             raise OSError(1, "protected: changes stay in the layer", rel)
         if stat.S_ISDIR(found.st_mode):
@@ -98,18 +104,18 @@ class _Merge:
         else:
             raise OSError(22, "neither file, folder nor link", rel)
 
-    def harmless_name(self, upper: Directory, host: Directory, name: str, rel: str, gitish: bool, found: os.stat_result) -> str:
+    def harmless_name(self, upper: Directory, host: Directory, name: str, rel: str, found: os.stat_result) -> str:
         """`name`, or the name under which it is held back because the host's git would execute or follow it."""
         why = ""
-        if name == ".git" and "/" in rel and not stat.S_ISDIR(found.st_mode) and host.kind(name):
-            why = "leads to another repository"
-        elif gitish and name in _GIT_EXECUTES:
+        if name == ".git" and not stat.S_ISDIR(found.st_mode):
+            why = "leads to another repository" if "/" in rel and host.kind(name) else self.wayward(upper, rel)
+        elif name in _GIT_EXECUTES and self.gitish(host, rel):
             why = "git runs or follows it"
-        elif gitish and name == "config":
+        elif name == "config" and self.gitish(host, rel):
             data = upper.read(name)
             try:
                 bad = data is None or any(gitconfig.safe(pair) is None for pair in gitconfig.entries(data))
-            except (ValueError, OSError):
+            except (ValueError, OSError, subprocess.SubprocessError):
                 bad = True
             why = "sets what git would execute" if bad else ""
         elif rel.endswith("/objects/info/alternates"):
@@ -119,7 +125,19 @@ class _Merge:
         self.held.append({"path": shown(rel), "held": name + defuse.HELD, "why": why})
         return name + defuse.HELD
 
+    def wayward(self, upper: Directory, rel: str) -> str:
+        def ours(place: str) -> bool:
+            return bool(self.common) and place.startswith(f"{self.common}/")
+
+        return defuse.wayward(upper, ".git", rel.rpartition("/")[0], self.top, ours)
+
+    @staticmethod
+    def gitish(host: Directory, rel: str) -> bool:
+        return "/" in rel and defuse.is_git_directory(host)
+
     def folder(self, upper: Directory, host: Directory, name: str, place: str, rel: str, hides: bool) -> None:
+        if rel.count("/") >= DEEPEST:
+            raise OSError(errno.ELOOP, "nested too deep", rel)
         with upper.down(name) as inner:
             kind = host.kind(place)
             if kind == stat.S_IFDIR:

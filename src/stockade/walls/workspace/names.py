@@ -95,7 +95,22 @@ _EXACT: dict[str, tuple[Risk, str]] = {
     "Containerfile": ("medium", "runs on build"),
     "Procfile": ("medium", "names commands"),
     "Taskfile.yml": ("medium", "names commands"),
-}
+    **dict.fromkeys((".pdbrc", ".Rprofile", ".ghci", ".irbrc", ".pryrc", ".octaverc"), ("high", "the interpreter runs it when it is started here")),
+    **dict.fromkeys((".nvimrc", "_vimrc", ".ycm_extra_conf.py"), ("high", "the editor runs it")),
+    **dict.fromkeys((".mise.local.toml", "mise.local.toml"), ("high", "runs commands on entering the folder")),
+    **dict.fromkeys(("opencode.json", "opencode.jsonc", ".aider.conf.yml"), ("high", "names programs that agents start")),
+    **dict.fromkeys(("lefthook.yml", ".lefthook.yml", "lefthook-local.yml"), ("medium", "names programs that run on commit")),
+    **dict.fromkeys((".pylintrc", "pylintrc", ".luacheckrc", ".rspec", ".rubocop.yml", "mypy.ini", ".flake8"), ("medium", "names code that the tool loads")),
+    **dict.fromkeys(("bunfig.toml", "composer.json", "deno.json", "deno.jsonc"), ("medium", "its scripts run on install and by name")),
+    **dict.fromkeys(
+        (
+            "Cargo.toml", "meson.build", "SConstruct", "SConscript", "build.xml", "build.sbt", "settings.gradle", "settings.gradle.kts", "gradle.properties", "WORKSPACE", "WORKSPACE.bazel",
+            "MODULE.bazel", "BUILD", "BUILD.bazel", ".bazelrc", "mvnw", "flake.nix", "shell.nix", "default.nix",
+        ),
+        ("medium", "runs on every build"),
+    ),
+    **dict.fromkeys(("bitbucket-pipelines.yml", ".drone.yml", ".woodpecker.yml", "appveyor.yml", ".appveyor.yml"), ("medium", "runs in CI")),
+}  # fmt: skip
 _CASELESS: dict[str, tuple[Risk, str]] = {
     "makefile": ("medium", "make runs it"),
     "gnumakefile": ("medium", "make runs it"),
@@ -113,12 +128,23 @@ _FOLDERS: dict[str, tuple[Risk, str]] = {
     ".gemini": ("high", "holds hooks, commands and permissions of an agent"),
     ".devcontainer": ("high", "commands run on the host when the container starts"),
     ".cargo": ("high", "names programs that cargo runs"),
+    ".mvn": ("high", "holds options and extensions of every build"),
+    ".yarn": ("medium", "holds programs that yarn runs"),
+    ".hg": ("high", "Mercurial runs what its hgrc names"),
+    ".jj": ("high", "Jujutsu runs what its config names"),
+    ".mise": ("high", "runs commands on entering the folder"),
+    **dict.fromkeys((".zed", ".helix"), ("high", "names programs that the editor starts")),
+    **dict.fromkeys((".opencode", ".windsurf", ".kiro", ".roo"), ("high", "holds hooks, commands and permissions of an agent")),
+    **dict.fromkeys((".buildkite", ".woodpecker"), ("medium", "runs in CI")),
     ".circleci": ("medium", "runs in CI"),
 }
 _ENDINGS: tuple[tuple[str, Risk, str], ...] = (
     (".code-workspace", "high", "names tasks and tools that the editor starts"),
     (".pth", "high", "every Python start evaluates it"),
     (".mk", "medium", "make includes it"),
+    *((f".config.{kind}", "medium", "a tool of the project runs it") for kind in ("js", "cjs", "mjs", "ts", "cts", "mts")),
+    (".gemspec", "medium", "runs on install"),
+    (".sublime-project", "high", "names tasks and tools that the editor starts"),
     (".desktop", "medium", "a click runs it"),
     (".service", "medium", "systemd runs it"),
 )
@@ -130,10 +156,19 @@ def judge(rel: str, mode: int = 0) -> tuple[Risk, str] | None:
     found = _EXACT.get(name) or _CASELESS.get(name.lower())
     if found:
         return found
+    if mode & 0o170000 == 0o120000:  # a link may stand for a folder, whatever that one is called itself
+        folders.append(name)
+        if name in (".github", ".forgejo", ".gitea"):
+            return "medium", "runs in CI"
     for folder in reversed(folders):
         if folder in _FOLDERS:
             return _FOLDERS[folder]
-    if len(folders) >= 2 and folders[-2:] in (([".github", "workflows"]), ([".github", "actions"]), ([".forgejo", "workflows"])):
+    if len(folders) >= 2 and folders[-2:] in (
+        ([".github", "workflows"]),
+        ([".github", "actions"]),
+        ([".forgejo", "workflows"]),
+        ([".gitea", "workflows"]),
+    ):
         return "medium", "runs in CI"
     low = name.lower()
     if low.startswith(("dockerfile.", "containerfile.")) or (
@@ -144,6 +179,11 @@ def judge(rel: str, mode: int = 0) -> tuple[Risk, str] | None:
         if low.endswith(ending):
             return risk, why
     return EXECUTABLE if mode & 0o170000 == 0o100000 and mode & 0o111 else None
+
+
+def in_git(rel: str) -> bool:
+    """Whether it lies in a folder named `.git`."""
+    return "/.git/" in f"/{rel}"
 
 
 EXECUTABLE: tuple[Risk, str] = ("low", "is executable")

@@ -63,7 +63,7 @@ def _one(facts: Facts, known: dict[str, Any], root: Directory, here: Directory, 
             return defuse.directory(there, below, since(known, below, there, started), top)
     held += defuse.pointer(here, rel, top, started, trusted=lambda place: bool(facts["common"]) and place.startswith(f"{facts['common']}/"))
     text = os.fsdecode(here.read(".git", 4096) or b"")
-    target = text[8:].rstrip("\r\n") if text.startswith("gitdir: ") else here.link_text(".git")
+    target = text[8:].rstrip("\r\n") if text.startswith("gitdir: ") and "\0" not in text else here.link_text(".git")
     place = os.path.normpath(os.path.join(top, rel, target)) if target else ""
     if place.startswith(f"{top}/") and not (facts["common"] and f"{place}/".startswith(f"{facts['common']}/")):
         below = place[len(top) + 1 :]
@@ -78,19 +78,30 @@ def _one(facts: Facts, known: dict[str, Any], root: Directory, here: Directory, 
 def known_links(facts: Facts) -> list[dict[str, Any]]:
     """Defuse the submodules that the host's index already named; an event if something was held."""
     rels = load(os.path.join(facts["git"]["session"], "before")).get("", {}).get("gitlinks", [])
-    return _event(gitlinks(facts, rels))
+    try:
+        return _event(gitlinks(facts, rels))
+    except OSError as error:
+        return _event([], _failed("a submodule", error))
 
 
 def top(facts: Facts) -> list[dict[str, Any]]:
     """Defuse a repository that was made at the top of a workspace which had none, with a `.git` or in its bare form."""
     held: list[dict[str, str]] = []
-    with Directory.top(facts["top"]) as root:
-        if root.kind(".git"):
-            held += gitlinks({**facts, "session": "/nonexistent"}, [""])
-        elif defuse.is_git_directory(root):
-            held += defuse.directory(root, ".", 0.0, facts["top"])
+    try:
+        with Directory.top(facts["top"]) as root:
+            if root.kind(".git"):
+                held += gitlinks({**facts, "session": "/nonexistent"}, [""])
+            elif defuse.is_git_directory(root):
+                held += defuse.directory(root, ".", 0.0, facts["top"])
+    except OSError as error:
+        return _event(held, _failed(".git", error))
     return _event(held)
 
 
-def _event(held: list[dict[str, str]]) -> list[dict[str, Any]]:
-    return [{"kind": "workspace.report", "complete": False, "held": held}] if held else []
+def _failed(path: str, error: OSError) -> list[dict[str, str]]:
+    return [{"path": path, "error": error.strerror or "failed"}]
+
+
+def _event(held: list[dict[str, str]], failed: list[dict[str, str]] | None = None) -> list[dict[str, Any]]:
+    event = {"kind": "workspace.report", "complete": False, "held": held, "not_defused": failed or []}
+    return [event] if held or failed else []

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
 
+PART = 28 << 10  # characters of the lists in one event, escaped: the ledger takes 64 KiB
 ROWS, DIFF_LINES, DIFF_BYTES, DIFFS_BYTES = 500, 60, 8 << 10, 256 << 10
-HELD = 16 * DIFFS_BYTES  # characters of differences that are kept while it is looked: a sandbox can write any number of files
 
 
 def shown(text: str) -> str:
@@ -28,6 +29,25 @@ def diff(before: bytes, after: bytes) -> str:
     return text + ("\n(cut)" if len(lines) > DIFF_LINES or len(text) == DIFF_BYTES else "")
 
 
+def parts(*events: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The events as the ledger can hold them: it shortens what does not fit into a line (record/lines.py), and what is shortened would be whatever came last.
+
+    The first part of one has everything but lists that are long; each further one has its number, and lists go on where the last part has ended.
+    """
+    for event in events:
+        part = {name: [] if isinstance(value, list) else value for name, value in event.items()}
+        number, room = 1, PART
+        for name, row in ((name, row) for name, rows in event.items() if isinstance(rows, list) for row in rows):
+            size = len(ascii(row)) + 8
+            if size > room and room < PART:
+                yield part
+                number, room = number + 1, PART
+                part = {name: event[name] for name in ("kind", "session") if name in event} | {"part": number}
+            part.setdefault(name, []).append(row)
+            room -= size
+        yield part
+
+
 class Rows:
     """Collects rows against the contents before (`None` = was there, content not kept)."""
 
@@ -35,24 +55,22 @@ class Rows:
         self.before = before
         self.changed = 0
         self.rows: list[dict[str, str]] = []
+        self.left_out = 0  # how many more there were. INVARIANT: what is not listed is counted; otherwise files without end would hide one.
+        self._worst: tuple[int, int, str] | None = None  # what comes after it is not among those that are kept
         self._seen: set[str] = set()
-        self._held = 0
-
-    @property
-    def left_out(self) -> int:
-        """How many rows `plain` does not give. INVARIANT: what is not listed is counted; otherwise files without end would hide one."""
-        return max(0, len(self.rows) - ROWS)
 
     def add(self, rel: str, judged: tuple[str, str], content: bytes | None) -> None:
         """One file that was created or changed; no row if it holds what it held before."""
-        self._seen.add(rel)
         known = rel in self.before
+        if known:
+            self._seen.add(rel)
         old = self.before.get(rel)
         if known and old is not None and content == old:
             return
-        if self._held > HELD:
-            text = "(the report is long enough)"
-        elif content is None:
+        if self._worst and _order({"risk": judged[0], "path": shown(rel)}) > self._worst:
+            self.left_out += 1
+            return
+        if content is None:
             text = "(too large to show)"
         elif known and old is None:
             text = "(no content from before)"
@@ -60,10 +78,18 @@ class Rows:
             text = ""
         else:
             text = diff(old or b"", content)
-        self._held += len(text)
         self.rows.append(
             {"path": shown(rel), "change": "changed" if known else "written", "risk": judged[0], "why": judged[1], "diff": text}
         )
+
+        if len(self.rows) >= 4 * ROWS:  # there may be millions, each with its difference
+            self._cut()
+
+    def _cut(self) -> None:
+        self.rows.sort(key=_order)
+        self.left_out += max(0, len(self.rows) - ROWS)
+        del self.rows[ROWS:]
+        self._worst = _order(self.rows[-1]) if len(self.rows) == ROWS else None
 
     def gone(self, absent: Callable[[str], bool]) -> None:
         """Rows for known files that are no longer there."""
@@ -73,10 +99,15 @@ class Rows:
 
     def plain(self) -> list[dict[str, str]]:
         """The rows, most dangerous first and then those nearest to the top, at most `ROWS`."""
-        order = {"high": 0, "medium": 1, "low": 2}
-        left, chosen = DIFFS_BYTES, sorted(self.rows, key=lambda row: (order[row["risk"]], row["path"].count("/"), row["path"]))[:ROWS]
-        for row in chosen:
+        self._cut()
+        left = DIFFS_BYTES
+        for row in self.rows:
             left -= len(row["diff"])
             if left < 0:
                 row["diff"] = "(the report is long enough)"
-        return chosen
+        return self.rows
+
+
+def _order(row: Mapping[str, str]) -> tuple[int, int, str]:
+    """The most dangerous first, then those nearest to the top."""
+    return ("high", "medium", "low").index(row["risk"]), row["path"].count("/"), row["path"]

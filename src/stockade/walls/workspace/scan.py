@@ -11,7 +11,7 @@ import os
 import stat
 import time
 
-from stockade.walls.workspace import defuse, known, names, nested
+from stockade.walls.workspace import defuse, known, names, nested, roundabout
 from stockade.walls.workspace.beneath import DEEPEST, Directory, copy_attributes, copy_content
 from stockade.walls.workspace.report import Rows, shown
 
@@ -30,15 +30,16 @@ KEEP_FILE, KEEP_ALL = 64 << 10, 8 << 20  # bytes of content kept for diffs: of o
 class Baseline:
     """What was there: `git` maps a git directory to its inode, `files` a known name to its content, `links` an inode to its links found.
 
-    `repositories` are all git directories, `pointers` are `.git` files and `linked` symbolic links of that name, both below the top.
+    `repositories` are all git directories, `pointers` are `.git` files and `linked` symbolic links of that name, both below the top. `folders` has the inode of each folder.
 
-    INVARIANT: what has changed since the command was `started` is neither in `git` nor in `files`: it is not taken for what was there. The command may be quicker
+    INVARIANT: what has changed since the command was `started` is neither in `git`, `folders` nor `files`: it is not taken for what was there. The command may be quicker
     than this look; and change times are the kernel's, which nobody inside can set back (inode(7)).
     """
 
     def __init__(self, started: float = ALWAYS) -> None:
         self.started = started
         self.git: dict[str, int] = {}
+        self.folders: dict[str, int] = {}
         self.repositories: list[str] = []
         self.pointers: list[str] = []
         self.linked: list[str] = []
@@ -52,11 +53,15 @@ class Baseline:
         return {"git": self.git, "complete": self.complete}
 
     def note_repository(self, here: Directory, rel: str, entries: list[os.DirEntry[str]]) -> None:
-        """Note whether the directory at `rel` is a git directory, or has a `.git` that is none."""
-        if looks_like_git(entries):
+        """Note the directory at `rel`, and whether it is a git directory or has a `.git` that is none."""
+        status = os.fstat(here.fd)
+        gitish = looks_like_git(entries)
+        if gitish:
             self.repositories.append(rel)
-            status = os.fstat(here.fd)
-            if status.st_ctime < self.started:  # else it may have been moved here a moment ago, with all that it holds
+        if status.st_ctime < self.started:  # else it may have been moved here a moment ago, with all that it holds
+            if len(self.folders) <= known.FOLDERS:
+                self.folders[rel] = status.st_ino
+            if gitish or named_git(rel):
                 self.git[rel] = status.st_ino
         for entry in entries:
             if rel and entry.name == ".git" and not entry.is_dir(follow_symlinks=False):
@@ -104,6 +109,11 @@ def looks_like_git(entries: list[os.DirEntry[str]]) -> bool:
     return "HEAD" in found and ({"objects", "refs"} <= found or "commondir" in found)
 
 
+def named_git(rel: str) -> bool:
+    """Whether the directory is one that `git init` would make a git directory of, with all that it holds already."""
+    return rel.rpartition("/")[2] == ".git"
+
+
 def baseline(
     top: str,
     skip: frozenset[str],
@@ -140,7 +150,7 @@ def _remember(found: Baseline, here: Directory, rel: str, entry: os.DirEntry[str
         return
     if status.st_nlink > 1 and _ours_to_write(status):
         found.links.setdefault((status.st_dev, status.st_ino), (status.st_nlink, []))[1].append(rel)
-    if contents and names.judge(rel) and not _in_git(rel):
+    if contents and names.judge(rel) and not names.in_git(rel):
         content = here.read(entry.name, KEEP_FILE) if found.kept < KEEP_ALL else None
         now = here.stat(entry.name)  # after it was read: what is older than the start then was so while it was read
         if now is not None and now.st_ctime < found.started:
@@ -153,18 +163,21 @@ def _ours_to_write(status: os.stat_result) -> bool:
     return os.geteuid() in (0, status.st_uid) or bool(status.st_mode & 0o022)
 
 
-def _in_git(rel: str) -> bool:
-    return "/.git/" in f"/{rel}"
-
-
 def outside_links(found: Baseline) -> list[str]:
-    """Files of which some hard link lies outside the workspace (or where nobody looked)."""
-    return [rel for nlink, rels in found.links.values() if len(rels) < nlink for rel in rels]
+    """Files of which some hard link lies outside the workspace (or where nobody looked), or where it is held in the next run: in a repository, or protected."""
+    return [rel for nlink, rels in found.links.values() for rel in (rels if len(rels) < nlink else _free(found, rels))]
 
 
 def inside_links(found: Baseline) -> list[tuple[int, int]]:
     """(device, inode) of files all of whose links lie inside."""
-    return [key for key, (nlink, rels) in found.links.items() if len(rels) >= nlink]
+    return [key for key, (nlink, rels) in found.links.items() if len(rels) >= nlink and not _free(found, rels)]
+
+
+def _free(found: Baseline, rels: list[str]) -> list[str]:
+    """Those of a file's names by which it could be written to, although it is held by another one."""
+    held = {*found.repositories, *(rel for rel, _ in names.PROTECTED)} - {""}
+    free = [rel for rel in rels if held.isdisjoint([rel, *(rel[:end] for end, letter in enumerate(rel) if letter == "/")])]
+    return free if len(free) < len(rels) else []
 
 
 def break_link(top: str, rel: str) -> bool:
@@ -223,10 +236,12 @@ def compare(facts: Facts, before: Baseline) -> dict[str, Any]:
     top, started = facts["top"], facts["started"] - nested.SLACK
     after, known = Baseline(), before.plain()
     rows, held, errors = Rows(before.files if before.complete else {}), [], []
+    moved, links_to = roundabout.Moved(facts, before.folders, started, whole=before.complete), list[tuple[str, tuple[str, str]]]()
     with Directory.top(top) as root:
         for here, rel, entries in walk(root, "", frozenset(facts["skip"]), after.skipped):
             after.note_repository(here, rel, entries)
-            if looks_like_git(entries) and rel:
+            since = 0.0 if moved.moved(rel, here) else started
+            if rel and (looks_like_git(entries) or named_git(rel)):
                 try:
                     held += defuse.directory(here, rel, nested.since(known, rel, here, started), top)
                 except OSError as error:
@@ -237,10 +252,15 @@ def compare(facts: Facts, before: Baseline) -> dict[str, Any]:
                 except OSError as error:
                     errors.append({"path": shown(f"{rel}/.git"), "error": error.strerror or "failed"})
             for entry in entries:
-                _look(after, rows, here, f"{rel}/{entry.name}" if rel else entry.name, entry, started)
+                path = f"{rel}/{entry.name}" if rel else entry.name
+                judged = _look(after, rows, here, path, entry, since)
+                if judged is not None and entry.is_symlink():
+                    links_to.append((path, judged))
+        room = iter(range(roundabout.BEHIND))
+        after.skipped += [path for path, judged in links_to if not roundabout.behind(rows, root, top, path, judged, started, room)]
     rows.gone(lambda path: _absent(top, path))
     links = [] if facts["layer"] else break_links(top, after, started)
-    _keep(facts, after, links)
+    _keep(facts, after, links, after.folders)
     return {
         "kind": "workspace.report",
         "complete": before.complete and not after.skipped,
@@ -256,10 +276,10 @@ def compare(facts: Facts, before: Baseline) -> dict[str, Any]:
     }
 
 
-def _keep(facts: Facts, found: Baseline, links: list[dict[str, object]]) -> None:
+def _keep(facts: Facts, found: Baseline, links: list[dict[str, object]], folders: dict[str, int] | None = None) -> None:
     """Remember a complete look for the next start: what it found can be held from the first moment then."""
     if facts["mode"] == "rw" and not found.skipped and all(row["broken"] for row in links):
-        known.save(facts["top"], found.count, inside_links(found), found.nested())
+        known.save(facts["top"], found.count, inside_links(found), found.nested(), folders)
 
 
 def _ours(facts: Facts, place: str) -> bool:
@@ -276,24 +296,29 @@ def _absent(top: str, rel: str) -> bool:
         return True
 
 
-def _look(after: Baseline, rows: Rows, here: Directory, rel: str, entry: os.DirEntry[str], started: float) -> None:
+def _look(after: Baseline, rows: Rows, here: Directory, rel: str, entry: os.DirEntry[str], started: float) -> tuple[str, str] | None:
+    """Note one entry, with a row if tools obey it and it is new; who obeys it."""
     if entry.is_dir(follow_symlinks=False):
-        return
+        return None
     after.count += 1
     try:
         status = entry.stat(follow_symlinks=False)
     except OSError:
-        return
+        return None
     if status.st_nlink > 1 and stat.S_ISREG(status.st_mode) and _ours_to_write(status):
         after.links.setdefault((status.st_dev, status.st_ino), (status.st_nlink, []))[1].append(rel)
-    if status.st_ctime < started or _in_git(rel):
-        return
-    rows.changed += 1
+    old = status.st_ctime < started
+    if names.in_git(rel) or (old and not stat.S_ISLNK(status.st_mode)):
+        return None
     judged = names.judge(rel, status.st_mode)
+    if old:
+        return judged
+    rows.changed += 1
     if judged is not None and stat.S_ISREG(status.st_mode):
         rows.add(rel, judged, here.read(entry.name, KEEP_FILE))
     elif judged is not None:
         rows.add(rel, judged, f"-> {here.link_text(entry.name)}\n".encode("utf-8", "surrogateescape"))
+    return judged
 
 
 def run(facts: Facts, wait_for_end: Callable[[], None], ended: Callable[[], bool], emit: Callable[[dict[str, Any]], None]) -> None:
