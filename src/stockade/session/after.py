@@ -329,6 +329,7 @@ def _scanner(directory: str) -> None:
 
 def main(argv: list[str]) -> int:
     """`scan DIRECTORY` (descriptor 3 is its lock) or `sweep` (descriptor 3 is the sweeper's)."""
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # also where whoever has started us comes before others (sched(7))
     os.nice(19)
     if argv[:1] == ["scan"]:
         _scanner(argv[1])
