@@ -10,6 +10,7 @@ import pytest
 from stockade.checks.fields import forbidden_fields, inspected
 
 MESSAGES, CHAT, RESPONSES = "/v1/messages", "/v1/chat/completions", "/v1/responses"
+GEMINI, BATCH = "/v1beta/models/gemini-x:streamGenerateContent", "/v1beta/models/gemini-x:batchGenerateContent"
 
 
 def reason(path: str, body: Any) -> str | None:
@@ -30,6 +31,17 @@ BENIGN = [
     (
         RESPONSES,
         {"input": "x", "tools": [{"type": "function"}, {"type": "local_shell"}, {"type": "web_search", "external_web_access": False}]},
+    ),
+    (CHAT, {"model": "research-previewer", "messages": [USER], "plugins": [], "web_search_options": None}),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_data": "data:application/pdf;base64,AA"}}]}]}),
+    (GEMINI, {"contents": [{"role": "user", "parts": [{"text": "hello"}, {"inlineData": {"mimeType": "image/png", "data": "AA"}}]}]}),
+    (GEMINI, {"contents": [{"parts": [{"functionCall": {"name": "f", "args": {"fileData": 1, "tools": [{"url_context": {}}]}}}]}]}),
+    (
+        GEMINI,
+        {
+            "contents": [],
+            "tools": [{"functionDeclarations": [{"name": "f", "parameters": {"properties": {"tools": {}}}}]}, {"computer_use": {}}],
+        },
     ),
     ("/v1/files", b"not json, not inspected"),
 ]
@@ -65,6 +77,47 @@ HARMFUL = [
     (RESPONSES, {"input": [{"content": [{"type": "input_file", "file_url": "https://evil.test"}]}]}),
     (RESPONSES, {"input": [{"content": [{"type": "input_file", "file_id": "file-1"}]}]}),
     (RESPONSES, {"prompt": {"id": "p"}}),
+    (MESSAGES, {"messages": [USER], "container": {}}),
+    (MESSAGES, {"messages": [USER], "tools": [{"type": "bash_code_execution", "name": "x"}]}),
+    (CHAT, {"messages": [USER], "web_search_options": {}}),
+    (CHAT, {"messages": [USER], "search_parameters": {"mode": "on"}}),
+    (CHAT, {"messages": [USER], "enable_search": True}),
+    (CHAT, {"messages": [USER], "plugins": [{"id": "web"}]}),
+    (CHAT, {"messages": [USER], "data_sources": [{"type": "azure_search", "parameters": {"endpoint": "https://evil.test"}}]}),
+    (CHAT, {"messages": [USER], "dataSources": [{"type": "azure_search"}]}),
+    (CHAT, {"messages": [USER], "model": "gpt-4o-search-preview"}),
+    (CHAT, {"messages": [USER], "model": "vendor/model:online"}),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "https://evil.test/x"}}]}]}),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "document_url", "document_url": "https://evil.test/x"}]}]}),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_data": "https://evil.test/x.pdf"}}]}]}),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "https://evil.test/x"}}]}]}),
+    (RESPONSES, {"type": "tool_use", "input": [{"content": [{"type": "input_image", "image_url": "https://evil.test"}]}]}),
+    (RESPONSES, {"input": [{"type": "tool_use", "input": [{"type": "input_image", "image_url": "https://evil.test"}]}]}),
+    *[
+        (GEMINI, {"contents": [], "tools": [{name: {}}]})
+        for name in (
+            "urlContext",
+            "url_context",
+            "google_search",
+            "googleSearch",
+            "codeExecution",
+            "fileSearch",
+            "mcp_servers",
+            "retrieval",
+        )
+    ],
+    (GEMINI, {"contents": [], "tools": {"urlContext": {}}}),
+    (GEMINI, {"contents": [], "tools": [{"functionDeclarations": [], "urlContext": {}}]}),
+    (GEMINI, {"contents": [{"parts": [{"fileData": {"fileUri": "https://evil.test/x"}}]}]}),
+    (GEMINI, {"contents": [{"parts": [{"file_data": {"file_uri": "https://evil.test/x"}}]}]}),
+    (GEMINI, {"contents": [{"parts": [{"functionResponse": {"parts": [{"fileData": {"fileUri": "https://evil.test/x"}}]}}]}]}),
+    (GEMINI, {"contents": [], "cachedContent": "cachedContents/x"}),
+    (GEMINI, {"contents": [], "tools": [], "to_ols": [{"urlContext": {}}]}),
+    (BATCH, {"batch": {"input_config": {"requests": {"requests": [{"request": {"tools": [{"url_context": {}}]}}]}}}}),
+    ("/v1internal:generateContent", {"model": "m", "request": {"contents": [], "tools": [{"googleSearch": {}}]}}),
+    ("/v1beta/models/gemini-x%3AgenerateContent", {"tools": [{"urlContext": {}}]}),
+    ("/v1beta/models/gemini-x:countTokens;a=b", {"generateContentRequest": {"tools": [{"urlContext": {}}]}}),
+    (GEMINI, b"\x0a\x05hello"),
 ]
 
 
@@ -81,7 +134,8 @@ def test_harmful(path: str, body: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "read"),
     [(MESSAGES, True), (CHAT, True), (RESPONSES, True), ("/V1/MESSAGES/", True), ("/x/v1/messages/batches", True), ("/v1/%6dessages", True), ("/v1;a/messages;b=1", True),
-     ("/v1/files", False), ("/messages", False)],
+     (GEMINI, True), (BATCH, True), ("/v1beta/models/x:EmbedContent", True), ("/v1beta/models/x%3agenerateContent", True),
+     ("/v1/files", False), ("/messages", False), ("/v1beta/models/x", False), ("/v1beta/generateContent", False)],
 )  # fmt: skip
 def test_which_bodies_are_read(path: str, read: bool) -> None:
     assert inspected(path) is read
