@@ -49,7 +49,10 @@ def commands(start: bytes) -> list[tuple[str, str]] | str:
         at += size
         if size <= 4 or len(line) != size - 4:
             return "the commands of the push do not end where they should, or are too many to be read at once"
-        text = (line.partition(b"\0")[0] if not found else line).removesuffix(b"\n")
+        text, _, wishes = line.partition(b"\0") if not found else (line, b"", b"")
+        if b"push-options" in wishes.split():  # which make a forge merge, or run what it would not (receive.advertisePushOptions)
+            return "the push brings options (git push -o), and they do more than to change refs"
+        text = text.removesuffix(b"\n")
         if _SHALLOW.fullmatch(text):
             continue
         command = _COMMAND.fullmatch(text)
