@@ -58,8 +58,9 @@ class Judge:
     def spend(self, grant: Grant, length: int) -> Callable[[], None]:
         if not usage.counted(grant):
             return lambda: None
-        self._usage.spend(grant, length, time.time())
-        return lambda: self._usage.give_back(grant, length)
+        now = time.time()
+        self._usage.spend(grant, length, now)
+        return lambda: self._usage.give_back(grant, length, now)
 
     def reads(self, path: str, grant: Grant) -> bool:
         return bool(grant.body) or self._watch.thorough or fields.inspected(path)

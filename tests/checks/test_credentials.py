@@ -33,6 +33,11 @@ def test_the_placeholder_in_its_parameter_or_none(query: str) -> None:
     assert rule(f"/x{query}") == ""
 
 
+@pytest.mark.parametrize("name", ["job_token", "X-Api-Key", "x-auth-token", "api_secret", "secretAccessKey", "application_key"])
+def test_names_that_are_credentials_somewhere(name: str) -> None:
+    assert rule(f"/x?{name}=theirs") == "credential-in-query"
+
+
 @pytest.mark.parametrize(
     "query",
     ["key=evil", "key", "key=", f"key={OTHERS}", f"key={MINE}&key={MINE}", f"key={MINE}&key=evil", f"KEY={MINE}", f"k%65y={MINE}", f"key={MINE}x",

@@ -29,7 +29,7 @@ def test_uses() -> None:
         if verdict.effect == ALLOW:
             usage.spend(once, 0, 0)
     assert verdict.rule == "uses-spent"
-    usage.give_back(once, 0)
+    usage.give_back(once, 0, 0)
     assert decide(post(), (once,), state=usage.state(0, (once,))).effect == ALLOW
 
 
@@ -51,6 +51,22 @@ def test_rate() -> None:
             usage.spend(slow, 0, now)
 
 
+def test_one_that_fails_late_gives_back_its_own_place_and_nobody_elses() -> None:
+    """Otherwise a request that is kept waiting, and then fails, buys one more."""
+    slow, usage = grant(rate=2, rate_seconds=60), Usage()
+    usage.spend(slow, 0, 0)
+    usage.spend(slow, 0, 59)
+    usage.give_back(slow, 0, 0)
+    assert usage.state(61, (slow,)).used[slow].times == (59,)
+    usage.spend(slow, 0, 61)
+    assert decide(post(), (slow,), state=usage.state(62, (slow,))).rule == "rate-exceeded"
+    single, usage = grant(rate=1, rate_seconds=1), Usage()
+    usage.spend(single, 0, 0)
+    usage.spend(single, 0, 1)
+    usage.give_back(single, 0, 0)
+    assert decide(post(), (single,), state=usage.state(1.5, (single,))).rule == "rate-exceeded"
+
+
 @pytest.mark.parametrize(("now", "rule"), [(99, "not-yet"), (100, ""), (199, ""), (200, "expired")])
 def test_window(now: int, rule: str) -> None:
     assert spent(grant(not_before=100, not_after=200), 0, State(now))[0] == rule
@@ -65,7 +81,7 @@ def test_after_something_secret_came_in_only_what_says_so_holds() -> None:
     assert decide(post(), all_of_them, state=state).rule == "after-secret"
     for path in ("/secret", "/later"):
         assert decide(HttpRequest("POST", "api.example.com", path), all_of_them, state=state).effect == ALLOW
-    usage.give_back(source, 0)
+    usage.give_back(source, 0, 0)
     assert usage.state(0, ()).tainted  # it may have arrived all the same
 
 
@@ -97,7 +113,7 @@ def test_what_is_spent_and_given_back_is_as_if_it_had_not_been(steps: list[tuple
         if stays:
             kept.spend(one, length, 0)
         else:
-            all_of_it.give_back(one, length)
+            all_of_it.give_back(one, length, 0)
     left, right = kept.state(0, (one,)).used.get(one, Used()), all_of_it.state(0, (one,)).used.get(one, Used())
     assert (left.uses, left.bytes) == (right.uses, right.bytes)
 

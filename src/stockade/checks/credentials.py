@@ -19,7 +19,8 @@ CREDENTIAL_PARAMETERS = frozenset(
     """key apikey accesskey accesskeyid accesstoken token apitoken authtoken authkey auth authorization bearer sig signature sas secret clientsecret
     password passwd passphrase pwd credential credentials jwt idtoken refreshtoken privatetoken privatekey personalaccesstoken oauthtoken sessiontoken
     sessionid securitytoken subscriptionkey clientassertion xamzsignature xamzcredential xamzsecuritytoken xgoogsignature xgoogcredential awsaccesskeyid
-    googleaccessid""".split()
+    googleaccessid jobtoken deploytoken usertoken bottoken xapikey xauthtoken xaccesstoken apisecret appsecret secretkey secretaccesskey
+    awssecretaccesskey consumersecret appkey applicationkey""".split()
 )
 CREDENTIAL_HEADERS = frozenset(
     """authorization proxy-authorization cookie x-api-key api-key apikey x-goog-api-key x-auth-token x-access-token x-amz-security-token private-token

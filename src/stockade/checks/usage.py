@@ -98,13 +98,13 @@ class Usage:
         counts[1] += size
         return True
 
-    def give_back(self, grant: Grant, length: int) -> None:
-        """It did not go out after all. `tainted` stays."""
+    def give_back(self, grant: Grant, length: int, now: float) -> None:
+        """What was spent at `now` did not go out after all. `tainted` stays."""
         counts = self._uses[grant]
         counts[0] -= 1
         counts[1] -= max(length, 0)
-        if grant.rate and self._times[grant]:
-            self._times[grant].pop()
+        if grant.rate and now in self._times[grant]:  # else it is long past; others may have been spent since, and did go out
+            self._times[grant].remove(now)
 
 
 def counted(grant: Grant) -> bool:

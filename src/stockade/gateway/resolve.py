@@ -23,7 +23,13 @@ _networks = ipaddress.ip_network
 # Refused whatever a grant says: addresses that mean "this link" or "whoever runs this machine", and notations that hide another address.
 _NEVER = {
     "link-local": (_networks("169.254.0.0/16"), _networks("fe80::/10"), _networks("fec0::/10")),
-    "a metadata service": (_networks("fd00:ec2::/64"), _networks("100.100.100.200/32"), _networks("fd20:ce::254/128")),
+    "a metadata service": (
+        _networks("fd00:ec2::/64"),
+        _networks("100.100.100.200/32"),
+        _networks("fd20:ce::254/128"),
+        _networks("168.63.129.16/32"),  # Azure's, which looks like any other address
+        _networks("192.0.0.192/32"),
+    ),
     "unspecified": (_networks("0.0.0.0/8"), _networks("::/128")),
     "an IPv4 address in IPv6 dress": (
         _networks("::ffff:0:0/96"),

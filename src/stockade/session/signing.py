@@ -248,7 +248,7 @@ class _Spent:
     def __init__(self, wanted: Signing) -> None:
         from stockade.checks import usage
 
-        self._usage, self._judge = usage.Usage(), usage.spent
+        self._usage, self._judge, self._last = usage.Usage(), usage.spent, 0.0
         self._bounds = Grant("signing", uses=wanted.uses, rate=wanted.rate, rate_seconds=wanted.rate_seconds)
 
     def rule(self, now: float) -> str:
@@ -257,9 +257,10 @@ class _Spent:
 
     def spend(self, now: float) -> None:
         self._usage.spend(self._bounds, 0, now)
+        self._last = now  # the only one under way
 
     def give_back(self) -> None:
-        self._usage.give_back(self._bounds, 0)
+        self._usage.give_back(self._bounds, 0, self._last)
 
 
 def _configure(environment: dict[str, str], settings: dict[str, str]) -> None:
