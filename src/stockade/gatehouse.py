@@ -129,7 +129,8 @@ class Judge:
         packed = any(name == "content-encoding" and value.strip().lower() not in ("", "identity") for name, value in asked.headers)
         if packed or len(asked.body) > _LARGE:
             return True
-        return self._watch.thorough and len(asked.body) + sum(len(value) for _, value in asked.headers) > _LARGE_WITH_CANARIES
+        said = len(asked.body) + len(asked.target) + sum(len(value) for _, value in asked.headers)
+        return self._watch.thorough and said > _LARGE_WITH_CANARIES
 
     def spent(self, grant: Grant, length: int) -> tuple[str, str]:
         return usage.spent(grant, length, self._usage.state(time.time(), self._counted))

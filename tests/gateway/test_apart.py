@@ -122,6 +122,7 @@ def test_what_is_dear_is_what_takes_long() -> None:
     assert not plainly.dear(asked(b"")) and not plainly.dear(asked(b"x" * 1000)) and plainly.dear(asked(b"x" * MIB))
     assert plainly.dear(asked(b"x" * 1000, ("content-encoding", "gzip"))) and not plainly.dear(asked(b"", ("content-encoding", "gzip")))
     assert Judge(CONFIG).dear(asked(b"x" * 10_000)) and Judge(CONFIG).dear(asked(b"", ("x", "y" * 10_000)))
+    assert Judge(CONFIG).dear(asked(b"", target="/v1/" + "x" * 10_000)) and not plainly.dear(asked(b"", target="/v1/" + "x" * 10_000))
     assert not Judge(CONFIG).dear(asked(b"x" * 1000))
 
 
@@ -133,6 +134,16 @@ def test_a_planted_string_in_pieces_is_seen_over_several_of_them() -> None:
         outcome = asyncio.run(Apart().examine(flow, judge, asked(b"x" * MIB + piece.encode())))
         rules.append(outcome.verdict.rule)
     assert rules[0] != "canary" and rules[1] == "canary"
+
+
+def test_bytes_of_a_raw_connection_are_searched_as_well_and_in_pieces() -> None:
+    judge = Judge(CONFIG)
+
+    def carried(data: bytes) -> str:
+        return asyncio.run(Apart().carried(judge, data))
+
+    assert carried(b"x" * 60_000) == "" and carried(b"x" * 60_000 + CANARY.encode()) == "the canary aws"
+    assert [carried(b"x" * 60_000 + piece.encode()) for piece in (CANARY[:12], CANARY[12:])] == ["", "the canary aws"]
 
 
 # --- with a gate

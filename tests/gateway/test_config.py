@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stockade.gateway.config import FACTS, READ, UPSTREAM, bootstrap
+from stockade.gateway.config import FACTS, READ, SEAT, UPSTREAM, bootstrap
 from stockade.gateway.meter import BOUNDS
 from stockade.gateway.target import TARGET
 
@@ -81,7 +81,7 @@ def test_every_way_in_asks_and_hides_the_facts() -> None:
         assert first["failure_mode_allow"] is second["failure_mode_allow"] is False
         assert "filter_enabled_metadata" not in first and second["filter_enabled_metadata"]["path"] == [{"key": READ}]
         assert second["with_request_body"]["allow_partial_message"] is False
-        assert {entry["remove"] for entry in filters["strip"]["mutations"]["request_mutations"]} == {*FACTS, UPSTREAM, READ, TARGET}
+        assert {entry["remove"] for entry in filters["strip"]["mutations"]["request_mutations"]} == {*FACTS, UPSTREAM, READ, SEAT, TARGET}
         for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
             unasked = route.get("typed_per_filter_config", {}).get("envoy.filters.http.ext_authz", {}).get("disabled", False)
             assert not unasked or route["route"]["cluster"] == "tunnel"

@@ -41,6 +41,17 @@ def test_nothing_is_asked_of_a_resolver(monkeypatch: pytest.MonkeyPatch) -> None
     assert seen == ("c2vjcmv0.evil.test", "A", "deny")
 
 
+def test_many_questions_in_one_packet_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may be a pointer to one long name: ten thousand of them fit, and take seconds."""
+    one = dns.message.make_query("api.example.com", "A").to_wire()
+    many = one[:4] + (10_000).to_bytes(2, "big") + one[6:] + b"\xc0\x0c\0\1\0\1" * 9_999
+    read = []
+    monkeypatch.setattr(dns.message, "from_wire", lambda data, **_: read.append(data) or dns.message.make_query("api.example.com", "A"))
+    reply, seen = answerer().answer(many)
+    assert seen is None and not read and reply[:2] == one[:2] and reply[3] & 15 == dns.rcode.NOTIMP
+    assert answerer().answer(one)[1] == ("api.example.com", "A", "allow") and read == [one]
+
+
 def test_synthetic_addresses_are_stable_distinct_and_bounded() -> None:
     told: list[tuple[str, str]] = []
     table = Synthetic(lambda address, name: told.append((address, name)), most=3)

@@ -42,6 +42,13 @@ class Apart:
             said = await run(lambda: _told(flow.examine(asked), judge), SECONDS)
         return _understood(said, judge, asked)
 
+    async def carried(self, judge: Judge, data: bytes) -> str:
+        """As `judge.carried`, of one part. Raises Undecided, ValueError, KeyError."""
+        async with self._free:
+            said = json.loads(await run(lambda: json.dumps([judge.carried([data]), judge.pieces()]).encode(), SECONDS))
+        judge.seen(said[1])
+        return str(said[0])
+
 
 def _told(outcome: Outcome, judge: Judge) -> bytes:
     verdict = outcome.verdict

@@ -9,12 +9,13 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from stockade.core.frozen import replace
 from stockade.core.values import ALLOW, ASK, DENY, Grant, Verdict
 from stockade.gateway.apart import Apart
-from stockade.gateway.config import CONNECTION_FACT, MAX_BUFFERED, NOWHERE, READ, UPSTREAM
+from stockade.gateway.config import CONNECTION_FACT, MAX_BUFFERED, NOWHERE, READ, SEAT, UPSTREAM
 from stockade.gateway.flow import Asked, Flow, Judge, Leaving, Outcome, Synthetic, refusal_text
 from stockade.gateway.hooks import Call, Change, Showing, answer, done
 from stockade.gateway.line import Line, NoReceipt
@@ -27,9 +28,10 @@ from stockade.gateway.sigv4 import Expired
 _CUT_TIMEOUT = 0.25  # seconds
 _BEGINS = 512  # characters of a query, and of a body, that a person is shown
 _AT_ONCE = 15.0  # seconds that a person has where the engine cannot ask a second time: its first question gets no answer after 20
+_MOST_STREAMS = 32  # connections for DNS at once: each costs a descriptor and a buffer, which all sessions of a gate share
 _MOST_ASKED = 32  # requests that wait for somebody's word; each keeps a connection of the engine's
 _SAID = 202  # the status of an answer of ours: the engine would take 200 for leave to go on (RFC 9110, section 15.3.3)
-_TOO_MANY = ("rate-exceeded", "too-many-bodies")  # worth trying again (RFC 6585, section 4)
+_TOO_MANY = ("rate-exceeded", "too-many-bodies", "too-many-requests")  # worth trying again (RFC 6585, section 4)
 _MOST_REMEMBERED = 4096  # names, for logging each once
 _MOST_REPLIES = 512  # to queries for granted names, which come with every new connection
 
@@ -39,8 +41,8 @@ Writer = Callable[[Leaving], list[tuple[str, str]]]
 class Brain:
     """Decides for one session. `secrets` maps a credential's name to what writes it into a request, as parts of our answer; `cut` ends every connection of the
     session, and is told whether that is because something secret was opened, and the number of one to spare ("" = none); `named` is told which name an address
-    was given out for; `rooms` are for the bodies that it reads, and what takes long is decided `apart`; somebody has `patience` seconds to answer what has to be
-    asked (0 = nobody is there to ask).
+    was given out for; `rooms` are for the bodies that it reads, `seats` for requests under way, and what takes long is decided `apart`; somebody has `patience`
+    seconds to answer what has to be asked (0 = nobody is there to ask).
     """
 
     def __init__(
@@ -52,14 +54,16 @@ class Brain:
         cut: Callable[[bool, str], None],
         named: Callable[[str, str], None],
         rooms: Rooms,
+        seats: Rooms,
         apart: Apart,
         patience: float = 0.0,
     ) -> None:
-        self._session, self._rooms, self._apart = session, rooms, apart
+        self._session, self._rooms, self._seats, self._apart = session, rooms, seats, apart
         self._one = asyncio.Lock()
         self._judge, self._ledger, self._secrets = judge, ledger, secrets
         self._cut, self._patience = cut, patience
         self._revocations = self._asking = 0
+        self._streams = asyncio.Semaphore(_MOST_STREAMS)
         self._addresses = Synthetic(named)
         self._flow = Flow(session, judge, self._addresses)
         self._resolver = Resolver()
@@ -126,22 +130,18 @@ class Brain:
     async def may_send(self, grant: Grant, sent: int, data: bytes, before: bytes) -> bool:
         """May these bytes go out on a raw connection? `sent` counts them and all before them, `before` is the end of what went before."""
         rule = self._judge.more(grant, sent, len(data))
-        carried = "" if rule else self._judge.carried([before + data])
+        looked, carried = before + data, ""
+        if not rule and self._judge.dear(Asked("TCP", "", (), looked)):
+            async with self._one:
+                carried = await self._apart.carried(self._judge, looked)
+        elif not rule:
+            carried = self._judge.carried([looked])
         if not rule and not carried:
             return True
-        event = {
-            "kind": "egress",
-            "effect": DENY,
-            "rule": rule or "canary",
-            "way": "raw",
-            "scheme": "tcp",
-            "host": grant.host,
-            "port": grant.port,
-        }
-        try:
-            await self._ledger.record({**event, **({"canary": carried} if carried else {"length": sent})})
-        except NoReceipt:
-            pass  # it is closed all the same
+        where = {"way": "raw", "scheme": "tcp", "host": grant.host, "port": grant.port}
+        said = {"canary": carried} if carried else {"length": sent}
+        with suppress(NoReceipt):  # it is closed all the same
+            await self._ledger.record({"kind": "egress", "effect": DENY, "rule": rule or "canary", **where, **said})
         return False
 
     async def _settle(
@@ -164,30 +164,39 @@ class Brain:
         take_back = self._judge.spend(outcome.grant, outcome.length) if outcome.grant else lambda: None
         if outcome.grant and watched:
             before += self._goes_out(outcome.grant, connection)
-        address, extra = "", []
         if outcome.verdict.effect == ASK:
             outcome = await self._asked(outcome, asked, left)
             if outcome.verdict.effect != ALLOW:
                 take_back()
+        address, extra, seat = "", [], ""
         if outcome.verdict.effect == ALLOW and not outcome.tunnel:
             if outcome.grant is None:
                 raise ValueError("an allow without a grant")
             try:
                 address = await self._resolver.address(outcome.host, outcome.port, outcome.grant.private)
                 extra = self._credential(outcome)
+                seat = await self._seats.take(self._session, 1) if asked is not None else ""
             except (Unreachable, Expired) as error:
                 take_back()
                 outcome = _changed(outcome, error.rule, f"{error}.")
+            except Full:
+                take_back()
+                outcome = _changed(outcome, "too-many-requests", "this session has as many requests under way as it may; try again.")
+        given = False
         try:
             if extra:
                 await self._once(
                     ("credential", str(outcome.event["credential"])), {"kind": "credential", "name": outcome.event["credential"]}
                 )
             await self._ledger.record(outcome.event)
+            given = outcome.verdict.effect == ALLOW and before == self._revocations
         except NoReceipt:
             if outcome.grant:
                 take_back()
             return 503, [("content-type", "text/plain")], b"stockade refused this request: it could not be written to the ledger\n"
+        finally:
+            if not given:
+                self._seats.give_back(seat)
         if before != self._revocations:
             return 503, [("content-type", "text/plain")], b"stockade refused this request: grants were taken back meanwhile; try again\n"
         if outcome.verdict.effect != ALLOW:
@@ -195,7 +204,8 @@ class Brain:
             status = 429 if outcome.verdict.rule in _TOO_MANY else 403
             return status, headers, refusal_text(outcome).encode()
         # INVARIANT: a request that is allowed carries its address; without one Envoy would go where the client pointed (ORIGINAL_DST).
-        return 200, [*([(UPSTREAM, address)] if address else []), *_bounds(outcome), *extra], b""
+        parts = [(name, value) for name, value in ((UPSTREAM, address), (SEAT, seat)) if value]
+        return 200, [*parts, *_bounds(outcome), *extra], b""
 
     def _goes_out(self, grant: Grant, connection: str) -> bool:
         """Whether something secret is about to come in for the first time. Then nothing that is under way by other rules goes on: every other connection ends
@@ -214,10 +224,8 @@ class Brain:
 
     async def overrun(self, asked: Asked) -> Answer:
         """The engine has counted more than was granted, and holds the stream. What only announced too much it refuses itself; what is under way has to be cut."""
-        try:
+        with suppress(NoReceipt):  # a refusal does not wait for the ledger
             await self._ledger.record(self._flow.overrun(asked))
-        except NoReceipt:
-            pass  # a refusal does not wait for the ledger
         if all(name != ANNOUNCED for name, _ in asked.headers):
             self._cut(False, "")
             await asyncio.sleep(_CUT_TIMEOUT)  # should the connection still be there then, the engine asks again
@@ -250,10 +258,8 @@ class Brain:
         shown = ascii(name[:253])[1:-1]
         if self._judge.carried([name.encode("utf-8", "replace")]):
             shown = "(withheld)"
-        try:
+        with suppress(NoReceipt):
             await self._once(("connect", name), {"kind": "connect", "effect": DENY, "rule": "sni-mismatch", "host": shown})
-        except NoReceipt:
-            return
 
     async def _once(self, key: tuple[str, ...], event: Mapping[str, object]) -> None:
         """Record an event the first time only."""
@@ -324,9 +330,12 @@ class Brain:
         asyncio.get_running_loop().add_reader(sock.fileno(), ready)
 
     async def serve_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """DNS over one TCP connection of the door (RFC 7766): two bytes of length, at most 64 queries, 10 s of patience."""
+        """DNS over one TCP connection of the door (RFC 7766): two bytes of length, at most 64 queries, 10 s of patience. Connections beyond some are closed."""
+        if self._streams.locked():
+            writer.close()
+            return
         try:
-            async with asyncio.timeout(10):
+            async with self._streams, asyncio.timeout(10):
                 for _ in range(64):
                     size = int.from_bytes(await reader.readexactly(2), "big")
                     answer = await self.query(await reader.readexactly(size))

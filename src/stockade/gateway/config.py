@@ -35,6 +35,7 @@ FACTS = {
 }
 UPSTREAM = "x-stockade-upstream"  # the brain's answer: the address to connect to
 READ = "x-stockade-read"  # the brain's answer: read the body, then ask again; and the name of the room that it takes (rooms.py)
+SEAT = "x-stockade-seat"  # the brain's answer: the name of the seat that the request takes (rooms.py)
 NOWHERE = "0.0.0.0:1"
 ENGINE_HEADERS = (":", "content-", "x-envoy-", "x-stockade-")  # beginnings of headers in answers to questions that are not for upstream
 MAX_BUFFERED = 32 << 20  # bytes of a body that the brain reads; more is refused with 413
@@ -211,7 +212,7 @@ def _manager(way: str, destination: str, routes: list[Json], *, proxy: bool = Fa
         # An upgrade that no grant is for is refused before it gets here; without this Envoy would answer 403 itself.
         upgrade_configs=[{"upgrade_type": "websocket"}],
         http_filters=filters,
-        access_log=[rooms.ended(_EXT_AUTHZ, READ)],
+        access_log=[rooms.ended(_EXT_AUTHZ, READ, "room"), rooms.ended(_EXT_AUTHZ, SEAT, "seat")],
         route_config={"virtual_hosts": [{"name": "any", "domains": ["*"], "routes": routes}]},
     )
 
@@ -236,7 +237,7 @@ def _facts(own: dict[str, str]) -> Json:
 def _strip() -> Json:
     """Nothing of ours goes upstream, and no trailers of a request: nobody has judged them."""
     mutations = {
-        "request_mutations": [{"remove": name} for name in (*FACTS, UPSTREAM, READ, TARGET)],
+        "request_mutations": [{"remove": name} for name in (*FACTS, UPSTREAM, READ, SEAT, TARGET)],
         "request_trailers_mutations": [{"remove_on_match": {"key_matcher": {"safe_regex": {"regex": ".*"}}}}],
     }
     return typed("strip", "extensions.filters.http.header_mutation.v3.HeaderMutation", mutations=mutations)
@@ -263,7 +264,7 @@ def _authorise(who: str) -> Json:
                 # What the brain adds to an allow are credentials' headers, whatever their names; the rest of its answer is for the engine.
                 "allowed_upstream_headers": {"patterns": [{"safe_regex": {"regex": _unless(*ENGINE_HEADERS)}}]},
                 "allowed_client_headers": {"patterns": [{"exact": "content-type"}, {"exact": "x-stockade-rule"}]},
-                "dynamic_metadata_from_headers": {"patterns": [{"exact": name} for name in (UPSTREAM, READ, TARGET, meter.BOUNDS)]},
+                "dynamic_metadata_from_headers": {"patterns": [{"exact": name} for name in (UPSTREAM, READ, SEAT, TARGET, meter.BOUNDS)]},
             },
         },
     )

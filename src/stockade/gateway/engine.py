@@ -104,7 +104,7 @@ def start(binary: str, roots: str, directory: str, output: int) -> int:
         "--log-format",
         "envoy %l %n %v",
     ]
-    argv += ["--file-flush-interval-msec", "500", "--drain-time-s", "1", "--parent-shutdown-time-s", "2"]
+    argv += ["--file-flush-interval-msec", "100", "--drain-time-s", "1", "--parent-shutdown-time-s", "2"]
 
     def run() -> None:
         from stockade.gateway import enclose

@@ -34,7 +34,7 @@ from mitmproxy.proxy.layers.tls import TlsStartClientHook, TlsStartServerHook
 from mitmproxy.utils.asyncio_utils import set_eager_task_factory
 
 from stockade.gateway import enclose, engine
-from stockade.gateway.config import ANSWER, ENGINE_HEADERS, READ, UPSTREAM
+from stockade.gateway.config import ANSWER, ENGINE_HEADERS, READ, SEAT, UPSTREAM
 from stockade.gateway.inquiry import Asker
 from stockade.gateway.layers import UNDECIDED, Answer, Ask, Stream, first, inner
 from stockade.gateway.proxy_protocol import greeting
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from mitmproxy.tls import TlsData
 
 
-_PARTS = (READ, UPSTREAM, TARGET)  # of the brain's answer to an allowed request that are for us
+_PARTS = (READ, SEAT, UPSTREAM, TARGET)  # of the brain's answer to an allowed request that are for us
 _IDLE = 1800  # seconds, as the other engine
 WAYS = ("proxy", "http", "https")
 _GREETING = 15.0  # seconds for the doorman's header
@@ -133,7 +133,7 @@ class Engine:
         asker = self._reader if ask.whole else self._brain
         if not ask.whole:
             connection.leave()  # the request before this one is over
-        answer, added, target = _understood(*await asker.ask(wanted.target, (*wanted.headers, *facts), ask.body))
+        answer, added, target, seat = _understood(*await asker.ask(wanted.target, (*wanted.headers, *facts), ask.body))
         if answer.address is not None:
             kept = [(name, value) for name, value in wanted.headers if name not in added]
             request = stream.flow.request = stream.flow.request.copy()  # the client's side goes on with what the client said
@@ -143,7 +143,7 @@ class Engine:
             data.authority, data.path = b"", (target or wanted.target).encode()
             data.headers = Headers([(name.encode(), value.encode("latin-1")) for name, value in (*kept, *added.items(), *wanted.framing)])
             connection.permitted.add((answer.address, wanted.scheme == "https"))
-        connection.room = answer.read or connection.room
+        connection.room, connection.seat = answer.read or connection.room, seat
         return answer
 
     async def decide_connect(self, flow: HTTPFlow, connection: Connection) -> None:
@@ -168,27 +168,27 @@ class Engine:
         """A connection was closed because of the name in its TLS greeting: a line for the ledger (gateway/sessions.py reads it)."""
         self._said(json.dumps({"session": session, "name": name or "-"}))
 
-    def left(self, room: str) -> None:
-        """A request is over whose body had this room: a line for the brain (gateway/sessions.py reads it)."""
-        self._said(json.dumps({"room": room}))
+    def left(self, room: str, seat: str) -> None:
+        """A request is over that had this seat, and whose body had this room ("" = none): a line for the brain (gateway/sessions.py reads it)."""
+        self._said(json.dumps({"room": room, "seat": seat}))
 
 
-def _understood(status: int, headers: list[tuple[str, str]], body: bytes) -> tuple[Answer, dict[str, str], str]:
-    """The brain's answer, the headers that it adds to the request, and the path and query that it puts in place of the request's own ("" = none).
+def _understood(status: int, headers: list[tuple[str, str]], body: bytes) -> tuple[Answer, dict[str, str], str, str]:
+    """The brain's answer, the headers that it adds to the request, the path and query that it puts in place of the request's own, and the request's seat ("" = none).
 
     Raises ValueError, KeyError for one that this engine cannot carry out.
     """
     if status != 200:
-        return Answer(status, tuple(_for_client(headers)), body), {}, ""
+        return Answer(status, tuple(_for_client(headers)), body), {}, "", ""
     said = {name: value for name, value in headers if name in _PARTS}
     added = {name: value for name, value in headers if not name.startswith(ENGINE_HEADERS)}
     others = [name for name, _ in headers if name.startswith(ENGINE_HEADERS) and name not in ("content-length", *_PARTS)]
     if others or len(said) + len(added) + 1 != len(headers):
         raise ValueError("an answer that this engine cannot carry out")
     if said.get(READ):
-        return Answer(read=said[READ]), {}, ""
+        return Answer(read=said[READ]), {}, "", ""
     host, _, port = said[UPSTREAM].rpartition(":")
-    return Answer(200, address=(host.strip("[]"), int(port))), added, said.get(TARGET, "")
+    return Answer(200, address=(host.strip("[]"), int(port))), added, said.get(TARGET, ""), said.get(SEAT, "")
 
 
 def _for_client(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -221,7 +221,7 @@ class Connection(server.LiveConnectionHandler):
         self.permitted: set[tuple[tuple[str, int], bool]] = set()  # addresses that the brain returned, and whether with TLS
         self._ended = self._spoken = False
         self._number = number
-        self.room = ""  # that the body of the request on it takes
+        self.room = self.seat = ""  # that the body of the request on it takes, and it itself
         self._deciding = 0
         self._asking: asyncio.Future[Answer] | None = None
         self._ahead = 0
@@ -327,9 +327,9 @@ class Connection(server.LiveConnectionHandler):
 
     def leave(self) -> None:
         """The request that was on it is over; may be called twice."""
-        if self.room:
-            self._engine.left(self.room)
-            self.room = ""
+        if self.room or self.seat:
+            self._engine.left(self.room, self.seat)
+            self.room = self.seat = ""
 
     def hurry(self) -> None:
         """Close a connection on which nothing has been asked."""

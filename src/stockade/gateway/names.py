@@ -31,6 +31,8 @@ class Answerer:
         """The reply (b"" = none: not a query) and what to log: (name, type, effect). Never raises."""
         if len(packet) < 12 or packet[2] & 0x80:
             return b"", None
+        if packet[4:6] != b"\0\1":  # before anything is parsed: ten thousand questions that share one long name take seconds to read
+            return _error(packet, dns.rcode.NOTIMP), None
         try:
             query = dns.message.from_wire(packet, question_only=True)
             if query.opcode() != dns.opcode.QUERY or len(query.question) != 1 or query.question[0].rdclass != dns.rdataclass.IN:

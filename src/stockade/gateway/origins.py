@@ -7,6 +7,7 @@ name, of the same session only: its name is part of what they are kept by (filte
 from __future__ import annotations
 
 from stockade.gateway.envoy import Json, T, typed
+from stockade.gateway.rooms import SEATS
 
 
 def clusters(upstream_ca: str, answers: str, key: str) -> list[Json]:
@@ -47,6 +48,9 @@ def _cluster(name: str, protocol: Json, address: Json, upstream_ca: str = "") ->
         "type": "ORIGINAL_DST",
         "lb_policy": "CLUSTER_PROVIDED",
         "connect_timeout": "10s",
+        # INVARIANT: there are never more requests than seats, so that nobody's are turned away here because of somebody else's. Of connections that
+        # are kept there may be more.
+        "circuit_breakers": {"thresholds": [{"max_connections": SEATS, "max_pending_requests": 1 << 30, "max_requests": 1 << 30}]},
         "original_dst_lb_config": {"metadata_key": address},
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
     }

@@ -10,6 +10,7 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING
 
+from stockade.gateway.apart import Undecided
 from stockade.gateway.proxy_protocol import greeting
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Raw:
             ends.append(outside)
             outside.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await _Carrying(ahead, writer, incoming, outside, brain, grant).run()
-        except* (OSError, ValueError, KeyError, asyncio.IncompleteReadError):  # TimeoutError is an OSError
+        except* (OSError, ValueError, KeyError, Undecided, asyncio.IncompleteReadError):  # TimeoutError is an OSError
             for end in ends:
                 end.transport.abort()
         finally:

@@ -1,7 +1,7 @@
-"""How much of the engine's memory may hold bodies that have to be read, for each session and in all.
+"""How much of the engine's memory may hold bodies that have to be read, for each session and in all; and how many requests may be under way.
 
 The engine keeps such a body from the brain's answer to the first question (config.py, READ) until the request is over. So whoever sends many of them waits,
-or is refused, and others are not harmed. Bodies that stream through take no room.
+or is refused, and others are not harmed. Bodies that stream through take no room. A seat is the same for any request that is under way, whose room is one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MAX_HEAP = 2 << 30  # bytes of the engine's memory
 TOTAL = MAX_HEAP // 2  # bytes
 MOST = 128 << 20  # bytes for one session
+SEATS = 8192  # requests of all sessions; each may keep a connection to a server, and the engine has a bound for these (origins.py)
+MOST_SEATS = 1024  # of one session
 MOST_WAITING = 32  # requests of one session
 PATIENCE = 10.0  # seconds that a request waits for room; the engine waits twice as long for an answer
 
@@ -24,10 +26,10 @@ class Full(Exception):
 
 
 class Rooms:
-    """A session may take `MOST`, and never more than is free afterwards: so whoever takes a lot always leaves as much to the others."""
+    """A session may take `most` of `total`, and never more than is free afterwards: so whoever takes a lot always leaves as much to the others."""
 
-    def __init__(self) -> None:
-        self._free = TOTAL
+    def __init__(self, total: int = TOTAL, most: int = MOST) -> None:
+        self._free, self._most = total, most
         self._used: dict[str, int] = {}  # bytes by session
         self._rooms: dict[str, tuple[str, int]] = {}  # whose each is and how large, by its name
         self._waiting: list[tuple[str, int, asyncio.Future[str]]] = []
@@ -53,7 +55,7 @@ class Rooms:
             self._admit()
 
     def _fits(self, session: str, size: int) -> bool:
-        return self._used.get(session, 0) + size <= min(MOST, self._free - size)
+        return self._used.get(session, 0) + size <= min(self._most, self._free - size)
 
     def _reserve(self, session: str, size: int) -> str:
         self._last += 1
@@ -93,11 +95,11 @@ class Rooms:
                 full.add(session)
 
 
-def ended(answers: str, key: str) -> Json:
-    """The engine's log: a line on standard output at the end of each request that had a room, whose name stands under `key` in the metadata that the brain's
-    `answers` become."""
+def ended(answers: str, key: str, what: str) -> Json:
+    """The engine's log: a line on standard output at the end of each request that had a room (or whatever it is called), whose name stands under `key` in the
+    metadata that the brain's `answers` become."""
     had = {"filter": answers, "path": [{"key": key}], "value": {"present_match": True}}
-    line = {"room": f"%DYNAMIC_METADATA({answers}:{key})%"}
+    line = {what: f"%DYNAMIC_METADATA({answers}:{key})%"}
     log = typed("envoy.access_loggers.stdout", "extensions.access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": line})
     return {**log, "filter": {"metadata_filter": {"matcher": had, "match_if_key_not_found": False}}}
 

@@ -116,7 +116,9 @@ def _run(judge: type[Judge], directory: str, children: list[int], orders: int, l
         introductions(introduced, sessions, lambda: leave(0))
         await loop.connect_read_pipe(lambda: Log(sessions), os.fdopen(log, "rb", buffering=0))
         await loop.create_unix_server(lambda: Question(sessions.authorise, unheard=sessions.unheard), f"{directory}/brain.sock")
-        await loop.create_unix_server(lambda: Question(sessions.authorise, whole=True), f"{directory}/reader.sock")
+        await loop.create_unix_server(
+            lambda: Question(sessions.authorise, whole=True, unheard=sessions.unheard), f"{directory}/reader.sock"
+        )
         await loop.create_unix_server(lambda: Question(sessions.overrun), f"{directory}/meter.sock")
         await loop.create_unix_server(lambda: Question(sessions.secret), f"{directory}/certificates.sock")
         await asyncio.start_unix_server(Raw(sessions).serve, f"{directory}/raw.sock", limit=1 << 16)

@@ -20,11 +20,11 @@ from stockade.gateway import broker
 from stockade.gateway.apart import Apart
 from stockade.gateway.brain import Brain
 from stockade.gateway.certs import Authority
-from stockade.gateway.config import READ, SESSION_FACT
+from stockade.gateway.config import READ, SEAT, SESSION_FACT
 from stockade.gateway.flow import Asked, Judge
 from stockade.gateway.line import Line
 from stockade.gateway.questions import Answer, Buffered, begin
-from stockade.gateway.rooms import Rooms
+from stockade.gateway.rooms import MOST_SEATS, SEATS, Rooms
 
 # Kinds of listeners that the doorman serves, and the socket behind each: the engine's, and for raw TCP our own.
 STREAMS = {"http-proxy": "proxy", "http": "http", "https": "https", "tcp": "raw"}
@@ -64,7 +64,7 @@ class Sessions:
         self._judge, self._authority, self._directory, self._orders, self._listening = judge, authority, directory, orders, listening
         self._changed = changed
         self._sessions: dict[str, _Session] = {}
-        self._rooms, self._apart = Rooms(), Apart()
+        self._rooms, self._seats, self._apart = Rooms(), Rooms(SEATS, MOST_SEATS), Apart()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def introduce(self, fds: list[int]) -> None:
@@ -110,6 +110,7 @@ class Sessions:
             lambda secret, spare: self._cut(session, secret, spare),
             lambda address, host: self._order({"name": host, "address": address, "session": name}),
             self._rooms,
+            self._seats,
             self._apart,
             float(config.get("patience", 0)),
         )
@@ -211,14 +212,15 @@ class Sessions:
         return 200, [("content-type", "application/json")], json.dumps(reply).encode()
 
     def unheard(self, answer: Answer) -> None:
-        """The engine did not wait for this answer: the room that it gives is not used."""
+        """The engine did not wait for this answer: the room or seat that it gives is not used."""
         for name, value in answer[1]:
-            if name == READ:
-                self._rooms.give_back(value)
+            if name in (READ, SEAT):
+                self.left({"room" if name == READ else "seat": value})
 
-    def left(self, room: str) -> None:
-        """A request is over whose body had this room."""
-        self._rooms.give_back(room)
+    def left(self, line: Mapping[str, object]) -> None:
+        """A request is over that had this seat, or whose body had this room."""
+        self._rooms.give_back(str(line.get("room")))
+        self._seats.give_back(str(line.get("seat")))
 
     async def refused_name(self, line: Mapping[str, object]) -> None:
         """The engine closed a connection because of the name in its TLS greeting."""
@@ -243,8 +245,8 @@ class Log(Buffered):
             except ValueError:
                 sys.stderr.write("stockade gate: the engine wrote a line that is not JSON\n")
                 continue
-            if isinstance(found, dict) and "room" in found:
-                self._sessions.left(str(found["room"]))
+            if isinstance(found, dict) and not {"room", "seat"}.isdisjoint(found):
+                self._sessions.left(found)
             elif isinstance(found, dict) and len(self._tasks) < 1024:
                 begin(self._tasks, self._sessions.refused_name(found))
 
