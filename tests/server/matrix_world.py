@@ -420,7 +420,15 @@ class Session:
         return [one for one in self.world.ledgers.events(*kinds) if one.get("session") == self.id]
 
     def order(self, line: str) -> None:
-        with (self.work / "orders").open("w") as pipe:
+        pipes: list[int] = []
+
+        def open_there() -> bool:
+            with contextlib.suppress(OSError):  # nobody reads it: not yet, or not any more (fifo(7))
+                pipes.append(os.open(self.work / "orders", os.O_WRONLY | os.O_NONBLOCK))
+            return bool(pipes)
+
+        assert until(open_there, PATIENCE), (self.id, self.ended, self.world.recent())
+        with open(pipes[0], "w") as pipe:
             pipe.write(f"{line}\n")
 
     def do(self, script: str) -> Job:

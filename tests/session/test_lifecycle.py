@@ -6,6 +6,7 @@ import json
 import marshal
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -52,6 +53,27 @@ def test_status_streams_and_signals_of_the_command_come_through(place: Place) ->
     assert place.run("no-such-program").returncode == 127
     (place.work / "plain").write_text("x")
     assert place.run("./plain").returncode == 126
+
+
+def test_messages_that_nobody_reads_hold_up_nobody(place: Place) -> None:
+    """What is inside can cause any number of them: canaries, questions. A supervisor that waited for a reader would hold no limit any more."""
+    program = "from stockade.session.foreground import say\nfor n in range(5000): say('x' * 100)\nprint('held up by nobody', flush=True)"
+    run = subprocess.Popen([sys.executable, "-c", program], env=place.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert run.stdout is not None and run.stderr is not None
+        assert select.select([run.stdout], [], [], 30)[0] and run.stdout.read() == b"held up by nobody\n"
+        read = run.stderr.read().splitlines()
+        assert 100 < len(read) < 5000 and set(read) == {b"stockade: " + b"x" * 100}  # whole lines, as far as there was room
+    finally:
+        run.kill()
+        run.communicate()
+
+
+def test_a_sandbox_that_never_stands_is_not_waited_for_without_end(place: Place) -> None:
+    before = "import stockade.session.foreground as f\nfrom stockade.walls.box import Box\nf.READY = 0.05\nBox._take = lambda *_: None"
+    done = place.run("/bin/true", before=before)
+    assert done.returncode == 125 and error_of(done)["error"] == "wall.slow"
+    assert place.run("/bin/true").returncode == 0
 
 
 @pytest.mark.parametrize("size", [3 << 20])

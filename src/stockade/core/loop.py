@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 READ, WRITE = select.POLLIN, select.POLLOUT
 
 
+def writable(fd: int) -> bool:
+    """Whether a write of up to 4096 bytes does not block now (pipe(7); for a terminal that was stopped it would)."""
+    poll = select.poll()
+    poll.register(fd, WRITE)
+    return bool(poll.poll(0))
+
+
 class Loop:
     """Not thread-safe. Callbacks get the poll events; whoever registered a descriptor must remove it before closing it."""
 

@@ -389,10 +389,10 @@ class Session:
             after.sweep()
 
 
-def slow() -> WallFailed:
-    """The error for a sandbox that does not stand after `READY` seconds."""
+def slow(seconds: float = READY) -> WallFailed:
+    """The error for a sandbox that does not stand after so many seconds."""
     return WallFailed(
-        f"the sandbox did not stand after {READY:g} s", code="wall.slow", hint="`stockade doctor` tries each part of the wall."
+        f"the sandbox did not stand after {seconds:g} s", code="wall.slow", hint="`stockade doctor` tries each part of the wall."
     )
 
 

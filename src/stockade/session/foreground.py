@@ -10,8 +10,8 @@ import time
 
 from stockade.core.errors import EXIT_FAILED, StockadeError, WallFailed
 from stockade.core.frozen import frozen
-from stockade.core.loop import READ, Loop
-from stockade.session import Session
+from stockade.core.loop import READ, Loop, writable
+from stockade.session import READY, Session, slow
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -227,9 +227,7 @@ class Foreground:
         deadline = time.monotonic() + (DRAIN if self.outcome else 3600)
         while not all(pump.done for pump in self._out) and time.monotonic() < deadline:
             self.loop.turn()
-        if self.outcome:
-            return 128 + 9
-        return child.exit_code
+        return 128 + 9 if self.outcome else child.exit_code
 
     @property
     def refused(self) -> int:
@@ -271,6 +269,8 @@ class Foreground:
             if why := session.exceeded():
                 self._stop(why, "watchdog")
                 return
+        elif time.time() > session.started + 6 * READY:  # a person who starts something on a busy machine would rather wait
+            raise slow(6 * READY)
         self.loop.later(limits.INTERVAL, self._look)
 
     def _signals(self) -> None:
@@ -339,8 +339,9 @@ def _standard_descriptors() -> None:
 
 
 def say(text: str) -> None:
-    """A line for the user between the lines of the command; the terminal may be in raw mode."""
-    os.write(2, f"stockade: {text}\r\n".encode("utf-8", "backslashreplace"))
+    """A line for the user between the lines of the command; the terminal may be in raw mode. Where nobody reads it is dropped: what is inside can cause any number."""
+    if writable(2):
+        os.write(2, f"stockade: {text[:1000]}\r\n".encode("utf-8", "backslashreplace"))
 
 
 @frozen
