@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -61,7 +63,11 @@ def silent() -> Iterator[Silent]:
 
 def granted(upstream: Upstream, *more: Grant) -> tuple[Grant, ...]:
     secure = Grant("api.localhost", paths=("/v1/**",), port=upstream.port, private=True)
-    return secure, Grant("open.localhost", paths=("/public/**",), port=upstream.plain_port, scheme="http", private=True), *more
+    return (
+        secure,
+        Grant("open.localhost", paths=("/public/**",), methods=("GET", "POST"), port=upstream.plain_port, scheme="http", private=True),
+        *more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -94,20 +100,68 @@ def test_tunnels_in_which_nothing_is_said(gate: Gate, hog: Guest, upstream: Upst
     target = f"api.localhost:{upstream.port}"
     with contextlib.ExitStack() as stack:
         made = opened(hog, f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode(), MOST_CONNECTIONS, stack)
-        assert all(b" 200 " in connection.recv(4096) for connection in made)
+        answers = {connection.recv(4096)[:60] for connection in made}
+        assert all(b" 200 " in one for one in answers), answers
         assert served(gate, upstream) == ["[200]", "[200]"]
     assert until(lambda: served(hog, upstream) == ["[200]", "[200]"], 30)
 
 
+def test_questions_that_come_all_at_once_wait_until_the_brain_has_time(gate: Gate, hog: Guest, upstream: Upstream) -> None:
+    target, brain = f"api.localhost:{upstream.port}", gate.children()["brain"]
+    with contextlib.ExitStack() as stack:
+        os.kill(brain, signal.SIGSTOP)  # as if something took it long
+        try:
+            made = opened(hog, f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode(), 400, stack)
+            early = select.select(made, [], [], 1.0)[0]
+        finally:
+            os.kill(brain, signal.SIGCONT)
+        assert not early and {connection.recv(4096)[9:12] for connection in made} == {b"200"}
+
+
 def test_requests_that_are_never_answered(gate: Gate, hog: Guest, upstream: Upstream, silent: Silent) -> None:
     head = f"GET http://silent.localhost:{silent.port}/x HTTP/1.1\r\nHost: silent.localhost:{silent.port}\r\n\r\n".encode()
-    for _ in range(2):  # and what was taken is free again
+    others = []
+
+    def filled() -> bool:
         silent.came = 0
         with contextlib.ExitStack() as stack:
             opened(hog, head, MOST_CONNECTIONS, stack)
-            assert until(lambda: silent.came == MOST_CONNECTIONS, 60), silent.came
-            assert served(gate, upstream) == ["[200]", "[200]"]
-        assert until(lambda: served(hog, upstream) == ["[200]", "[200]"], 30)
+            full = until(lambda: silent.came == MOST_CONNECTIONS, 20)
+            others.append(served(gate, upstream))
+        return full
+
+    assert until(filled, 120) and until(filled, 120)  # and what was taken is free again, a moment later
+    assert all(one == ["[200]", "[200]"] for one in others), others
+    assert until(lambda: served(hog, upstream) == ["[200]", "[200]"], 30)
+
+
+@pytest.mark.parametrize("kind", ["address", "body"])
+def test_requests_that_take_time_to_read(gate: Gate, hog: Guest, upstream: Upstream, kind: str) -> None:
+    """Each takes a tenth of a second or more, which nobody else waits for but once in a while. Decided as they come, all of them would be before the others' next."""
+    place, count = f"open.localhost:{upstream.plain_port}", 60
+    part = b"--a\r\ncontent-disposition: form-data; " + b"; ".join(b"n%d*0*=x" % number for number in range(99)) + b"\r\n\r\n"
+    body, query = (b"", ";" * 59_000) if kind == "address" else (part * 450, "")
+    head = f"content-type: multipart/form-data; boundary=a\r\ncontent-length: {len(body)}\r\n" if body else ""
+    data = f"POST http://{place}/public/x?{query} HTTP/1.1\r\nHost: {place}\r\n{head}\r\n".encode() + body
+    before = len(hog.events)
+    with contextlib.ExitStack() as stack:
+        made = [stack.enter_context(socket.create_connection(("127.0.0.1", hog.ports["http-proxy"]), 30)) for _ in range(count)]
+        senders = [threading.Thread(target=_say, args=(connection, data)) for connection in made]
+        for sender in senders:
+            sender.start()
+        assert until(lambda: len(hog.events) > before, 60)
+        assert served(gate, upstream) == ["[200]", "[200]"]
+        assert len(hog.events) - before < count
+        for connection in made:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for sender in senders:
+            sender.join()
+
+
+def _say(connection: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        connection.sendall(data)
 
 
 def test_seats_are_never_all_one_sessions() -> None:

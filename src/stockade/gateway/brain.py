@@ -28,6 +28,7 @@ from stockade.gateway.sigv4 import Expired
 _CUT_TIMEOUT = 0.25  # seconds
 _BEGINS = 512  # characters of a query, and of a body, that a person is shown
 _AT_ONCE = 15.0  # seconds that a person has where the engine cannot ask a second time: its first question gets no answer after 20
+_SMALL = 1 << 10  # bytes of target and body that take no time to speak of
 _MOST_STREAMS = 32  # connections for DNS at once: each costs a descriptor and a buffer, which all sessions of a gate share
 _MOST_ASKED = 32  # requests that wait for somebody's word; each keeps a connection of the engine's
 _SAID = 202  # the status of an answer of ours: the engine would take 200 for leave to go on (RFC 9110, section 15.3.3)
@@ -59,7 +60,7 @@ class Brain:
         patience: float = 0.0,
     ) -> None:
         self._session, self._rooms, self._seats, self._apart = session, rooms, seats, apart
-        self._one = asyncio.Lock()
+        self._one, self._turn = asyncio.Lock(), asyncio.Lock()
         self._judge, self._ledger, self._secrets = judge, ledger, secrets
         self._cut, self._patience = cut, patience
         self._revocations = self._asking = 0
@@ -98,6 +99,9 @@ class Brain:
             if rule:  # by what was allowed meanwhile
                 outcome = _changed(outcome, rule, f"{reason}.")
         else:
+            if len(asked.target) + len(asked.body) > _SMALL:  # one after the other, so that between them the other sessions get their turns
+                async with self._turn:
+                    await asyncio.sleep(0)
             outcome = self._flow.examine(asked)
         if outcome.inside is not None:
             return await self._inside(outcome.inside, outcome, asked)
@@ -191,8 +195,7 @@ class Brain:
             await self._ledger.record(outcome.event)
             given = outcome.verdict.effect == ALLOW and before == self._revocations
         except NoReceipt:
-            if outcome.grant:
-                take_back()
+            take_back()
             return 503, [("content-type", "text/plain")], b"stockade refused this request: it could not be written to the ledger\n"
         finally:
             if not given:
@@ -331,10 +334,9 @@ class Brain:
 
     async def serve_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """DNS over one TCP connection of the door (RFC 7766): two bytes of length, at most 64 queries, 10 s of patience. Connections beyond some are closed."""
-        if self._streams.locked():
-            writer.close()
-            return
         try:
+            if self._streams.locked():
+                return
             async with self._streams, asyncio.timeout(10):
                 for _ in range(64):
                     size = int.from_bytes(await reader.readexactly(2), "big")

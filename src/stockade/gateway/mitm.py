@@ -388,7 +388,7 @@ async def _listen(directory: str, upstream_ca: str) -> None:
     enclose.fallback(directory)
     with set_eager_task_factory():  # as mitmproxy itself runs
         for way in WAYS:
-            await asyncio.start_unix_server(partial(carrying.serve, way), f"{directory}/{way}.sock", backlog=512)
+            await asyncio.start_unix_server(partial(carrying.serve, way), f"{directory}/{way}.sock", backlog=4096)
         await asyncio.Event().wait()
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from stockade.gateway.flow import Judge
 
 INTRODUCTIONS = 3
+# Of connections that have not been taken yet: what comes beyond fails at once, whosever it is, and in a moment in which the brain is busy that may be many.
+_BACKLOG = 4096
 _ENGINE_DEADLINE = 20.0  # seconds until the engine must listen; mitmproxy takes some of them on a busy machine
 
 
@@ -115,13 +117,15 @@ def _run(judge: type[Judge], directory: str, children: list[int], orders: int, l
         sessions = Sessions(judge, authority, directory, socket.socket(fileno=orders), listening, changed)
         introductions(introduced, sessions, lambda: leave(0))
         await loop.connect_read_pipe(lambda: Log(sessions), os.fdopen(log, "rb", buffering=0))
-        await loop.create_unix_server(lambda: Question(sessions.authorise, unheard=sessions.unheard), f"{directory}/brain.sock")
+        await loop.create_unix_server(
+            lambda: Question(sessions.authorise, unheard=sessions.unheard), f"{directory}/brain.sock", backlog=_BACKLOG
+        )
         await loop.create_unix_server(
             lambda: Question(sessions.authorise, whole=True, unheard=sessions.unheard), f"{directory}/reader.sock"
         )
-        await loop.create_unix_server(lambda: Question(sessions.overrun), f"{directory}/meter.sock")
-        await loop.create_unix_server(lambda: Question(sessions.secret), f"{directory}/certificates.sock")
-        await asyncio.start_unix_server(Raw(sessions).serve, f"{directory}/raw.sock", limit=1 << 16)
+        await loop.create_unix_server(lambda: Question(sessions.overrun), f"{directory}/meter.sock", backlog=_BACKLOG)
+        await loop.create_unix_server(lambda: Question(sessions.secret), f"{directory}/certificates.sock", backlog=_BACKLOG)
+        await asyncio.start_unix_server(Raw(sessions).serve, f"{directory}/raw.sock", limit=1 << 16, backlog=_BACKLOG)
         await _listening([f"{directory}/{name}.sock" for name in STREAMS.values()])
         listening.set_result(None)
         await asyncio.Event().wait()
