@@ -78,3 +78,31 @@ def test_the_suggestion_is_a_grant_for_grpc(near: Grant | None) -> None:
 def test_what_says_that_it_is_a_call() -> None:
     assert is_call((("CONTENT-TYPE", "Application/grpc"),))
     assert not is_call(()) and not is_call((TYPE, TYPE)) and not is_call((("content-type", "application/grpc; x=y"),))
+
+
+SOCKET = Grant("api.example.com", paths=("/ws",), websocket=True)
+WISH = (("upgrade", "websocket"), ("sec-websocket-version", "13"))
+
+
+@pytest.mark.parametrize(
+    "protocols", ["mqtt", "graphql-ws, graphql-transport-ws", "v4.channel.k8s.io", "wamp.2.json", "protobuf.reliable.webpubsub.azure.v1"]
+)
+def test_subprotocols_of_a_websocket_pass(protocols: str) -> None:
+    request = HttpRequest("GET", "api.example.com", "/ws", headers=(*WISH, ("Sec-WebSocket-Protocol", protocols)))
+    assert decide(request, (SOCKET,)).effect == ALLOW
+
+
+@pytest.mark.parametrize(
+    "protocols",
+    [
+        "realtime, openai-insecure-api-key.sk-theirs",
+        "base64url.bearer.authorization.k8s.io.dGhlaXJz, base64.binary.k8s.io",
+        "Token, 0123456789abcdef0123456789abcdef01234567",
+        "graphql-ws, header-eyJob3N0IjoiYXBpLmV4YW1wbGUuY29tIiwieCI6MX0",
+        "x, \x7f",
+    ],
+)
+def test_subprotocols_that_may_carry_a_key_do_not_unless_they_are_listed(protocols: str) -> None:
+    request = HttpRequest("GET", "api.example.com", "/ws", headers=(*WISH, ("Sec-WebSocket-Protocol", protocols)))
+    assert decide(request, (SOCKET,)).rule == "foreign-credential"
+    assert decide(request, (replace(SOCKET, headers=("sec-websocket-protocol",)),)).effect == ALLOW

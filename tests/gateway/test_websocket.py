@@ -170,7 +170,15 @@ def test_nothing_is_smuggled_behind_an_upgrade_that_the_server_did_not_take(scen
     assert len(scene.echo.heads) == 1
 
 
-@pytest.mark.parametrize("line", ["Authorization: Bearer attacker", "Sec-WebSocket-Protocol: x\r\nCookie: a=b", "X-Other: 1"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Authorization: Bearer attacker",
+        "Sec-WebSocket-Protocol: x\r\nCookie: a=b",
+        "Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.sk-attacker",
+        "X-Other: 1",
+    ],
+)
 def test_its_headers_are_judged_as_any_others(scene: Scene, line: str) -> None:
     with scene.open("/ws", line) as (_, answer):
         assert b" 403 " in answer

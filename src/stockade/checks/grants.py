@@ -328,6 +328,9 @@ def _refuse_headers(
             return Refusal(
                 7, "foreign-credential", f"the header {name} carries a credential, and only the gate adds credentials ({where(grant)})"
             )
+        elif name == "sec-websocket-protocol" and grant.websocket and (odd := streams.doubtful(value)):
+            why = "may carry a credential, and only the gate adds credentials; where it does not, a rule lists it by its value"
+            return Refusal(7, "foreign-credential", f"the subprotocol {odd} {why} ({where(grant)})")
         elif (
             name not in COMMON_HEADERS
             and name not in streams.own_headers(grant)

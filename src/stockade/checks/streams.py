@@ -18,6 +18,14 @@ _GRPC_METHOD = re.compile(r"/([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*/[A-Za-z_]\w*)", re
 _GRPC_TYPES = ("application/grpc", "application/grpc+proto")
 
 
+_SUBPROTOCOL = re.compile(r"(?!.*(key|bearer|auth|token|secret|passw))[!#$%&'*+.^_`|~0-9a-z-]{1,40}")
+
+
+def doubtful(value: str) -> str:
+    """The first subprotocol of a WebSocket that may carry a credential, as some servers take it there from browsers ("openai-insecure-api-key.sk-..."); "" if none does."""
+    return next((ascii(one.strip()[:20])[1:-1] for one in value.lower().split(",") if not _SUBPROTOCOL.fullmatch(one.strip())), "")
+
+
 def own_headers(grant: Grant) -> frozenset[str]:
     """The headers that the kind of a grant needs beyond the common ones."""
     return _WEBSOCKET_HEADERS if grant.websocket else _GRPC_HEADERS if grant.grpc else frozenset()
