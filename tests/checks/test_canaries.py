@@ -82,6 +82,27 @@ def test_a_held_string_is_found_in_large_data(dress: str) -> None:
     assert watch().found([data.replace(b"broker-1", b"broker-2").swapcase() if dress == "plain" else data[:1000]]) == ""
 
 
+@pytest.mark.parametrize(
+    "dress",
+    [
+        lambda data: base64.encodebytes(data * 9),
+        lambda data: json.dumps({"log": base64.encodebytes(data * 9).decode().replace("\n", "\r\n")}).encode(),
+        lambda data: data.hex(":").encode(),
+        lambda data: data.hex(" ").upper().encode(),
+        lambda data: b"".join(b"\\x%02x" % byte for byte in data),
+        lambda data: b"".join(b"%%%02x" % byte for byte in data),
+        lambda data: b" ".join(bytes([byte]) for byte in data),
+    ],
+)
+def test_what_stands_between_letters_and_lines_is_no_dress(dress: Callable[[bytes], bytes]) -> None:
+    """`base64` writes lines, and what an agent sends is often large: a line would end in the middle of it one time in four."""
+    other = FILE.replace(b"aws-canary", b"aws-banana")
+    for size in (0, 2 * DEEP):
+        around = base64.b64encode(bytes(range(256)) * (size // 256)) + b"\n"
+        assert watch().found([around + dress(FILE) + b"\n" + around]) == "file"
+        assert watch().found([around + dress(other) + b"\n" + around]) == ""
+
+
 def test_large_compressed_data_is_looked_into() -> None:
     assert watch().found([b"head" + gzip.compress(b"x" * 100_000 + FILE) + bytes(DEEP)]) == "file"
 

@@ -204,6 +204,30 @@ def test_waiting_for_a_person_holds_up_nobody_else(gate: Gate, upstream: Upstrea
         guest.close()
 
 
+def test_a_rule_that_has_ended_while_somebody_was_asked(gate: Gate, upstream: Upstream) -> None:
+    """What was approved too late does not leave, as what is asked too late does not."""
+    (asks,) = granted(upstream, "api.localhost")
+    for until_when, expected in ((2, "[403]"), (600, "[200]")):
+        end = int(time.time()) + until_when
+        guest = gate.visit(f"s-ends-{until_when}", (Grant(**{**asks.__dict__, "effect": "ask", "not_after": end}),), patience=20.0)
+
+        def approve(event: dict[str, object], end: int = end) -> bool:
+            if end < time.time() + 60:
+                assert until(lambda: time.time() > end, 20)
+            return True
+
+        guest.approve = approve
+        try:
+            assert guest.ready.wait(10)
+            done = guest.curl(f"https://api.localhost:{upstream.port}/v1/x", "-m", "30", patience=40)
+            assert done.stdout.endswith(expected), done
+            assert [event["effect"] for event in guest.events if event.get("path") == "/v1/x"] == [
+                "deny" if expected == "[403]" else "allow"
+            ]
+        finally:
+            guest.close()
+
+
 def test_nobody_answers_in_time(gate: Gate, upstream: Upstream) -> None:
     asks = tuple(Grant(**{**grant.__dict__, "effect": "ask"}) for grant in granted(upstream, "api.localhost"))
     for patience, least in ((0.3, 0.3), (0.0, 0.0)):

@@ -26,6 +26,9 @@ BUDGET = 2 << 20  # bytes of all layers together
 _RUNS = re.compile(rb"[A-Za-z0-9+/_\s-]{16,}")  # padding ends a run: what follows it is encoded anew
 _HEX = re.compile(rb"(?:[0-9a-fA-F]{2}){8,}")
 _BASE32 = re.compile(rb"[A-Z2-7a-z]{16,}=*")
+_LOOSE = bytes(
+    byte for byte in range(256) if not re.match(rb"[0-9A-Za-z+/_-]", bytes([byte]))
+)  # what lines and pairs of digits are set apart by
 _STARTS = 16  # places in one item where a compressed stream might begin, for each kind
 _MAGIC = ((b"\x1f\x8b\x08", 31), (b"\x78\x9c", 15), (b"\x78\x01", 15), (b"\x78\xda", 15))
 
@@ -98,8 +101,9 @@ class Watch:
         return ""
 
     def _found(self, data: bytes) -> str:
+        solid = re.sub(rb"\\[nrx]", b"", data).translate(None, _LOOSE)
         for name, texts in self._needles.items():
-            if any(text in data for text in texts):
+            if any(text in data or text in solid for text in texts):
                 return name
         if not self._planted:
             return ""

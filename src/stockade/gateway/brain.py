@@ -153,7 +153,8 @@ class Brain:
     ) -> Answer:
         """From a verdict to its effect: counted, asked about where somebody must be asked, the address found, and written down. `before`: how often something
         had been taken back when it was given; `connection`: the number of the one that it came on, and what is spoken on it, from the outside in."""
-        if outcome.verdict.effect == ASK and asked is not None and not asked.whole and _ends(outcome.grant):
+        grant, early = outcome.grant, outcome.verdict.effect == ASK and asked is not None and not asked.whole
+        if early and grant is not None and not grant.grpc and not grant.websocket:  # whose bodies have no end that can be waited for
             outcome = replace(outcome, read=True)  # the engine waits for a person only with its second question
         if outcome.read:
             try:
@@ -246,11 +247,12 @@ class Brain:
             patience = min(self._patience, _AT_ONCE) if asked is not None and not asked.whole else self._patience
             allowed, why = False, ""
             if self._patience > 0 and self._asking <= _MOST_ASKED:
-                allowed, why = await unless(left, self._ledger.ask(event, patience))
-        except NoReceipt:
-            allowed = False
+                with suppress(NoReceipt):
+                    allowed, why = await unless(left, self._ledger.ask(event, patience))
         finally:
             self._asking -= 1
+        if allowed and outcome.grant and 0 < outcome.grant.not_after <= time.time():
+            allowed, why = False, "it was approved after the rule had ended"
         if not allowed:
             return _changed(outcome, outcome.verdict.rule, f"{why or 'nobody approved it'}.")
         rule = f"approved: {outcome.event['rule']}"
@@ -357,11 +359,6 @@ def _bounds(outcome: Outcome) -> list[tuple[str, str]]:
         return []
     up, down = outcome.grant.max_upload if outcome.length < 0 else 0, outcome.grant.max_download
     return [(BOUNDS, f"{up} {down}")] if up or down else []
-
-
-def _ends(grant: Grant | None) -> bool:
-    """Whether the body of what this grants has an end that can be waited for."""
-    return grant is not None and not grant.grpc and not grant.websocket
 
 
 def _shown(outcome: Outcome, asked: Asked | None) -> dict[str, object]:
