@@ -30,7 +30,7 @@ BOUNDS = {
     "walls/workspace/waiting.py": 1080,
     "gateway/config.py": 700,
     "gateway/doorman.py": 700,
-    "gateway/brain.py": 930,
+    "gateway/brain.py": 940,
     "gateway/mitm.py": 700,
     "gateway/raw.py": 200,
     "gateway/names.py": 250,

@@ -222,8 +222,7 @@ class Foreground:
         for fd in self._given:
             os.close(fd)
         self._given = []
-        if self.outcome:
-            self.loop.later(DRAIN, lambda: None)  # wakes the loop: a reader that is stuck does not outlast the limit
+        self.loop.later(DRAIN, lambda: None)  # wakes the loop: a reader that is stuck does not outlast the limit
         deadline = time.monotonic() + (DRAIN if self.outcome else 3600)
         while not all(pump.done for pump in self._out) and time.monotonic() < deadline:
             self.loop.turn()
