@@ -20,8 +20,8 @@ import pytest
 from conftest import unavailable
 from stockade.core.errors import CannotEnforce, StockadeError, WallFailed
 from stockade.core.values import PLACEHOLDER, Credential, Grant, Limits, Mount, Policy, Root, Workspace
+from stockade.session import after, live
 from stockade.session import command as begun
-from stockade.session import live
 from stockade.session.command import SessionEnded
 from stockade.session.exchange import AsyncioLoop
 from stockade.walls import limits, probe
@@ -171,7 +171,7 @@ while True:
 STUCK = """
 import asyncio, sys
 from stockade.core.values import Policy
-from stockade.session import live
+from stockade.session import after, live
 
 async def main():
     async with live.open_session(Policy(), cwd=sys.argv[1]) as session:
@@ -628,3 +628,22 @@ def test_the_adapter_keeps_the_loops_contract() -> None:
             os.close(writer)
 
     asyncio.run(whole())
+
+
+def test_a_scan_is_collected_by_its_own_session_only(folder: Path) -> None:
+    """Sessions of one program end at the same time, each in a thread of its own, and each collects what is nobody's."""
+
+    async def body() -> None:
+        async with live.open_session(Policy(), cwd=str(folder)) as session:
+            pid = 0
+            while not pid:
+                await asyncio.sleep(0.02)
+                pid = session._session._scan[0]
+            os.kill(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has collected it
+            after.sweep()
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # raises ChildProcessError if somebody has by now
+        with pytest.raises(ChildProcessError):
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+    asyncio.run(asyncio.wait_for(body(), 30))

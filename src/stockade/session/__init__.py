@@ -352,26 +352,21 @@ class Session:
 
     def _wait_for_scan(self, pid: int) -> dict[str, Any] | None:
         """Give the scan a moment, so that its report can be shown before the prompt returns; otherwise it goes on alone."""
-        import select
-
         from stockade.session import after
         from stockade.walls.workspace import patience
 
-        process = os.pidfd_open(pid)
-        try:
-            poll = select.poll()
-            poll.register(process, select.POLLIN)
-            if not poll.poll(patience(self.view.facts, time.time() - self.started) * 1000):
-                return self.view.pending()
-            os.waitpid(pid, 0)
+        if after.waited(pid, patience(self.view.facts, time.time() - self.started)):
             return after.report_of(self.directory)
-        finally:
-            os.close(process)
+        return self.view.pending()
 
     def close(self) -> None:
         """End the sandbox and remove what the session kept."""
-        if self._scan[0]:  # it was not finished: else whoever looks at the workspace would wait for that as long as we live
-            os.close(self._scan[1])
+        pid, told = self._scan
+        if pid:  # it was not finished: else whoever looks at the workspace would wait for that as long as we live
+            from stockade.session import after
+
+            os.close(told)
+            after.alone(pid)
             self._scan = (0, -1)
         while self._closers:
             self._closers.pop()()

@@ -49,12 +49,11 @@ def _spawn(arguments: list[str], descriptors: dict[int, int]) -> int:
         file_actions=actions,
         setsid=True,
     )
-    _started.add(pid)
     return pid
 
 
 def scan(directory: str, lock: int) -> tuple[int, int]:
-    """Start the scan of a session; (its pid, a descriptor whose closing tells it that the sandbox is dead)."""
+    """Start the scan of a session; (its pid, a descriptor whose closing tells it that the sandbox is dead). INVARIANT: nobody else collects it until it is left `alone`."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     try:
         return _spawn(["scan", directory], {0: reading, 3: lock}), writing
@@ -65,6 +64,28 @@ def scan(directory: str, lock: int) -> tuple[int, int]:
         os.close(reading)
 
 
+def alone(pid: int) -> None:
+    """A scan goes on without its session."""
+    _started.add(pid)
+
+
+def waited(pid: int, seconds: float) -> bool:
+    """Whether a scan has ended within so many seconds; otherwise it is left alone."""
+    import select
+
+    process = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        if not poll.poll(seconds * 1000):
+            alone(pid)
+            return False
+        os.waitpid(pid, 0)
+        return True
+    finally:
+        os.close(process)
+
+
 def sweep() -> None:
     """Start the sweeper unless one is about to look. Costs under a millisecond and never fails the caller: whoever ends next tries again."""
     try:
@@ -73,7 +94,7 @@ def sweep() -> None:
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _spawn(["sweep"], {3: lock})
+        _started.add(_spawn(["sweep"], {3: lock}))
     except OSError:
         pass
     finally:
