@@ -2,7 +2,7 @@
 
     python bench/gvisor.py [--rounds N] [--alone] [--json]
 
-All take turns in every round, so that a busy moment of the machine hits all of them. Printed are medians and ratios of this run; absolute times depend on
+All take turns in every round, in an order that is drawn anew, so that a busy moment of the machine hits all of them. Printed are medians and ratios of this run; absolute times depend on
 the machine and no test looks at them. A command in a guest passes a hundred times from one thread of the host to another, so on few processors most of its time is waiting to be
 scheduled: `--alone` puts all that is measured at real-time priority (SCHED_RR of sched(7)), which leaves what it takes by itself. `runsc` alone is `runsc run`
 and `runsc exec` of the same program from the same /usr, as root, with the same flags.
@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Literal
 
 from stockade.core.values import Confinement, Limits, Policy
 from stockade.session.live import LiveSession, open_session
@@ -31,6 +33,8 @@ from stockade.walls import gvisor, limits, runsc
 from stockade.walls.box import Box
 
 TRUE, PATH = "/usr/bin/true", {"PATH": "/usr/bin:/bin"}
+INSIDE = 20  # commands of a shell in the guest: what one costs there, whoever asks for it
+SHELL = ["/bin/sh", "-c", f"i=0; while [ $i -lt {INSIDE} ]; do {TRUE}; i=$((i + 1)); done"]
 STREAM = ["/usr/bin/dd", "if=/dev/zero", "bs=64K", "count=8192"]  # 512 MiB
 QUIET = 0.5  # seconds
 FLAGS = ["--network=none", "--ignore-cgroups", "--overlay2=none"]
@@ -76,19 +80,17 @@ class Raw:
         process.wait()
 
 
-def opened(network: str = "none") -> Callable[[], None]:
-    """What is to be ended of a guest of ours that has run `true`; the time until then is the caller's to take."""
+def start(network: Literal["none", "door"]) -> float:
+    """Seconds until a guest of ours has run `true`; its end is not counted."""
+    began = time.perf_counter()
     door = gvisor.make_door((80, 443, 3128, 53)) if network == "door" else None
-    wanted = Confinement(network="door" if door else "none", limits=Limits())
-    box = gvisor.open_box(gvisor.plan(wanted, gvisor.look("/home/user")), door)
+    box = gvisor.open_box(gvisor.plan(Confinement(network=network, limits=Limits()), gvisor.look("/home/user")), door)
     box.wait(box.spawn([TRUE], env=PATH))
-
-    def end() -> None:
-        box.close()
-        if door is not None:
-            door.close()
-
-    return end
+    took = time.perf_counter() - began
+    box.close()
+    if door is not None:
+        door.close()
+    return took
 
 
 async def session(opening: AbstractAsyncContextManager[LiveSession]) -> tuple[float, float, float]:
@@ -149,20 +151,23 @@ def measure(raw: Raw, rounds: int) -> dict[str, list[float]]:
         time.sleep(1)  # both have run `true`, and are idle now; what passes through later stays in a guest's memory for a while
         found["memory: runsc run"], found["memory: ours"] = [memory(beside.pid)], [memory(box.pid)]
         for number in range(rounds + 1):  # the first round only warms caches
-            took = {
-                "start: runsc run": clock(lambda: raw.start([TRUE])[0].wait()),
-                "exec: runsc exec": clock(lambda: raw.exec(name)),
-                "exec: ours": statistics.median(clock(lambda: box.wait(box.spawn([TRUE], env=PATH))) for _ in range(5)),
-                "stream: runsc run": _raw_stream(raw),
-                "stream: ours": _stream(box),
-            }
-            for label, network in (("start: ours, no network", "none"), ("start: ours, with a door", "door")):
-                began = time.perf_counter()
-                end = opened(network)
-                took[label] = time.perf_counter() - began
-                end()
-            for label, value in took.items() if number else ():
-                found.setdefault(label, []).append(value)
+            works: list[tuple[str, Callable[[], float]]] = [
+                ("start: runsc run", lambda: clock(lambda: raw.start([TRUE])[0].wait())),
+                ("start: ours, no network", lambda: start("none")),
+                ("start: ours, with a door", lambda: start("door")),
+                ("exec: runsc exec", lambda: clock(lambda: raw.exec(name))),
+                ("exec: ours", lambda: statistics.median(clock(lambda: box.wait(box.spawn([TRUE], env=PATH))) for _ in range(5))),
+                ("exec: of a shell inside", lambda: clock(lambda: box.wait(box.spawn(SHELL, env=PATH))) / INSIDE),
+                ("stream: runsc run", lambda: _raw_stream(raw)),
+                ("stream: ours", lambda: _stream(box)),
+            ]
+            random.shuffle(works)  # nothing is measured always behind the same other thing
+            took = {}
+            for label, work in works:
+                time.sleep(QUIET)  # what the one before leaves to do is done: a guest that has ended takes its memory apart
+                took[label] = work()
+            for label in sorted(took) if number else ():
+                found.setdefault(label, []).append(took[label])
     finally:
         box.close()
         raw.end(beside, name)

@@ -79,7 +79,9 @@ def _reason(real: str, what: str, mode: str, kind: int) -> tuple[str, str] | Non
         return f"{real} holds files and sockets of other programs and people", narrower
     for store in CREDENTIAL_STORES:
         place = f"{home}/{store}"
-        if home != "/" and (within(real, os.path.realpath(place)) or within(place, real) and os.path.lexists(place)):
+        # Only what is there can be a link, and most are not there: resolving them all is a hundred system calls and more in every start.
+        there = home != "/" and os.path.lexists(place)
+        if home != "/" and (within(real, os.path.realpath(place) if there else place) or there and within(place, real)):
             hint = "Credentials stay outside: write [credential.NAME] with this file as its source, and an [[egress]] rule that uses it."
             return f"~/{store} holds credentials", hint
     if kind not in (0, 0o040000, 0o100000):
