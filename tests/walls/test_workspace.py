@@ -17,7 +17,7 @@ from stockade.core.errors import CannotEnforce, StockadeError
 from stockade.core.values import Enforced, Workspace
 from stockade.record import lines
 from stockade.walls import workspace
-from stockade.walls.workspace import cleanup, defuse, merge, names, scan
+from stockade.walls.workspace import beneath, cleanup, defuse, merge, names, scan
 from stockade.walls.workspace.beneath import Directory
 from stockade.walls.workspace.report import Rows
 from stockade.walls.workspace.report import parts as parts_of
@@ -312,7 +312,7 @@ def test_a_later_run_breaks_a_new_link_below_as_soon_as_the_scan_sees_it(tmp_pat
 
 def test_a_link_that_cannot_be_broken_stops_the_start(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     top, _ = hard_link(tmp_path)
-    monkeypatch.setattr(scan, "COPY_AT_MOST", 3)
+    monkeypatch.setattr(beneath, "COPY_AT_MOST", 3)
     with pytest.raises(CannotEnforce) as caught:
         Session(top, state)
     assert caught.value.code == "workspace.hard-link" and "d/linked" in caught.value.message
@@ -320,7 +320,9 @@ def test_a_link_that_cannot_be_broken_stops_the_start(tmp_path: Path, state: Pat
 
 def test_the_copy_keeps_mode_times_and_attributes(tmp_path: Path) -> None:
     top, outside = hard_link(tmp_path)
-    assert scan.break_link(str(top), "d/linked")
+    with Directory.top(f"{top}/d") as here:
+        assert beneath.break_link(here, "linked")
+        assert not beneath.break_link(here, "linked")
     copy, original = (top / "d/linked").stat(), outside.stat()
     assert copy.st_ino != original.st_ino and copy.st_nlink == 1
     assert (copy.st_mode, copy.st_mtime_ns, copy.st_uid) == (original.st_mode, original.st_mtime_ns, original.st_uid)
@@ -375,8 +377,11 @@ def test_no_link_is_followed_while_breaking_and_defusing(tmp_path: Path, state: 
     assert tree(outside) == before
     assert {row["path"] for row in report["held"]} == {"a/.git", "b/.git/config", "b/.git/hooks"}
     assert not report["not_defused"]
-    with pytest.raises(OSError):
-        scan.break_link(str(top), "whole/config")
+    with Directory.top(str(top)) as here, pytest.raises(OSError):
+        here.walk_to("whole")
+    with Directory.top(f"{top}/b/.git") as here, pytest.raises(OSError):
+        beneath.break_link(here, "config.stockade-held")
+    assert tree(outside) == before
 
 
 def test_what_is_held_can_be_released(tmp_path: Path, state: Path) -> None:

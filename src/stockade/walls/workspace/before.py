@@ -7,6 +7,7 @@ import os
 from stockade.core.errors import CannotEnforce
 from stockade.core.values import Enforced
 from stockade.walls.workspace import known, scan
+from stockade.walls.workspace.beneath import Directory, break_link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ def own(top: str, rel: str) -> None:
     """Give a file that is going to be held no other name, by which it could be written to. Raises CannotEnforce (`workspace.hard-link`)."""
     try:
         if os.lstat(f"{top}/{rel}").st_nlink > 1:
-            scan.break_link(top, rel)
+            parent, _, name = rel.rpartition("/")
+            with Directory.top(top) as root, root.walk_to(parent) as here:
+                break_link(here, name)
     except OSError as error:
         raise CannotEnforce(
             f"{rel} has another name (a hard link), by which it could be written to, and cannot be replaced by a copy: {error.strerror}",

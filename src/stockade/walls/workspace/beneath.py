@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 DEEPEST = 128  # levels of directories looked at; a shell or git hardly gets further, PATH_MAX being what it is
 READ_AT_MOST = 256 << 10
+COPY_AT_MOST = 16 << 30  # bytes of a hard-linked file that is replaced by a copy; the sandbox may make sparse ones of any size
 NOREPLACE, EXCHANGE = 1, 2  # flags of renameat2(2)
 
 
@@ -183,8 +184,8 @@ def copy_attributes(source: int, target: int) -> None:
     os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
-def copy_whole(source: int, into: Directory, name: str) -> None:
-    """Copy an open file to the new file `name` of `into`, with its attributes, whole and on the disk or not at all. Raises OSError."""
+def copy_whole(source: int, into: Directory, name: str, *, settled: bool = True) -> None:
+    """Copy an open file to the new file `name` of `into`, with its attributes, whole (and on the disk, if `settled`) or not at all. Raises OSError."""
     size = os.fstat(source).st_size
     target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=into.fd)
     try:
@@ -192,12 +193,40 @@ def copy_whole(source: int, into: Directory, name: str) -> None:
         if os.fstat(target).st_size != size:
             raise OSError(5, "not copied whole", name)
         copy_attributes(source, target)
-        os.fsync(target)
+        if settled:
+            os.fsync(target)
     except BaseException:
         os.unlink(name, dir_fd=into.fd)
         raise
     finally:
         os.close(target)
+
+
+def break_link(here: Directory, name: str) -> bool:
+    """Replace the regular file `name` by a copy of its own if it has other names, atomically, with mode, times and attributes. False if it has none any more.
+
+    Raises OSError when it cannot be done (no space, no permission): it is then still the same file by all its names.
+    """
+    source = here.open_file(name)
+    temporary = f".stockade-{os.getpid()}-{os.urandom(6).hex()}"
+    try:
+        before = os.fstat(source)
+        if before.st_nlink < 2:
+            return False
+        if before.st_size > COPY_AT_MOST:
+            raise OSError(27, "too large to copy", name)
+        copy_whole(source, here, temporary, settled=False)
+        now = here.stat(name)
+        if now is None or (now.st_dev, now.st_ino) != (before.st_dev, before.st_ino):
+            return False  # replaced meanwhile: what is there now is another file
+        os.rename(temporary, name, src_dir_fd=here.fd, dst_dir_fd=here.fd)
+        return True
+    finally:
+        os.close(source)
+        try:
+            os.unlink(temporary, dir_fd=here.fd)
+        except OSError:
+            pass
 
 
 def same(source: int, host: Directory, name: str) -> bool:

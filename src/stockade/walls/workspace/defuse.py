@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 
-from stockade.walls.workspace.beneath import Directory, copy_whole
+from stockade.walls.workspace.beneath import Directory, break_link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,18 +108,8 @@ def _unlinked(here: Directory) -> None:
             for name in folder.names():
                 found = folder.stat(name)
                 if found is not None and stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
-                    _copied(folder, name)
-
-
-def _copied(folder: Directory, name: str) -> None:
-    temporary = f".stockade-{os.getpid()}-{os.urandom(6).hex()}"
-    folder.unlock()
-    source = folder.open_file(name)
-    try:
-        copy_whole(source, folder, temporary)
-    finally:
-        os.close(source)
-    os.rename(temporary, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
+                    folder.unlock()
+                    break_link(folder, name)
 
 
 def _hooks_changed(here: Directory, started: float) -> bool:

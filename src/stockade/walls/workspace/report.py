@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 PART = 28 << 10  # characters of the lists in one event, escaped: the ledger takes 64 KiB
+KEEP_FILE = 64 << 10  # bytes of a file that are kept to be shown
 ROWS, DIFF_LINES, DIFF_BYTES, DIFFS_BYTES = 500, 60, 8 << 10, 256 << 10
 
 

@@ -6,7 +6,7 @@ import os
 import stat
 
 from stockade.walls.workspace import known, names
-from stockade.walls.workspace.report import shown
+from stockade.walls.workspace.report import KEEP_FILE, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from stockade.walls.workspace.report import Rows
 
 BEHIND = 20_000  # entries of folders that are looked at because a link leads there
-KEEP_FILE = 64 << 10  # bytes of a file that are shown at most
 
 
 class Moved:

@@ -12,8 +12,8 @@ import stat
 import time
 
 from stockade.walls.workspace import defuse, known, names, nested, roundabout
-from stockade.walls.workspace.beneath import DEEPEST, Directory, copy_attributes, copy_content
-from stockade.walls.workspace.report import Rows, shown
+from stockade.walls.workspace.beneath import DEEPEST, Directory, break_link
+from stockade.walls.workspace.report import KEEP_FILE, Rows, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
     Facts = dict[str, Any]
 
-COPY_AT_MOST = 16 << 30  # bytes of a hard-linked file that is replaced by a copy; the sandbox may make sparse ones of any size
 ALWAYS = float("inf")  # a time after all that there is
-KEEP_FILE, KEEP_ALL = 64 << 10, 8 << 20  # bytes of content kept for diffs: of one file, of all
+KEEP_ALL = 8 << 20  # bytes of content kept for diffs, of all files
 
 
 class Baseline:
@@ -180,40 +179,6 @@ def _free(found: Baseline, rels: list[str]) -> list[str]:
     return free if len(free) < len(rels) else []
 
 
-def break_link(top: str, rel: str) -> bool:
-    """Replace the hard-linked file at `rel` by a copy of its own, atomically, with mode, times and attributes. False if it is none any more.
-
-    Raises OSError when it cannot be done (no space, no permission): the link then still leads outside.
-    """
-    parent, _, name = rel.rpartition("/")
-    with Directory.top(top) as root, root.walk_to(parent) as here:
-        source = here.open_file(name)
-        temporary = f".stockade-{os.getpid()}-{os.urandom(6).hex()}"
-        try:
-            before = os.fstat(source)
-            if before.st_nlink < 2:
-                return False
-            if before.st_size > COPY_AT_MOST:
-                raise OSError(27, "too large to copy", name)
-            target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=here.fd)
-            try:
-                copy_content(source, target, before.st_size)
-                copy_attributes(source, target)
-                now = here.stat(name)
-                if now is None or now.st_ino != before.st_ino:
-                    return False  # replaced meanwhile: what is there now is another file
-                os.rename(temporary, name, src_dir_fd=here.fd, dst_dir_fd=here.fd)
-                return True
-            finally:
-                os.close(target)
-        finally:
-            os.close(source)
-            try:
-                os.unlink(temporary, dir_fd=here.fd)
-            except OSError:
-                pass
-
-
 def break_links(top: str, found: Baseline, started: float) -> list[dict[str, object]]:
     """Break every link that leads outside; one row each: path, broken, and whether it was written to since `started`."""
     rows: list[dict[str, object]] = []
@@ -224,7 +189,7 @@ def break_links(top: str, found: Baseline, started: float) -> list[dict[str, obj
             with Directory.top(top) as root, root.walk_to(parent) as here:
                 status = here.stat(name)
                 row["written"] = status is not None and status.st_mtime >= started
-            row["broken"] = break_link(top, rel)
+                row["broken"] = break_link(here, name)
         except OSError as error:
             row["error"] = error.strerror or "failed"
         rows.append(row)
