@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from stockade.checks.questions import key
@@ -88,6 +89,8 @@ def write(change: Change) -> None:
             file.write(change.after)
         os.replace(temporary, change.path)
     except OSError as error:
+        with suppress(OSError):
+            os.unlink(temporary)
         raise StockadeError(
             f"cannot write {change.path}: {error.strerror}", code="policy.unwritable", hint="Nothing was changed."
         ) from error
