@@ -454,6 +454,21 @@ def test_commits_come_back_where_the_image_has_no_git(place: Place, busy: str, b
     assert subprocess.run([*git, "log", "--format=%s"], capture_output=True, text=True, check=True).stdout == "two\none\n"
 
 
+def test_an_images_variables_say_nothing_to_the_git_that_looks_at_the_end(place: Place, there: Depot, base: Policy) -> None:
+    """It is the host's, in a sandbox of the session's. (Its variables reach commands: that is the twin.)"""
+    trace = place.work / "trace"
+    subprocess.run(["git", "init", "-q", str(place.work)], check=True)
+    subprocess.run(
+        ["git", "-C", str(place.work), "status"], check=True, stdout=subprocess.DEVNULL, env={**os.environ, "GIT_TRACE": str(trace)}
+    )
+    assert "status" in trace.read_text()
+    trace.unlink()
+    reference = pulled(there, "tracing", image(busybox(), config={"Env": [f"GIT_TRACE={trace}", "PATH=/bin"]}))
+    done = place.run("sh", "-c", "echo $GIT_TRACE; mkdir -p .git/refs/heads; echo x > .git/refs/heads/new", policy=guest(reference, base))
+    assert done.stdout == f"{trace}\n".encode(), done.stderr
+    assert not trace.exists(), trace.read_text()
+
+
 def test_the_policys_lines_do_it_too(place: Place, busy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in place.env.items():
         monkeypatch.setenv(name, value)

@@ -128,6 +128,7 @@ class Session:
             self.confinement = replace(self.confinement, events=self.sink.path)
         if self.origin is not None:
             self.confinement = replace(self.confinement, image=self.origin.checkpoint.path)
+        self._variables = self.confinement.environment
         self.confinement = made.rooted(self.confinement, dict(self.policy.environment.set_values))
         self._host = wall.look(self.confinement.home)
         plan = self.plan = wall.plan(self.confinement, self._host, stage=f"{self.directory}/stage")
@@ -339,7 +340,7 @@ class Session:
         if not wanted.root.usual:
             from stockade.session import root
 
-            wanted = root.without(wanted)
+            wanted = root.without(wanted, self._variables)
         wanted = replace(wanted, events="", image="")
         plan: Plan = self.wall.plan(wanted, self._host, stage=f"{self.directory}/stage")
         return plan, wanted

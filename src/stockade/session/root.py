@@ -67,7 +67,7 @@ def shown(wanted: Confinement, found: Rooted, written: Mapping[str, str]) -> Con
     return replace(wanted, environment=tuple(values.items()))
 
 
-def without(wanted: Confinement) -> Confinement:
-    """The same for a program of the host's: its own root."""
-    environment = {**dict(wanted.environment), "PATH": confine.PATH}
+def without(wanted: Confinement, variables: tuple[tuple[str, str], ...]) -> Confinement:
+    """The same for a program of the host's: its own root, and the `variables` as they were before an image had a say: LD_PRELOAD is no default for our git."""
+    environment = {**dict(variables), "PATH": confine.PATH}
     return replace(wanted, root=Root(), tree=None, layer="", environment=tuple(environment.items()))
