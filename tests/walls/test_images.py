@@ -409,6 +409,118 @@ def announced(size: int) -> Made:
     return Made(made.blobs, json.dumps(manifest).encode(), made.kind)
 
 
+# ---- programs that were taken over ----------------------------------------------------------------------------------------------------
+
+
+def taken_over(cache: Path, monkeypatch: pytest.MonkeyPatch, then: str) -> None:
+    """What a registry that has found a hole in skopeo makes of it: it does its work, and `then` besides, where it was put."""
+    (cache / "store").mkdir(parents=True, mode=0o700)
+    (cache / "store/skopeo").write_text(f'#!/bin/sh\n/usr/bin/skopeo "$@" || exit\ncd /store\n{then}\n')
+    (cache / "store/skopeo").chmod(0o755)
+    monkeypatch.setattr(pulling, "require", lambda: None)
+    monkeypatch.setattr(pulling, "SKOPEO", "/store/skopeo")
+
+
+PLANTS = {
+    "nothing": ":",
+    "where an answer is kept": "for pull in pull-*; do ln -sf OUTSIDE/kept $pull/asked; done",
+    "where the layout is made": "for pull in pull-*; do ln -s OUTSIDE $pull/image; done",
+    "where layers are fetched to": "for pull in pull-*; do [ -e $pull/layout ] || ln -s OUTSIDE $pull/layout; done",
+    "where layers are kept": "rm -r blobs; ln -s OUTSIDE blobs",
+    "where layers are kept, below": "rm -r blobs/sha256; ln -s OUTSIDE blobs/sha256",
+    "the folder of this pull": "for pull in pull-*; do rm -r $pull; ln -s OUTSIDE $pull; done",
+    "a folder for a layer": "mkdir -p blobs/sha256/more/below",
+}
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_links_of_a_fetcher_that_was_taken_over_lead_nowhere(
+    there: Depot, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    (outside / "sha256").mkdir()
+    (outside / "sha256/kept").write_text("kept")
+    reference = there.put("taken", image(layer(entry("x", b"fine", mode=0o644))))
+    with monkeypatch.context() as changed:
+        taken_over(cache, changed, PLANTS[plant].replace("OUTSIDE", str(outside)))
+        try:
+            pull(reference)
+        except StockadeError as error:
+            assert plant != "nothing" and error.code in ("image.registry", "image.digest")
+        else:
+            assert (tree(reference) / "x").read_text() == "fine"
+    assert pull(reference).files == 1 and (tree(reference) / "x").read_text() == "fine"
+    images.remove(images.find(reference))
+    assert left(cache) == ["store/skopeo"] and list((cache / "store/blobs/sha256").iterdir()) == []
+    found = {str(path.relative_to(outside)): path.read_text() for path in outside.rglob("*") if path.is_file()}
+    assert found == {"kept": "kept", "sha256/kept": "kept"} and sorted(path.name for path in outside.iterdir()) == ["kept", "sha256"]
+
+
+@pytest.mark.parametrize(
+    "then", ["true", "mv /out/tree /out/old && ln -s OUTSIDE /out/tree", "rm -r /out/tree", "echo > /out/more", "mkdir /out/image.json"]
+)
+def test_what_an_unpacker_leaves_beside_the_tree_or_for_it_is_no_image(
+    there: Depot, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    (tmp_path / "kept").write_text("kept")
+    reference = there.put("taken", image(layer(entry("x", b"fine", mode=0o644))))
+    monkeypatch.setattr(pulling, "_UNPACK", f"{pulling._UNPACK} && {then.replace('OUTSIDE', str(tmp_path))}")
+    if then == "true":
+        pull(reference)
+        assert (tree(reference) / "x").read_text() == "fine"
+        return
+    with pytest.raises(StockadeError) as caught:
+        pull(reference)
+    assert caught.value.code == "image.unpack" and left(cache) == [] and (tmp_path / "kept").read_text() == "kept"
+
+
+# ---- what a registry says ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1000, 3 << 20])
+def test_variables_that_could_not_be_read_again_are_refused_before_anything_is_kept(there: Depot, cache: Path, size: int) -> None:
+    made = image(layer(entry("x")))
+    about = json.dumps(
+        {**json.loads(made.blobs[0]), "config": {"Env": ["A=" + "\x01" * 9, "B=" + "\u00e4" * (size // 2)]}}, ensure_ascii=False
+    ).encode()
+    manifest = json.loads(made.manifest)
+    manifest["config"] |= {"digest": digest(about), "size": len(about)}
+    reference = there.put("wordy", Made([about, made.blobs[1]], json.dumps(manifest).encode(), made.kind))
+    if size == 1000:
+        pull(reference)
+        images.hold(reference).close()
+        return
+    with pytest.raises(StockadeError) as caught:
+        pull(reference)
+    assert caught.value.code == "image.kind" and left(cache) == []
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_registry_that_falls_silent_is_left(there: Depot, cache: Path, monkeypatch: pytest.MonkeyPatch, silent: bool) -> None:
+    made = image(layer(entry("x", os.urandom(3000))))
+    there.put("silent", made)
+    monkeypatch.setattr(pulling, "SILENCE", 2.0)
+    ended = threading.Event()
+
+    def change(body: bytes) -> bytes:
+        if silent:
+            ended.wait(60)
+        return body
+
+    with Liar(there.address, digest(made.blobs[1])[7:], change) as liar:
+        asked = f"127.0.0.1:{liar.server_address[1]}/silent@{made.digest}"
+        if silent:
+            with pytest.raises(StockadeError, match="nothing came") as caught:
+                pull(asked)
+            assert caught.value.code == "image.registry" and left(cache) == [] and not ended.is_set()
+        else:
+            assert pull(asked).files == 1
+        ended.set()
+        liar.shutdown()
+
+
 # ---- ends at any moment, and several at once ------------------------------------------------------------------------------------------
 
 

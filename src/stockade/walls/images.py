@@ -69,10 +69,14 @@ class Image:
             raise Tampered(f"{path} is not what was written there: {error}", code="image.unreadable", hint=hint) from error
 
     def write(self, path: str) -> None:
-        """To its file, whole or not at all."""
+        """To its file, whole or not at all. Raises StockadeError (`image.kind`) if it could not be read again: then it could be neither used nor removed."""
+        text = json.dumps({"version": VERSION, **plain(self)})
+        if len(text) > LONGEST:
+            hint = "Nothing of it was kept. Its variables, mostly, are too long."
+            raise StockadeError(f"what {self.digest} says about itself is longer than {LONGEST >> 20} MiB", code="image.kind", hint=hint)
         temporary = f"{path}.{os.urandom(4).hex()}"
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as file:
-            json.dump({"version": VERSION, **plain(self)}, file)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -98,6 +102,24 @@ class Held:
 def place(name: str = "") -> str:
     """A path below the images' directory, all links resolved; not created."""
     return os.path.join(os.path.realpath(places.cache("images")), name)
+
+
+def make() -> None:
+    """Make the folders here. What a program that fetches has put in the place of one goes, what it leads to does not. The lock is held."""
+    for path in (place("roots"), place("store"), *layers()):
+        if path in layers() and os.path.lexists(path) and not real(path):
+            os.unlink(path)
+        os.makedirs(path, 0o700, exist_ok=True)
+
+
+def layers() -> tuple[str, str]:
+    """The folders of the store in which layers lie, the outer one first. Whatever fetches can write beside and into them."""
+    return place("store/blobs"), place("store/blobs/sha256")
+
+
+def real(path: str) -> bool:
+    """Whether it is a directory, and no link to one."""
+    return os.path.isdir(path) and not os.path.islink(path)
 
 
 def root_of(digest: str) -> str:
@@ -223,11 +245,12 @@ def sweep() -> None:
 
 
 def prune() -> None:
-    """Remove layers that no image has. The lock is held."""
+    """Remove layers that no image has, and what else lies there. The lock is held."""
+    make()
     used = {digest[7:] for image in images() for digest in image.blobs}
     for name in _names(place("store/blobs/sha256")):
         if name not in used:
-            os.unlink(place(f"store/blobs/sha256/{name}"))
+            discard(place(f"store/blobs/sha256/{name}"))
 
 
 def _names(folder: str) -> list[str]:

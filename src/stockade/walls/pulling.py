@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SKOPEO, UMOCI = "/usr/bin/skopeo", "/usr/bin/umoci"
 MOST, MOST_FILES = 10 << 30, 1_000_000  # bytes and files of an image, unless told otherwise
+SILENCE = 300.0  # seconds without a byte, after which a registry is left; as many as a slow disk may take for a layer that has come
 TICK = 0.1  # seconds between two looks at what a program has made
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
@@ -64,8 +65,7 @@ def pull(wanted: Reference, *, authfile: str = "", most: int = MOST, progress: P
     progress("waiting for another pull", 0, 0)
     lock = images.lock()
     try:
-        for name in ("roots", "store", "store/blobs", "store/blobs/sha256"):
-            os.makedirs(images.place(name), 0o700, exist_ok=True)
+        images.make()
         images.sweep()  # what was killed has left
         here = _here(wanted, wanted.digest)
         if here is not None:
@@ -145,7 +145,7 @@ class _Pull:
 
     def _asked(self, name: str, digest: str, *what: str) -> bytes:
         """The manifest of an image, or (`--config`) its configuration, as the registry has it. Raises StockadeError (`image.registry`, `image.digest`)."""
-        with open(os.open(f"{self._folder}/asked", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "rb") as file:
+        with open(os.memfd_create("asked", os.MFD_CLOEXEC), "rb") as file:  # under no name, which skopeo could make a link
             words = ["--command-timeout", "120s", "inspect", "--raw", *what, *self._options(""), f"docker://{name}"]
             self._skopeo(words, LONGEST, file.fileno())
             raw = os.pread(file.fileno(), LONGEST, 0)
@@ -158,17 +158,26 @@ class _Pull:
         wanted = [part for part in parts if not os.path.exists(_path(part.digest))]
         total = sum(part.size for part in wanted)
 
+        folder = f"{self._folder}/layout-{os.urandom(4).hex()}"
+        known, since = -1, time.monotonic()
+
         def look() -> None:
+            nonlocal known, since
             whole = sum(part.size for part in wanted if os.path.exists(_path(part.digest)))
             begun = 0
-            with os.scandir(f"{self._folder}/layout") as entries:
+            with os.scandir(folder) as entries:
                 for entry in entries:
                     with suppress(OSError):  # what is renamed just now is counted next time
                         begun += entry.stat().st_size if entry.is_file(follow_symlinks=False) else 0
             self._progress("fetching", min(total, whole + begun), total)
+            if whole + begun != known:
+                known, since = whole + begun, time.monotonic()
+            elif time.monotonic() - since > SILENCE:
+                hint = "Pull it again: what has come whole is kept."
+                raise StockadeError(f"nothing came from {self._wanted.registry} for {SILENCE:g} s", code="image.registry", hint=hint)
 
-        os.mkdir(f"{self._folder}/layout", 0o700)
-        inside = f"/store/{os.path.basename(self._folder)}/layout"
+        os.mkdir(folder, 0o700)
+        inside = f"/store/{os.path.basename(self._folder)}/{os.path.basename(folder)}"
         words = [
             "copy",
             "--quiet",
@@ -204,6 +213,9 @@ class _Pull:
         }
         box = _Box(mounts, largest, network=True)
         status, said = box.run([SKOPEO, "--insecure-policy", *words], environment, stdout, look)
+        if not all(map(images.real, (self._folder, *images.layers()))):  # we write there next
+            hint = "Nothing of it was kept. Tell whoever looks after this machine: skopeo does not do this by itself."
+            raise StockadeError("skopeo has put something else in the place of the store's folders", code="image.registry", hint=hint)
         if status:
             hint = "Look at the name, the tag and the network."
             if re.search("unauthorized|denied|authentication required", said):
@@ -212,8 +224,8 @@ class _Pull:
 
     def _unpack(self, about: bytes, layers: Sequence[Part], fresh: str) -> tuple[int, int]:
         """Unpack into `fresh`/tree; how many bytes and files that makes. Raises StockadeError (`image.unpack`, `image.size`)."""
-        mounts = [Mount(f"{self._folder}/image", "/image"), Mount(fresh, "/out", "rw")]
-        around = f"{self._folder}/image"  # what skopeo wrote around the parts is not used
+        around = f"{self._folder}/image-{os.urandom(4).hex()}"  # what skopeo wrote around the parts is not used
+        mounts = [Mount(around, "/image"), Mount(fresh, "/out", "rw")]
         os.makedirs(f"{around}/blobs/sha256")
         for name, content in layout(about, layers).items():
             with open(f"{around}/{name}", "wb") as file:
@@ -229,7 +241,8 @@ class _Pull:
             began = time.monotonic()
             if began < looked:
                 return
-            used = usage(f"{fresh}/tree")
+            size, files = usage(fresh)
+            used = size, files - 1  # the tree itself
             looked = time.monotonic() + 4 * (time.monotonic() - began)  # a fifth of the time at most
             self._progress("unpacking", used[0], 0)
             if used[0] > self._most or used[1] > MOST_FILES:
@@ -243,6 +256,10 @@ class _Pull:
                 f"cannot unpack {self._wanted}: {_last(said) or f'umoci: status {status}'}",
                 code="image.unpack",
                 hint="Nothing of it was kept.",
+            )
+        if os.listdir(fresh) != ["tree"] or not images.real(f"{fresh}/tree"):  # a link there would be a guest's root
+            raise StockadeError(
+                f"unpacking {self._wanted} has left something else than its files", code="image.unpack", hint="Nothing of it was kept."
             )
         looked = 0.0
         look()
