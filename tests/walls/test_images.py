@@ -424,7 +424,7 @@ def taken_over(cache: Path, monkeypatch: pytest.MonkeyPatch, then: str) -> None:
 PLANTS = {
     "nothing": ":",
     "where an answer is kept": "for pull in pull-*; do ln -sf OUTSIDE/kept $pull/asked; done",
-    "where the layout is made": "for pull in pull-*; do ln -s OUTSIDE $pull/image; done",
+    "where the layout is made": "for pull in pull-*; do ln -sfn OUTSIDE $pull/image; done",
     "where layers are fetched to": "for pull in pull-*; do [ -e $pull/layout ] || ln -s OUTSIDE $pull/layout; done",
     "where layers are kept": "rm -r blobs; ln -s OUTSIDE blobs",
     "where layers are kept, below": "rm -r blobs/sha256; ln -s OUTSIDE blobs/sha256",
