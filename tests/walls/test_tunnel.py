@@ -577,5 +577,26 @@ def test_a_guest_that_floods_cannot_make_the_host_hold_more_than_a_window() -> N
         os.close(out)
 
 
+def test_a_guest_that_never_reads_what_it_is_granted_cannot_make_the_host_hold_it_and_gets_it_once_it_reads() -> None:
+    """Each byte of output earns a frame of credit, which is longer than what it answers: who takes none of them fills the host's memory if nothing ends that."""
+    with one() as (host, stream):
+        for ident in range(1, 9):
+            execute(host, ident, *(os.open("/dev/null", os.O_WRONLY) for _ in range(60)), nulls=0b001)
+            frames(stream, 1)
+        channels = range(2, 482)  # as they are numbered, one after the other
+        host.near.settimeout(20)
+        news = framed(MESSAGE, 0, message(note("S", 1, 1)))
+        before, turns = resident(host.process.pid), 600
+        for _ in range(turns):
+            stream.sendall(b"".join(framed(DATA, channel, b"x") for channel in channels) + news)
+            assert native.receive(host.near) is not None  # all of it was read
+        assert resident(host.process.pid) - before < 12 << 20
+        owed = turns * len(channels)
+        while owed:
+            ((kind, _, body),) = frames(stream, 1)
+            assert kind == CREDIT
+            owed -= struct.unpack("=I", body)[0]
+
+
 def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

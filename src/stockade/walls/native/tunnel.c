@@ -340,12 +340,12 @@ static void understand(void) {
     arrived -= at;
 }
 
-/* What is to be said of channels; each says little, and nothing twice, so it needs no limit. */
+/* What is to be said of channels. An end is said once; credit is said again and again, so whoever does not read it is given no more. */
 static void say(void) {
     for (int i = 0; i < highest; i++) {
         struct channel *channel = &channels[i];
         if (!channel->number) continue;
-        if (channel->owed >= WINDOW / 2 || (channel->owed && !channel->size)) {
+        if (queued - sent < FULL && (channel->owed >= WINDOW / 2 || (channel->owed && !channel->size))) {
             frame(T_CREDIT, channel->number, &channel->owed, sizeof channel->owed);
             channel->granted += channel->owed;
             channel->owed = 0;
@@ -368,6 +368,7 @@ void tunnel(int over, int inside_guest, const int sockets[2]) {
     signal(SIGPIPE, SIG_IGN); /* who does not read any more is seen by the error */
     for (;;) {
         release();
+        flush(); /* first, so that credit that was held back for a full queue is said as soon as there is room */
         say();
         flush();
         int count = 5, full = queued - sent >= FULL;
