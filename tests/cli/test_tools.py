@@ -370,6 +370,33 @@ def test_a_limit_and_a_restart_in_the_middle_are_told(place: Place) -> None:
         assert client.close() == 0
 
 
+def test_restarts_that_are_cancelled_do_not_pile_up(place: Place) -> None:
+    # Each start waits until the test lets it: so that the first restart is under way for as long as the others come.
+    slow = (
+        "import asyncio, os\nimport stockade.server.mcp as m\nrestart, calls = m.Sandbox._restart, []\n"
+        "async def wait(self):\n calls.append(1)\n"
+        f" while not os.path.exists({str(place.root / 'go')!r}): await asyncio.sleep(0.01)\n"
+        " return await restart(self)\nm.Sandbox._restart = wait"
+    )
+    client = Piped(place, "--wall", "bubblewrap", before=slow)
+    try:
+        client.good("bash", command="true")
+        kept = client.start("restart")
+        for _ in range(20):
+            ident = client.start("restart")
+            client.ask("ping")  # it has been taken, and runs
+            client.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": ident}})
+        client.ask("ping")
+        (place.root / "go").touch()
+        failed, text = client.end(kept)
+        assert not failed and "a new sandbox stands" in text
+        assert client.good("bash", command="echo on") == "exit code 0\nstdout:\non\n"
+        assert "a new sandbox stands" in client.good("restart")  # one after it is another one
+    finally:
+        assert client.close() == 0
+    assert len([event for event in place.ledger() if event["kind"] == "session.start"]) == 3
+
+
 @pytest.mark.parametrize(
     ("way", "how"),
     [(Piped, "end of input"), *((way, name) for way in (Piped, Remote) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGKILL"))],

@@ -45,6 +45,7 @@ class Sandbox:
         self._stack = AsyncExitStack()
         self._renewing = asyncio.Lock()
         self._opening: asyncio.Task[LiveSession] | None = None
+        self._restarting: asyncio.Task[LiveSession] | None = None
 
     def begin(self) -> asyncio.Task[LiveSession]:
         """Start the first session, unless that was done."""
@@ -66,8 +67,13 @@ class Sandbox:
         return await asyncio.shield(self.begin())
 
     async def restart(self) -> LiveSession:
-        """Another session instead of this one, whatever has become of it. Raises StockadeError: why there is none now. Goes on to its end when it is cancelled."""
-        return await asyncio.shield(asyncio.ensure_future(self._restart()))
+        """Another session instead of this one, whatever has become of it. Raises StockadeError: why there is none now. Goes on to its end when it is cancelled.
+
+        Whoever wants another one while one is being made gets that one: what is asked for and cancelled without end never piles up, and `close` waits for one at most.
+        """
+        if self._restarting is None or self._restarting.done():
+            self._restarting = asyncio.ensure_future(self._restart())
+        return await asyncio.shield(self._restarting)
 
     async def _restart(self) -> LiveSession:
         async with self._renewing:
