@@ -150,17 +150,17 @@ def measure(raw: Raw, rounds: int) -> dict[str, list[float]]:
         raw.exec(name)
         time.sleep(1)  # both have run `true`, and are idle now; what passes through later stays in a guest's memory for a while
         found["memory: runsc run"], found["memory: ours"] = [memory(beside.pid)], [memory(box.pid)]
+        works: list[tuple[str, Callable[[], float]]] = [
+            ("start: runsc run", lambda: clock(lambda: raw.start([TRUE])[0].wait())),
+            ("start: ours, no network", lambda: start("none")),
+            ("start: ours, with a door", lambda: start("door")),
+            ("exec: runsc exec", lambda: clock(lambda: raw.exec(name))),
+            ("exec: ours", lambda: statistics.median(clock(lambda: box.wait(box.spawn([TRUE], env=PATH))) for _ in range(5))),
+            ("exec: of a shell inside", lambda: clock(lambda: box.wait(box.spawn(SHELL, env=PATH))) / INSIDE),
+            ("stream: runsc run", lambda: _raw_stream(raw)),
+            ("stream: ours", lambda: _stream(box)),
+        ]
         for number in range(rounds + 1):  # the first round only warms caches
-            works: list[tuple[str, Callable[[], float]]] = [
-                ("start: runsc run", lambda: clock(lambda: raw.start([TRUE])[0].wait())),
-                ("start: ours, no network", lambda: start("none")),
-                ("start: ours, with a door", lambda: start("door")),
-                ("exec: runsc exec", lambda: clock(lambda: raw.exec(name))),
-                ("exec: ours", lambda: statistics.median(clock(lambda: box.wait(box.spawn([TRUE], env=PATH))) for _ in range(5))),
-                ("exec: of a shell inside", lambda: clock(lambda: box.wait(box.spawn(SHELL, env=PATH))) / INSIDE),
-                ("stream: runsc run", lambda: _raw_stream(raw)),
-                ("stream: ours", lambda: _stream(box)),
-            ]
             random.shuffle(works)  # nothing is measured always behind the same other thing
             took = {}
             for label, work in works:

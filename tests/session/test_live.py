@@ -171,7 +171,7 @@ while True:
 STUCK = """
 import asyncio, sys
 from stockade.core.values import Policy
-from stockade.session import after, live
+from stockade.session import live
 
 async def main():
     async with live.open_session(Policy(), cwd=sys.argv[1]) as session:

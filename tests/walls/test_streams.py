@@ -103,9 +103,8 @@ def test_a_sink_without_a_reader_ends_the_pump_and_closes_what_is_ours() -> None
     os.close(take)
     os.write(feed, b"x")
     turn_until_done(loop, pump)
-    assert until(
-        lambda: refused(feed)
-    )  # and so the writer learns of it; at once, if nothing of an earlier test is just being started with all that we hold
+    # And so the writer learns of it: at once, if nothing of an earlier test is just being started with all that we hold.
+    assert until(lambda: refused(feed))
     os.close(feed)
     pump.finish()  # twice is fine
     assert descriptors() == before

@@ -77,11 +77,11 @@ def _reason(real: str, what: str, mode: str, kind: int) -> tuple[str, str] | Non
             return f"{place} holds sockets of programs that act outside the sandbox", narrower
     if real in _SHARED:
         return f"{real} holds files and sockets of other programs and people", narrower
-    for store in CREDENTIAL_STORES:
+    for store in CREDENTIAL_STORES if home != "/" else ():
         place = f"{home}/{store}"
         # Only what is there can be a link, and most are not there: resolving them all is a hundred system calls and more in every start.
-        there = home != "/" and os.path.lexists(place)
-        if home != "/" and (within(real, os.path.realpath(place) if there else place) or there and within(place, real)):
+        there = os.path.lexists(place)
+        if within(real, os.path.realpath(place) if there else place) or (there and within(place, real)):
             hint = "Credentials stay outside: write [credential.NAME] with this file as its source, and an [[egress]] rule that uses it."
             return f"~/{store} holds credentials", hint
     if kind not in (0, 0o040000, 0o100000):

@@ -106,9 +106,10 @@ def place(name: str = "") -> str:
 
 def make() -> None:
     """Make the folders here. What a program that fetches has put in the place of one goes, what it leads to does not. The lock is held."""
-    for path in (place("roots"), place("store"), *layers()):
-        if path in layers() and os.path.lexists(path) and not real(path):
+    for path in layers():
+        if os.path.lexists(path) and not real(path):
             os.unlink(path)
+    for path in (place("roots"), place("store"), *layers()):
         os.makedirs(path, 0o700, exist_ok=True)
 
 
